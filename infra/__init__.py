@@ -1,0 +1,1 @@
+"""What exists after `pulumi up`: one component per module, assembled in `program.py`."""

@@ -1,0 +1,93 @@
+"""The S3 bucket that holds adapters and mirrored base weights. Versions are written once: the bucket itself sees to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+from infra import workload_identity
+from infra.names import CATALOG_PREFIXES
+
+FAILED_UPLOAD_DAYS = 7
+NONCURRENT_DAYS = 90
+
+
+def bucket_policy(bucket_arn: str) -> str:
+    """TLS only; published objects can be created once, neither overwritten nor deleted.
+
+    A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not.
+    """
+    published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
+    return workload_identity.policy(
+        _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
+        _deny(
+            "NoOverwrite",
+            "s3:PutObject",
+            published,
+            {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
+        ),
+        _deny("NoDelete", ["s3:DeleteObject", "s3:DeleteObjectVersion"], published),
+    )
+
+
+def _deny(
+    sid: str, action: str | list[str], resource: list[str], condition: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    statement = {"Sid": sid, "Effect": "Deny", "Principal": "*", "Action": action, "Resource": resource}
+    return statement | ({"Condition": condition} if condition else {})
+
+
+class AdapterBucket(pulumi.ComponentResource):
+    """A versioned, encrypted, private bucket. Destroying the stack empties it only where deletion is not protected."""
+
+    def __init__(self, name: str, *, deletion_protection: bool, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("loraserve:infra:AdapterBucket", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        self.bucket = aws.s3.Bucket(
+            name,
+            force_destroy=not deletion_protection,
+            opts=pulumi.ResourceOptions(parent=self, protect=deletion_protection),
+        )
+        bucket = self.bucket.id
+        aws.s3.BucketVersioning(name, bucket=bucket, versioning_configuration={"status": "Enabled"}, opts=child)
+        aws.s3.BucketServerSideEncryptionConfiguration(
+            name,
+            bucket=bucket,
+            rules=[{"apply_server_side_encryption_by_default": {"sse_algorithm": "AES256"}}],
+            opts=child,
+        )
+        aws.s3.BucketOwnershipControls(
+            name, bucket=bucket, rule={"object_ownership": "BucketOwnerEnforced"}, opts=child
+        )
+        private = aws.s3.BucketPublicAccessBlock(
+            name,
+            bucket=bucket,
+            block_public_acls=True,
+            block_public_policy=True,
+            ignore_public_acls=True,
+            restrict_public_buckets=True,
+            opts=child,
+        )
+        aws.s3.BucketPolicy(
+            name,
+            bucket=bucket,
+            policy=self.bucket.arn.apply(bucket_policy),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[private]),
+        )
+        aws.s3.BucketLifecycleConfiguration(
+            name,
+            bucket=bucket,
+            rules=[
+                {
+                    "id": "tidy",
+                    "status": "Enabled",
+                    "filter": {"prefix": ""},
+                    "abort_incomplete_multipart_upload": {"days_after_initiation": FAILED_UPLOAD_DAYS},
+                    "noncurrent_version_expiration": {"noncurrent_days": NONCURRENT_DAYS},
+                }
+            ],
+            opts=child,
+        )
+        self.register_outputs({"bucket": bucket})

@@ -1,0 +1,140 @@
+"""Third-party parts of the cluster as pinned Helm charts: the Cluster Autoscaler and the NVIDIA device plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pulumi
+from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
+
+from infra import pod_resources, versions
+from infra.cluster import Cluster
+from infra.names import AUTOSCALER_SERVICE_ACCOUNT, GPU_SELECTOR, GPU_TAINT, SYSTEM_NAMESPACE
+from infra.versions import HelmChart
+from infra.workload_identity import ROLE_ANNOTATION, WorkloadRole, policy
+
+
+def install_chart(
+    chart: HelmChart,
+    *,
+    namespace: pulumi.Input[str],
+    values: Mapping[str, Any],
+    opts: pulumi.ResourceOptions,
+    depends_on: Sequence[pulumi.Resource] = (),
+) -> Chart:
+    """Installs a pinned chart under its own name."""
+    return Chart(
+        chart.name,
+        chart=chart.name,
+        version=chart.version,
+        namespace=namespace,
+        repository_opts=RepositoryOptsArgs(repo=chart.repository),
+        values=values,
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=list(depends_on))),
+    )
+
+
+def on_gpu_nodes() -> dict[str, Any]:
+    """Chart values that put a DaemonSet on the GPU nodes and nowhere else."""
+    return {"nodeSelector": GPU_SELECTOR, "tolerations": [GPU_TAINT.toleration()]}
+
+
+def requests(amount: pod_resources.Requests) -> dict[str, Any]:
+    """Chart values of a container's requests."""
+    return {"requests": amount.quantities()}
+
+
+def autoscaler_policy(cluster_name: str) -> str:
+    """What the autoscaler may do: look at everything it needs to see, resize the groups of this cluster alone."""
+    owned = {
+        "aws:ResourceTag/k8s.io/cluster-autoscaler/enabled": "true",
+        f"aws:ResourceTag/k8s.io/cluster-autoscaler/{cluster_name}": "owned",
+    }
+    return policy(
+        {
+            "Sid": "Observe",
+            "Effect": "Allow",
+            "Action": [
+                "autoscaling:DescribeAutoScalingGroups",
+                "autoscaling:DescribeAutoScalingInstances",
+                "autoscaling:DescribeLaunchConfigurations",
+                "autoscaling:DescribeScalingActivities",
+                "autoscaling:DescribeTags",
+                "ec2:DescribeImages",
+                "ec2:DescribeInstanceTypes",
+                "ec2:DescribeLaunchTemplateVersions",
+                "ec2:GetInstanceTypesFromInstanceRequirements",
+                "eks:DescribeNodegroup",
+            ],
+            "Resource": "*",
+        },
+        {
+            "Sid": "ResizeOwnGroups",
+            "Effect": "Allow",
+            "Action": ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"],
+            "Resource": "*",
+            "Condition": {"StringEquals": owned},
+        },
+    )
+
+
+def autoscaler_values(cluster_name: str, region: str, idle_minutes: int) -> dict[str, Any]:
+    """Chart values of the Cluster Autoscaler, without its role."""
+    return {
+        "autoDiscovery": {"clusterName": cluster_name},
+        "awsRegion": region,
+        "fullnameOverride": AUTOSCALER_SERVICE_ACCOUNT,
+        "image": {"tag": versions.CLUSTER_AUTOSCALER_IMAGE},
+        "resources": requests(pod_resources.Requests(50, 128)),
+        "extraArgs": {
+            # An emptyDir must not keep an idle GPU node alive.
+            "skip-nodes-with-local-storage": False,
+            # A template learnt from a node whose GPU was not registered yet would last ten years.
+            "node-info-cache-expire-time": "10m",
+            "scale-down-unneeded-time": f"{idle_minutes}m",
+            "scale-down-delay-after-add": f"{idle_minutes}m",
+            "max-node-provision-time": "15m",
+        },
+    }
+
+
+class Addons(pulumi.ComponentResource):
+    """The autoscaler with its least-privilege role, and the plugin that registers GPUs."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        cluster: Cluster,
+        region: str,
+        gpu_idle_minutes: int,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Addons", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        role = WorkloadRole(
+            f"{name}-autoscaler",
+            provider=cluster.oidc_provider,
+            issuer=cluster.issuer,
+            namespace=SYSTEM_NAMESPACE,
+            service_account=AUTOSCALER_SERVICE_ACCOUNT,
+            inline_policy=autoscaler_policy(cluster.name),
+            opts=child,
+        )
+        service_account = {"name": AUTOSCALER_SERVICE_ACCOUNT, "annotations": {ROLE_ANNOTATION: role.arn}}
+        install_chart(
+            versions.CLUSTER_AUTOSCALER,
+            namespace=SYSTEM_NAMESPACE,
+            values=autoscaler_values(cluster.name, region, gpu_idle_minutes)
+            | {"rbac": {"serviceAccount": service_account}},
+            opts=child,
+            depends_on=[role],
+        )
+        install_chart(
+            versions.DEVICE_PLUGIN,
+            namespace=SYSTEM_NAMESPACE,
+            values=on_gpu_nodes() | {"resources": requests(pod_resources.DEVICE_PLUGIN)},
+            opts=child,
+        )
+        self.register_outputs({})

@@ -1,0 +1,116 @@
+"""The EKS cluster: API authentication, pinned networking add-ons, an OIDC provider, nothing by default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+
+import pulumi
+import pulumi_aws as aws
+import pulumi_eks as eks
+
+from infra import versions
+from infra.names import EBS_CSI_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
+from infra.network import Network
+from infra.settings import ClusterAccess
+from infra.workload_identity import AUDIENCE, WorkloadRole
+
+LOG_RETENTION_DAYS = 30
+_EBS_CSI_POLICY = "arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy"
+_ACCESS_POLICIES = {
+    "admin": "arn:aws:eks::aws:cluster-access-policy/AmazonEKSClusterAdminPolicy",
+    "edit": "arn:aws:eks::aws:cluster-access-policy/AmazonEKSEditPolicy",
+    "view": "arn:aws:eks::aws:cluster-access-policy/AmazonEKSViewPolicy",
+}
+
+
+class Cluster(pulumi.ComponentResource):
+    """Control plane, VPC CNI and kube-proxy. CoreDNS follows the system nodes (`install_coredns`)."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        network: Network,
+        access: Sequence[ClusterAccess],
+        public_access_cidrs: Sequence[IPv4Network],
+        logs: Sequence[str],
+        deletion_protection: bool,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Cluster", name, None, opts)
+        self.name = name
+        child = pulumi.ResourceOptions(parent=self)
+        log_group = aws.cloudwatch.LogGroup(
+            name, name=f"/aws/eks/{name}/cluster", retention_in_days=LOG_RETENTION_DAYS, opts=child
+        )
+        self.eks = eks.Cluster(
+            name,
+            name=name,
+            version=versions.KUBERNETES,
+            vpc_id=network.vpc.id,
+            private_subnet_ids=network.private_subnet_ids,
+            public_subnet_ids=network.public_subnet_ids,
+            authentication_mode=eks.AuthenticationMode.API,
+            access_entries={entry.name: _access_entry(entry) for entry in access},
+            endpoint_private_access=True,
+            endpoint_public_access=bool(public_access_cidrs),
+            public_access_cidrs=[str(cidr) for cidr in public_access_cidrs] or None,
+            enabled_cluster_log_types=list(logs),
+            upgrade_policy={"support_type": "STANDARD"},
+            skip_default_node_group=True,
+            skip_default_security_groups=True,
+            create_oidc_provider=False,
+            vpc_cni_options=eks.VpcCniOptionsArgs(
+                addon_version=versions.VPC_CNI, enable_network_policy=True, enable_prefix_delegation=True
+            ),
+            kube_proxy_addon_options=eks.KubeProxyAddonOptionsArgs(version=versions.KUBE_PROXY),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[log_group, network], protect=deletion_protection),
+        )
+        self.issuer = self.eks.oidc_issuer
+        self.oidc_provider = aws.iam.OpenIdConnectProvider(
+            name, url=self.issuer.apply(lambda issuer: f"https://{issuer}"), client_id_lists=[AUDIENCE], opts=child
+        )
+        self.kubeconfig = self.eks.kubeconfig_json
+        self.register_outputs({"name": name, "kubeconfig": self.kubeconfig})
+
+    def install_coredns(self, nodes: pulumi.Resource) -> aws.eks.Addon:
+        """CoreDNS over the self-managed one that EKS starts with; its pods need the system nodes."""
+        return self._install_addon("coredns", versions.COREDNS, nodes)
+
+    def install_ebs_csi_driver(self, nodes: pulumi.Resource) -> aws.eks.Addon:
+        """The EBS CSI driver with a role of its own, for stacks that ask for a volume."""
+        role = WorkloadRole(
+            f"{self.name}-ebs-csi",
+            provider=self.oidc_provider,
+            issuer=self.issuer,
+            namespace=SYSTEM_NAMESPACE,
+            service_account=EBS_CSI_SERVICE_ACCOUNT,
+            managed_policy_arn=_EBS_CSI_POLICY,
+            opts=pulumi.ResourceOptions(parent=self),
+        )
+        return self._install_addon("aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, role)
+
+    def _install_addon(
+        self, addon: str, version: str, nodes: pulumi.Resource, role: WorkloadRole | None = None
+    ) -> aws.eks.Addon:
+        return aws.eks.Addon(
+            f"{self.name}-{addon}",
+            cluster_name=self.name,
+            addon_name=addon,
+            addon_version=version,
+            configuration_values=json.dumps({"replicaCount": 2}) if addon == "coredns" else None,
+            resolve_conflicts_on_create="OVERWRITE",
+            resolve_conflicts_on_update="OVERWRITE",
+            service_account_role_arn=role.arn if role else None,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[nodes, *([role] if role else [])]),
+        )
+
+
+def _access_entry(entry: ClusterAccess) -> eks.AccessEntryArgs:
+    association = eks.AccessPolicyAssociationArgs(
+        policy_arn=_ACCESS_POLICIES[entry.policy],
+        access_scope=aws.eks.AccessPolicyAssociationAccessScopeArgs(type="cluster"),
+    )
+    return eks.AccessEntryArgs(principal_arn=entry.principal_arn, access_policies={entry.policy: association})

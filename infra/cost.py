@@ -1,0 +1,64 @@
+"""What a stack costs while nobody asks: on-demand list prices, GPU group at zero, no traffic. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.network import NAT_INSTANCE_TYPE
+from infra.node_groups import SYSTEM_VOLUME_GIB
+from infra.settings import Settings
+
+HOURS = 730
+NAT_VOLUME_GIB = 8
+_CONTROL_PLANE_HOURLY = 0.10
+_PUBLIC_ADDRESS_HOURLY = 0.005
+
+
+@dataclass(frozen=True)
+class Prices:
+    """List prices of one region, US dollars: per hour, volumes per GB and month."""
+
+    instances: dict[str, float]
+    nat_gateway: float
+    gp3: float
+
+
+PRICES = {
+    "us-east-1": Prices(
+        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.08
+    ),
+    "eu-central-1": Prices(
+        {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061}, 0.052, 0.0952
+    ),
+}
+
+
+def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] | None:
+    """US dollars a month per part, or None where this region's or instance type's price is not known here."""
+    prices = PRICES.get(region)
+    if not prices or settings.system_instance_type not in prices.instances:
+        return None
+    nodes = settings.system_node_count
+    parts = {
+        "control plane": HOURS * _CONTROL_PLANE_HOURLY,
+        f"{nodes} x {settings.system_instance_type}": nodes * HOURS * prices.instances[settings.system_instance_type],
+        "node volumes": nodes * SYSTEM_VOLUME_GIB * prices.gp3,
+    }
+    if settings.nat == "instance":
+        parts[f"NAT instance ({NAT_INSTANCE_TYPE})"] = HOURS * prices.instances[NAT_INSTANCE_TYPE]
+        parts["NAT volume"] = NAT_VOLUME_GIB * prices.gp3
+    gateways = {"instance": 0, "gateway": 1, "gateway-per-zone": zones}[settings.nat]
+    if gateways:
+        parts[f"{gateways} x NAT gateway"] = gateways * HOURS * prices.nat_gateway
+    parts["public addresses"] = max(gateways, 1) * HOURS * _PUBLIC_ADDRESS_HOURLY
+    if settings.monitoring_enabled and settings.prometheus_volume_gib:
+        parts["Prometheus volume"] = settings.prometheus_volume_gib * prices.gp3
+    return parts
+
+
+def describe(parts: dict[str, float] | None) -> str:
+    """One line for people."""
+    if parts is None:
+        return "idle cost: no list prices known here for this region or instance type; add them to infra/cost.py"
+    listed = ", ".join(f"{name} {amount:.2f}" for name, amount in parts.items())
+    return f"idle cost with no GPU node: about ${sum(parts.values()):.0f} a month ({listed}); logs and traffic excluded"

@@ -1,0 +1,390 @@
+"""vLLM as Kubernetes objects: one Deployment, its Service, its desired state, and what guards them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pulumi
+import pulumi_kubernetes as k8s
+import pulumi_random as random
+
+from infra import pod_resources, versions
+from infra.capacity import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra.names import (
+    ADAPTER_DIR,
+    AGENT_PORT,
+    DESIRED_STATE_DIR,
+    DESIRED_STATE_FILE,
+    GPU_SELECTOR,
+    GPU_TAINT,
+    HTTP_PORT_NAME,
+    METRICS_PORT_NAME,
+    SERVING_SERVICE_ACCOUNT,
+    VLLM,
+    VLLM_LABELS,
+    VLLM_PORT,
+    VLLM_SELECTOR,
+    VLLM_SERVICE,
+)
+from infra.settings import Settings
+from infra.workload_identity import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
+from loraserve.desired import Base, DesiredState
+
+core = k8s.core.v1
+
+PRESTOP_SECONDS = 15
+"""The endpoint leaves every kube-proxy before vLLM is told to stop."""
+_GRACE_MARGIN_SECONDS = 15
+_USER_ID = 1000
+_CACHE_DIR = "/cache"
+_TEMPLATE_DIR = "/etc/vllm"
+_TEMPLATE_FILE = "chat_template.jinja"
+_API_KEY = "api-key"
+_HUB_TOKEN = "hub-token"
+_READY_MARGIN_MINUTES = 15
+"""On top of the start-up budget: a GPU node has to be bought and the image pulled."""
+_ADAPTER_VOLUME_GIB = 10
+_CACHE_VOLUME_GIB = 25
+_SHARED_MEMORY_GIB = 1
+
+
+def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
+    """vLLM's start-up flags: computed, so that an adapter inside the envelope changes none of them."""
+    return [
+        f"--model={settings.base_model}",
+        f"--revision={settings.base_model_revision}",
+        f"--tokenizer-revision={settings.base_model_revision}",
+        f"--port={VLLM_PORT}",
+        f"--max-model-len={settings.max_model_len}",
+        f"--gpu-memory-utilization={settings.gpu_memory_utilization}",
+        f"--max-num-seqs={MAX_NUM_SEQS}",
+        f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
+        f"--shutdown-timeout={settings.longest_generation_seconds}",
+        *([f"--chat-template={_TEMPLATE_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
+        *(envelope.flags() if envelope else []),
+    ]
+
+
+def vllm_environment(lora: bool) -> dict[str, str]:
+    """No telemetry; every path that vLLM, Triton, Inductor and the hub client write to lies on the cache volume."""
+    return {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora else {}),
+        "HOME": f"{_CACHE_DIR}/home",
+        # PyTorch asks for the user's name, and an arbitrary user id has none.
+        "USER": VLLM,
+        "HF_HOME": f"{_CACHE_DIR}/huggingface",
+        "XDG_CACHE_HOME": f"{_CACHE_DIR}/xdg",
+        "XDG_CONFIG_HOME": f"{_CACHE_DIR}/config",
+        "VLLM_CACHE_ROOT": f"{_CACHE_DIR}/vllm",
+        "VLLM_CONFIG_ROOT": f"{_CACHE_DIR}/config/vllm",
+        "TRITON_CACHE_DIR": f"{_CACHE_DIR}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{_CACHE_DIR}/inductor",
+        "FLASHINFER_WORKSPACE_BASE": f"{_CACHE_DIR}/flashinfer",
+        "CUDA_CACHE_PATH": f"{_CACHE_DIR}/cuda",
+        "NUMBA_CACHE_DIR": f"{_CACHE_DIR}/numba",
+    }
+
+
+def rolling_update(replicas: int, gpu_max_size: int) -> k8s.apps.v1.RollingUpdateDeploymentArgsDict:
+    """Surge where a spare GPU node may be bought; otherwise make room first, or the update would wait for ever."""
+    surge = gpu_max_size > replicas
+    return {"max_surge": 1 if surge else 0, "max_unavailable": 0 if surge else 1}
+
+
+def grace_seconds(longest_generation_seconds: int) -> int:
+    """Time a stopping pod has: leaving the Service, then the longest generation allowed."""
+    return PRESTOP_SECONDS + longest_generation_seconds + _GRACE_MARGIN_SECONDS
+
+
+@dataclass(frozen=True)
+class ServingIdentity:
+    """How the pod reads the catalog: bucket, role and region, written into the pod explicitly."""
+
+    bucket: pulumi.Input[str]
+    role_arn: pulumi.Input[str]
+    region: str
+
+
+class Inference(pulumi.ComponentResource):
+    """The serving Deployment and everything it needs in its namespace."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings,
+        namespace: pulumi.Input[str],
+        identity: ServingIdentity,
+        loraserve_image: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Inference", name, None, opts)
+        self._settings = settings
+        self._envelope = settings.envelope
+        self._namespace = namespace
+        self._identity = identity
+        self._image = loraserve_image
+        self._child = pulumi.ResourceOptions(parent=self)
+        service_account = core.ServiceAccount(
+            SERVING_SERVICE_ACCOUNT,
+            metadata={
+                "name": SERVING_SERVICE_ACCOUNT,
+                "namespace": namespace,
+                "annotations": {ROLE_ANNOTATION: identity.role_arn},
+            },
+            automount_service_account_token=False,
+            opts=self._child,
+        )
+        self.api_key_secret = self._create_secret()
+        self._desired_state = self._create_desired_state()
+        self._chat_template = self._create_chat_template()
+        self.deployment = self._create_deployment(service_account)
+        self.service = self._create_service()
+        k8s.policy.v1.PodDisruptionBudget(
+            VLLM,
+            metadata={"namespace": namespace},
+            spec={"max_unavailable": 1, "selector": {"match_labels": VLLM_SELECTOR}},
+            opts=self._child,
+        )
+        self.register_outputs({"service": self.service.metadata.name})
+
+    def api_key_command(self) -> pulumi.Output[str]:
+        """The command that shows vLLM's API key to those who may read Secrets."""
+        return self.api_key_secret.metadata.apply(
+            lambda metadata: (
+                f"kubectl --namespace {metadata.namespace} get secret {metadata.name} "
+                f"--output jsonpath='{{.data.{_API_KEY}}}' | base64 --decode"
+            )
+        )
+
+    def _create_secret(self) -> core.Secret:
+        """vLLM's own API key, which also guards its adapter-loading API, and the hub token where there is one."""
+        key = random.RandomPassword("vllm-api-key", length=48, special=False, opts=self._child)
+        data: dict[str, pulumi.Input[str]] = {_API_KEY: key.result}
+        if self._settings.hub_token:
+            data[_HUB_TOKEN] = pulumi.Output.secret(self._settings.hub_token.get_secret_value())
+        return core.Secret(VLLM, metadata={"namespace": self._namespace}, string_data=data, opts=self._child)
+
+    def _create_desired_state(self) -> core.ConfigMap:
+        document = pulumi.Output.from_input(self._identity.bucket).apply(
+            lambda bucket: DesiredState(
+                base=Base(name=self._settings.base_model),
+                bucket=bucket,
+                region=self._identity.region,
+                adapters=self._settings.adapters,
+            ).to_json()
+        )
+        return core.ConfigMap(
+            "desired-state",
+            metadata={"namespace": self._namespace},
+            data={DESIRED_STATE_FILE: document},
+            opts=self._child,
+        )
+
+    def _create_chat_template(self) -> core.ConfigMap | None:
+        if not self._settings.chat_template_file:
+            return None
+        template = Path(self._settings.chat_template_file).read_text(encoding="utf-8")
+        return core.ConfigMap(
+            "chat-template",
+            metadata={"namespace": self._namespace},
+            data={_TEMPLATE_FILE: template},
+            opts=self._child,
+        )
+
+    def _create_deployment(self, service_account: core.ServiceAccount) -> k8s.apps.v1.Deployment:
+        settings = self._settings
+        wait = f"{settings.startup_budget_minutes + _READY_MARGIN_MINUTES}m"
+        return k8s.apps.v1.Deployment(
+            VLLM,
+            metadata={"name": VLLM, "namespace": self._namespace, "labels": VLLM_LABELS},
+            spec={
+                "replicas": settings.inference_replicas,
+                "progress_deadline_seconds": (settings.startup_budget_minutes + _READY_MARGIN_MINUTES) * 60,
+                "revision_history_limit": 3,
+                "selector": {"match_labels": VLLM_SELECTOR},
+                "strategy": {
+                    "type": "RollingUpdate",
+                    "rolling_update": rolling_update(settings.inference_replicas, settings.gpu_max_size),
+                },
+                "template": {
+                    "metadata": {
+                        "labels": VLLM_LABELS,
+                        # Only the agent speaks to AWS.
+                        "annotations": {"eks.amazonaws.com/skip-containers": VLLM},
+                    },
+                    "spec": self._pod_spec(),
+                },
+            },
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[service_account],
+                custom_timeouts=pulumi.CustomTimeouts(create=wait, update=wait),
+            ),
+        )
+
+    def _pod_spec(self) -> core.PodSpecArgsDict:
+        return {
+            "service_account_name": SERVING_SERVICE_ACCOUNT,
+            "automount_service_account_token": False,
+            "enable_service_links": False,
+            "node_selector": GPU_SELECTOR,
+            "tolerations": [cast(core.TolerationArgsDict, GPU_TAINT.toleration())],
+            "termination_grace_period_seconds": grace_seconds(self._settings.longest_generation_seconds),
+            "security_context": {
+                "run_as_non_root": True,
+                "run_as_user": _USER_ID,
+                "run_as_group": _USER_ID,
+                "fs_group": _USER_ID,
+                "seccomp_profile": {"type": "RuntimeDefault"},
+            },
+            "init_containers": [self._agent_container()],
+            "containers": [self._vllm_container()],
+            "volumes": self._volumes(),
+        }
+
+    def _agent_container(self) -> core.ContainerArgsDict:
+        """A native sidecar: it starts before vLLM and stops after it."""
+        return {
+            "name": "agent",
+            "image": self._image,
+            "args": ["agent"],
+            "restart_policy": "Always",
+            "env": [
+                _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
+                _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
+                _variable("LORASERVE_PORT", str(AGENT_PORT)),
+                _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
+                self._secret_variable("VLLM_API_KEY", _API_KEY),
+                _variable("AWS_ROLE_ARN", self._identity.role_arn),
+                _variable("AWS_WEB_IDENTITY_TOKEN_FILE", f"{TOKEN_DIR}/{TOKEN_FILE}"),
+                _variable("AWS_REGION", self._identity.region),
+                _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
+            ],
+            "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
+            "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
+            "readiness_probe": _probe("/readyz", AGENT_PORT, period=10),
+            "resources": _resources(pod_resources.AGENT.quantities(), pod_resources.AGENT_LIMITS.quantities()),
+            "security_context": _hardened(),
+            "volume_mounts": [
+                {"name": "desired-state", "mount_path": DESIRED_STATE_DIR, "read_only": True},
+                {"name": "adapters", "mount_path": ADAPTER_DIR},
+                {"name": "tmp", "mount_path": "/tmp", "sub_path": "agent"},
+                {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
+            ],
+        }
+
+    def _vllm_container(self) -> core.ContainerArgsDict:
+        settings = self._settings
+        environment = [
+            *(_variable(key, value) for key, value in vllm_environment(bool(self._envelope)).items()),
+            self._secret_variable("VLLM_API_KEY", _API_KEY),
+        ]
+        if settings.hub_token:
+            environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
+        disk = {"ephemeral-storage": f"{pod_resources.NODE_DISK_GIB}Gi"}
+        return {
+            "name": VLLM,
+            "image": settings.vllm_image or versions.vllm_image(),
+            "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+            "args": vllm_args(settings, self._envelope),
+            "env": environment,
+            "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
+            "startup_probe": _probe(
+                "/health", VLLM_PORT, delay=30, period=10, failures=settings.startup_budget_minutes * 6
+            ),
+            "liveness_probe": _probe("/health", VLLM_PORT, delay=10, period=30),
+            "readiness_probe": _probe("/health", VLLM_PORT, delay=5, period=10),
+            "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
+            "resources": _resources(
+                pod_resources.gpu(pod_resources.VLLM) | disk, pod_resources.gpu(pod_resources.VLLM_LIMITS)
+            ),
+            "security_context": _hardened(),
+            "volume_mounts": [
+                {"name": "adapters", "mount_path": ADAPTER_DIR, "read_only": True},
+                {"name": "cache", "mount_path": _CACHE_DIR},
+                {"name": "tmp", "mount_path": "/tmp", "sub_path": VLLM},
+                {"name": "shared-memory", "mount_path": "/dev/shm"},
+                *(
+                    [{"name": "chat-template", "mount_path": _TEMPLATE_DIR, "read_only": True}]
+                    if self._chat_template
+                    else []
+                ),
+            ],
+        }
+
+    def _volumes(self) -> list[core.VolumeArgsDict]:
+        token: core.ServiceAccountTokenProjectionArgsDict = {
+            "audience": AUDIENCE,
+            "expiration_seconds": TOKEN_SECONDS,
+            "path": TOKEN_FILE,
+        }
+        volumes: list[core.VolumeArgsDict] = [
+            {"name": "desired-state", "config_map": {"name": self._desired_state.metadata.name}},
+            {"name": "adapters", "empty_dir": {"size_limit": f"{_ADAPTER_VOLUME_GIB}Gi"}},
+            {"name": "cache", "empty_dir": {"size_limit": f"{_CACHE_VOLUME_GIB}Gi"}},
+            {"name": "tmp", "empty_dir": {}},
+            {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
+            {
+                "name": TOKEN_VOLUME,
+                "projected": {"sources": [{"service_account_token": token}]},
+            },
+        ]
+        if self._chat_template:
+            volumes.append({"name": "chat-template", "config_map": {"name": self._chat_template.metadata.name}})
+        return volumes
+
+    def _create_service(self) -> core.Service:
+        return core.Service(
+            VLLM_SERVICE,
+            metadata={
+                "name": VLLM_SERVICE,
+                "namespace": self._namespace,
+                "labels": VLLM_LABELS,
+                # At zero replicas it has no endpoints, and that is not an error.
+                "annotations": {"pulumi.com/skipAwait": "true"},
+            },
+            spec={
+                "type": "ClusterIP",
+                "selector": VLLM_SELECTOR,
+                "ports": [
+                    {"name": HTTP_PORT_NAME, "port": VLLM_PORT, "target_port": VLLM_PORT},
+                    {"name": METRICS_PORT_NAME, "port": AGENT_PORT, "target_port": AGENT_PORT},
+                ],
+            },
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[self.deployment]),
+        )
+
+    def _secret_variable(self, name: str, key: str) -> core.EnvVarArgsDict:
+        return {"name": name, "value_from": {"secret_key_ref": {"name": self.api_key_secret.metadata.name, "key": key}}}
+
+
+def _variable(name: str, value: pulumi.Input[str]) -> core.EnvVarArgsDict:
+    return {"name": name, "value": value}
+
+
+def _probe(path: str, port: int, *, period: int, delay: int = 0, failures: int = 3) -> core.ProbeArgsDict:
+    return {
+        "http_get": {"path": path, "port": port},
+        "initial_delay_seconds": delay,
+        "period_seconds": period,
+        "timeout_seconds": 5,
+        "failure_threshold": failures,
+    }
+
+
+def _resources(requests: dict[str, str], limits: dict[str, str]) -> core.ResourceRequirementsArgsDict:
+    return {"requests": requests, "limits": limits}
+
+
+def _hardened() -> core.SecurityContextArgsDict:
+    return {
+        "allow_privilege_escalation": False,
+        "read_only_root_filesystem": True,
+        "run_as_non_root": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

@@ -1,0 +1,135 @@
+"""The monitoring stack: kube-prometheus-stack, the GPU exporter, our scrape target and our dashboard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+import pulumi_random as random
+
+from infra import addons, pod_resources, versions
+from infra.monitoring.dashboard import dashboard_json
+from infra.monitoring.scraping import vllm_service_monitor
+from infra.pod_resources import Requests
+
+GP3_CLASS = "gp3"
+RETENTION_DAYS = 15
+_DASHBOARD_LABEL = "grafana_dashboard"
+_GRAFANA_USER = "admin"
+_PROMETHEUS = Requests(200, 640)
+_GRAFANA = Requests(50, 192)
+_OPERATOR = Requests(50, 96)
+_KUBE_STATE_METRICS = Requests(20, 64)
+_HIDDEN_BY_EKS = ("kubeScheduler", "kubeControllerManager", "kubeEtcd", "kubeProxy")
+_RULES_HIDDEN_BY_EKS = (
+    "etcd",
+    "kubeControllerManager",
+    "kubeProxy",
+    "kubeSchedulerAlerting",
+    "kubeSchedulerRecording",
+)
+
+
+def stack_values(grafana_secret: Any, volume_gib: int) -> dict[str, Any]:
+    """Chart values: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
+    return {
+        **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
+        "defaultRules": {"rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False)},
+        "alertmanager": {"enabled": False},
+        "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
+        "prometheusOperator": {"resources": addons.requests(_OPERATOR)},
+        "kube-state-metrics": {"resources": addons.requests(_KUBE_STATE_METRICS)},
+        "prometheus-node-exporter": {
+            "resources": addons.requests(pod_resources.NODE_EXPORTER),
+            "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+        },
+        "grafana": {
+            "resources": addons.requests(_GRAFANA),
+            "admin": {"existingSecret": grafana_secret, "userKey": "user", "passwordKey": "password"},
+            "sidecar": {"dashboards": {"label": _DASHBOARD_LABEL, "labelValue": "1"}},
+        },
+    }
+
+
+def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
+    take_all = {f"{kind}SelectorNilUsesHelmValues": False for kind in ("serviceMonitor", "podMonitor", "rule", "probe")}
+    spec: dict[str, Any] = {
+        **take_all,
+        "retention": f"{RETENTION_DAYS}d",
+        "resources": addons.requests(_PROMETHEUS),
+    }
+    if volume_gib:
+        claim = {
+            "storageClassName": GP3_CLASS,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": f"{volume_gib}Gi"}},
+        }
+        spec["retentionSize"] = f"{volume_gib * 9 // 10}GiB"
+        spec["storageSpec"] = {"volumeClaimTemplate": {"spec": claim}}
+        # The claim of a StatefulSet outlives it by default, and its EBS volume with it.
+        spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete", "whenScaled": "Retain"}
+    return spec
+
+
+class Monitoring(pulumi.ComponentResource):
+    """Everything in the monitoring namespace."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: pulumi.Input[str],
+        serving_namespace: pulumi.Input[str],
+        volume_gib: int,
+        storage_driver: pulumi.Resource | None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Monitoring", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        password = random.RandomPassword("grafana-admin", length=24, special=False, opts=child)
+        login = k8s.core.v1.Secret(
+            "grafana-admin",
+            metadata={"namespace": namespace},
+            string_data={"user": _GRAFANA_USER, "password": password.result},
+            opts=child,
+        )
+        storage = [_gp3(storage_driver, child)] if storage_driver else []
+        operator = addons.install_chart(
+            versions.KUBE_PROMETHEUS_STACK,
+            namespace=namespace,
+            values=stack_values(login.metadata.name, volume_gib),
+            opts=child,
+            depends_on=storage,
+        )
+        # Custom resources come after the operator that knows their kind, and go before it.
+        after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
+        vllm_service_monitor(serving_namespace, after_operator)
+        addons.install_chart(
+            versions.DCGM_EXPORTER,
+            namespace=namespace,
+            values=addons.on_gpu_nodes()
+            | {"resources": addons.requests(pod_resources.DCGM_EXPORTER), "serviceMonitor": {"enabled": True}},
+            opts=child,
+            depends_on=[operator],
+        )
+        k8s.core.v1.ConfigMap(
+            "vllm-dashboard",
+            metadata={"namespace": namespace, "labels": {_DASHBOARD_LABEL: "1"}},
+            data={"vllm.json": dashboard_json()},
+            opts=child,
+        )
+        self.register_outputs({})
+
+
+def _gp3(driver: pulumi.Resource, opts: pulumi.ResourceOptions) -> k8s.storage.v1.StorageClass:
+    """EKS has had no default StorageClass since Kubernetes 1.30."""
+    return k8s.storage.v1.StorageClass(
+        GP3_CLASS,
+        metadata={"name": GP3_CLASS},
+        provisioner="ebs.csi.aws.com",
+        parameters={"type": "gp3", "encrypted": "true"},
+        reclaim_policy="Delete",
+        volume_binding_mode="WaitForFirstConsumer",
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[driver])),
+    )

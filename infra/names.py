@@ -1,0 +1,98 @@
+"""Each shared word once: namespaces, labels, the GPU taint, ports, service accounts, tags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROJECT = "loraserve"
+
+SERVING_NAMESPACE = "ml-models"
+MONITORING_NAMESPACE = "ai-platform"
+SYSTEM_NAMESPACE = "kube-system"
+
+VLLM = "vllm"
+VLLM_SERVICE = "vllm-service"
+VLLM_LABELS = {"app": "vllm", "component": "inference"}
+VLLM_SELECTOR = {"app": "vllm"}
+VLLM_CLIENT_LABELS = {"vllm-client": "true"}
+"""Pods in the serving namespace that may call vLLM's port."""
+
+SERVING_SERVICE_ACCOUNT = "workflow-sa"
+AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
+EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
+
+GPU_NODE_GROUP = "gpu-vllm-nodes"
+SYSTEM_NODE_GROUP = "system-nodes"
+GPU_RESOURCE = "nvidia.com/gpu"
+GPU_SELECTOR = {"workload": "gpu-vllm"}
+GPU_PURPOSE_TAG = {"Purpose": "LLM Inference"}
+
+
+@dataclass(frozen=True)
+class Taint:
+    """A node taint in Kubernetes' spelling, and in the spellings of those who repeat it."""
+
+    key: str
+    value: str
+    effect: str
+
+    @property
+    def eks_effect(self) -> str:
+        """EKS's API writes NoSchedule as NO_SCHEDULE."""
+        return {"NoSchedule": "NO_SCHEDULE", "NoExecute": "NO_EXECUTE", "PreferNoSchedule": "PREFER_NO_SCHEDULE"}[
+            self.effect
+        ]
+
+    @property
+    def autoscaler_value(self) -> str:
+        """The value of Cluster Autoscaler's node-template tag for this taint."""
+        return f"{self.value}:{self.effect}"
+
+    def toleration(self) -> dict[str, str]:
+        """The toleration that matches exactly this taint."""
+        return {"key": self.key, "operator": "Equal", "value": self.value, "effect": self.effect}
+
+
+GPU_TAINT = Taint(GPU_RESOURCE, "true", "NoSchedule")
+
+
+def gpu_node_labels(accelerator: str) -> dict[str, str]:
+    """Labels of the GPU node group; `accelerator` is the GPU's name as in `nvidia-l4`.
+
+    Cluster Autoscaler treats a node with the accelerator label as unready until its GPU is registered; without it, a
+    half-ready node is remembered as having none and scale-from-zero fails. The device plugin's chart looks for
+    `nvidia.com/gpu.present`.
+    """
+    return GPU_SELECTOR | {
+        "k8s.amazonaws.com/accelerator": accelerator,
+        "nvidia.com/gpu.present": "true",
+    }
+
+
+VLLM_PORT = 8000
+AGENT_PORT = 9090
+"""The agent re-exports vLLM's metrics here, next to its own state."""
+HTTPS_PORT = 443
+DNS_PORT = 53
+METRICS_PORT_NAME = "metrics"
+HTTP_PORT_NAME = "http"
+
+ADAPTER_PREFIX = "llm-models"
+"""Adapters: llm-models/{model}/{version}/ in the adapter bucket."""
+BASE_MODEL_PREFIX = "base-models"
+"""Mirrored base weights."""
+CATALOG_PREFIXES = (ADAPTER_PREFIX, BASE_MODEL_PREFIX)
+
+ADAPTER_DIR = "/mnt/adapters"
+DESIRED_STATE_DIR = "/etc/loraserve"
+DESIRED_STATE_FILE = "desired.json"
+
+
+def cluster_name(stack: str) -> str:
+    """Named, not auto-named: kubeconfig, autoscaler discovery and the log group must know it beforehand."""
+    return f"{PROJECT}-{stack}"
+
+
+def stack_tags(stack: str) -> dict[str, str]:
+    """On every AWS resource: tells what belongs to which stack, so that a teardown can be checked."""
+    return {"loraserve/stack": stack, "ManagedBy": "pulumi"}

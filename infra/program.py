@@ -1,0 +1,127 @@
+"""The whole system on one page: what `pulumi up` creates, in the order in which it depends on itself."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pulumi
+import pulumi_aws as aws
+import pulumi_kubernetes as k8s
+
+from infra import capacity, cost, names, preflight, settings
+from infra.adapter_bucket import AdapterBucket
+from infra.addons import Addons
+from infra.cluster import Cluster
+from infra.images import loraserve_image
+from infra.inference import Inference, ServingIdentity
+from infra.isolation import Isolation, create_namespace
+from infra.monitoring.stack import Monitoring
+from infra.network import Network
+from infra.node_groups import NodeGroups
+from infra.workload_identity import WorkloadRole, read_prefixes
+
+
+def deploy() -> None:
+    """Declares every resource of this stack."""
+    config = settings.load()
+    preflight.check_account()
+    zones = preflight.find_zones(config)
+    region = aws.get_region().region
+    pulumi.log.info(cost.describe(cost.idle_cost(config, region, len(zones))))
+    announce_restart(config.envelope)
+
+    # AWS: network, cluster, nodes, adapters and who may read them.
+    cluster_name = names.cluster_name(pulumi.get_stack())
+    network = Network(
+        cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, cluster_name=cluster_name, region=region
+    )
+    cluster = Cluster(
+        cluster_name,
+        network=network,
+        access=config.cluster_access,
+        public_access_cidrs=config.public_access_cidrs,
+        logs=config.control_plane_logs,
+        deletion_protection=config.deletion_protection,
+    )
+    nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network)
+    coredns = cluster.install_coredns(nodes.system)
+    needs_volume = config.monitoring_enabled and config.prometheus_volume_gib > 0
+    storage_driver = cluster.install_ebs_csi_driver(nodes.system) if needs_volume else None
+    adapters = AdapterBucket(f"{cluster_name}-adapters", deletion_protection=config.deletion_protection)
+    serving_role = WorkloadRole(
+        f"{cluster_name}-serving",
+        provider=cluster.oidc_provider,
+        issuer=cluster.issuer,
+        namespace=names.SERVING_NAMESPACE,
+        service_account=names.SERVING_SERVICE_ACCOUNT,
+        inline_policy=adapters.bucket.arn.apply(lambda arn: read_prefixes(arn, names.CATALOG_PREFIXES)),
+    )
+    image = loraserve_image(config.loraserve_image, deletion_protection=config.deletion_protection)
+
+    # Kubernetes: everything below goes before the nodes and the cluster do.
+    provider = k8s.Provider(
+        "kubernetes",
+        kubeconfig=cluster.kubeconfig,
+        cluster_identifier=cluster_name,
+        enable_server_side_apply=True,
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
+        opts=pulumi.ResourceOptions(depends_on=[cluster, nodes, coredns]),
+    )
+    in_cluster = pulumi.ResourceOptions(providers={"kubernetes": provider})
+    serving_namespace = create_namespace(
+        names.SERVING_NAMESPACE, "restricted", pulumi.ResourceOptions(provider=provider)
+    ).metadata.name
+    serving_namespace = cast(pulumi.Output[str], serving_namespace)
+    if config.addons_enabled:
+        Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.gpu_idle_minutes, opts=in_cluster)
+    Isolation("isolation", namespace=serving_namespace, opts=in_cluster)
+    inference = Inference(
+        "inference",
+        settings=config,
+        namespace=serving_namespace,
+        identity=ServingIdentity(adapters.bucket.id, serving_role.arn, region),
+        loraserve_image=image,
+        opts=in_cluster,
+    )
+    if config.monitoring_enabled:
+        monitoring_namespace = create_namespace(
+            names.MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(provider=provider)
+        ).metadata.name
+        Monitoring(
+            "monitoring",
+            namespace=cast(pulumi.Output[str], monitoring_namespace),
+            serving_namespace=serving_namespace,
+            volume_gib=config.prometheus_volume_gib,
+            storage_driver=storage_driver,
+            opts=in_cluster,
+        )
+
+    pulumi.export("adapterBucket", adapters.bucket.id)
+    pulumi.export("servingRole", serving_role.arn)
+    pulumi.export("cluster", cluster.name)
+    pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
+    forward = (
+        f"kubectl --namespace {names.SERVING_NAMESPACE} port-forward service/{names.VLLM_SERVICE} {names.VLLM_PORT}"
+    )
+    pulumi.export("model", {"forward": forward, "url": f"http://localhost:{names.VLLM_PORT}/v1"})
+    pulumi.export("modelKeyCommand", inference.api_key_command())
+    if config.monitoring_enabled:
+        grafana = "svc/kube-prometheus-stack-grafana 3000:80"
+        pulumi.export("grafana", f"kubectl --namespace {names.MONITORING_NAMESPACE} port-forward {grafana}")
+    pulumi.export("envelope", config.envelope.describe() if config.envelope else None)
+
+
+def announce_restart(envelope: capacity.Envelope | None) -> None:
+    """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's envelope."""
+    itself = pulumi.StackReference(f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}")
+
+    def announce(outputs: dict[str, object]) -> None:
+        if "cluster" not in outputs:
+            return
+        before = cast(dict[str, object] | None, outputs.get("envelope"))
+        reason = capacity.restart_reason(before, envelope)
+        if reason:
+            pulumi.log.warn(f"this restarts vLLM: {reason}")
+
+    itself.outputs.apply(announce)

@@ -1,0 +1,96 @@
+"""IAM roles for Kubernetes service accounts (IRSA), and the policies they carry. The policy builders are pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pulumi
+import pulumi_aws as aws
+
+AUDIENCE = "sts.amazonaws.com"
+TOKEN_DIR = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
+TOKEN_FILE = "token"
+TOKEN_VOLUME = "aws-iam-token"
+"""Named and mounted as EKS's own webhook would do it, which then leaves the pod as it is."""
+TOKEN_SECONDS = 86_400
+ROLE_ANNOTATION = "eks.amazonaws.com/role-arn"
+
+
+def policy(*statements: dict[str, Any]) -> str:
+    """An IAM policy document as JSON."""
+    return json.dumps({"Version": "2012-10-17", "Statement": list(statements)}, sort_keys=True)
+
+
+def service_trust(service: str) -> str:
+    """Lets an AWS service (`ec2.amazonaws.com`) assume the role."""
+    return policy({"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"})
+
+
+def service_account_trust(provider_arn: str, issuer: str, namespace: str, service_account: str) -> str:
+    """Lets exactly one service account of one cluster assume the role; `issuer` has no `https://`."""
+    return policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"Federated": provider_arn},
+            "Action": "sts:AssumeRoleWithWebIdentity",
+            "Condition": {
+                "StringEquals": {
+                    f"{issuer}:sub": f"system:serviceaccount:{namespace}:{service_account}",
+                    f"{issuer}:aud": AUDIENCE,
+                }
+            },
+        }
+    )
+
+
+def read_prefixes(bucket_arn: str, prefixes: Sequence[str]) -> str:
+    """List and read under the given prefixes of one bucket, and nothing else."""
+    return policy(
+        {
+            "Sid": "ListCatalog",
+            "Effect": "Allow",
+            "Action": "s3:ListBucket",
+            "Resource": bucket_arn,
+            "Condition": {"StringLike": {"s3:prefix": [f"{prefix}/*" for prefix in prefixes]}},
+        },
+        {
+            "Sid": "ReadCatalog",
+            "Effect": "Allow",
+            "Action": "s3:GetObject",
+            "Resource": [f"{bucket_arn}/{prefix}/*" for prefix in prefixes],
+        },
+    )
+
+
+class WorkloadRole(pulumi.ComponentResource):
+    """A role that one Kubernetes service account assumes with its projected token."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        provider: aws.iam.OpenIdConnectProvider,
+        issuer: pulumi.Input[str],
+        namespace: str,
+        service_account: str,
+        inline_policy: pulumi.Input[str] | None = None,
+        managed_policy_arn: str | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:WorkloadRole", name, None, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        trust = pulumi.Output.all(provider.arn, issuer).apply(
+            lambda values: service_account_trust(values[0], values[1], namespace, service_account)
+        )
+        role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
+        attached: list[pulumi.Resource] = []
+        if inline_policy is not None:
+            attached.append(aws.iam.RolePolicy(name, role=role.name, policy=inline_policy, opts=child))
+        if managed_policy_arn:
+            attached.append(
+                aws.iam.RolePolicyAttachment(name, role=role.name, policy_arn=managed_policy_arn, opts=child)
+            )
+        self.arn = role.arn
+        self.register_outputs({"arn": self.arn})
