@@ -168,7 +168,8 @@ _LABELS = {"slots": "slots", "rank": "rank", "target_modules": "target modules"}
 
 
 def _show(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
+    """Stack outputs come back with every number a float."""
+    return " ".join(value) if isinstance(value, list) else f"{value:g}" if value is not None else "none"
 
 
 def _at_least(needed: int, steps: Sequence[int], what: str) -> int:

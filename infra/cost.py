@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.network import NAT_INSTANCE_TYPE
+from infra.network import NAT_INSTANCE_TYPE, NAT_VOLUME_GIB
 from infra.node_groups import SYSTEM_VOLUME_GIB
 from infra.settings import Settings
 
 HOURS = 730
-NAT_VOLUME_GIB = 8
 _CONTROL_PLANE_HOURLY = 0.10
 _PUBLIC_ADDRESS_HOURLY = 0.005
 

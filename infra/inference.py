@@ -263,6 +263,8 @@ class Inference(pulumi.ComponentResource):
                 _variable("AWS_ROLE_ARN", self._identity.role_arn),
                 _variable("AWS_WEB_IDENTITY_TOKEN_FILE", f"{TOKEN_DIR}/{TOKEN_FILE}"),
                 _variable("AWS_REGION", self._identity.region),
+                # boto3 reads only this one.
+                _variable("AWS_DEFAULT_REGION", self._identity.region),
                 _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],

@@ -11,6 +11,7 @@ import pulumi
 import pulumi_aws as aws
 
 NAT_INSTANCE_TYPE = "t4g.nano"
+NAT_VOLUME_GIB = 8
 _NAT_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
 _NAT_USER_DATA = dedent("""\
     #!/bin/bash
@@ -159,7 +160,7 @@ class Network(pulumi.ComponentResource):
             source_dest_check=False,
             user_data=_NAT_USER_DATA,
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1},
-            root_block_device={"volume_type": "gp3", "encrypted": True},
+            root_block_device={"volume_type": "gp3", "volume_size": NAT_VOLUME_GIB, "encrypted": True},
             tags=self._tags("nat"),
             opts=pulumi.ResourceOptions.merge(
                 opts, pulumi.ResourceOptions(depends_on=[inside, outside], ignore_changes=["ami"])

@@ -1,0 +1,50 @@
+"""Fetches adapters in the background, a few at a time, so that a slow one holds up neither the others nor the loop."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from loraserve.agent.metrics import Metrics
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter
+
+WORKERS = 4
+
+OpenCatalog = Callable[[str, str | None], Catalog]
+"""(bucket, region) -> its catalog."""
+
+
+class Downloads:
+    """`on_finished` is called, from a worker, after each fetch. A fetch is cut off when the process ends."""
+
+    def __init__(
+        self, folder: Path, open_catalog: OpenCatalog, metrics: Metrics, on_finished: Callable[[], object]
+    ) -> None:
+        self._folder = folder
+        self._open_catalog = open_catalog
+        self._metrics = metrics
+        self._on_finished = on_finished
+        self._wanted: queue.SimpleQueue[tuple[Adapter, str, str | None]] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[tuple[Adapter, Path | Exception]] = queue.SimpleQueue()
+        for _ in range(WORKERS):
+            threading.Thread(target=self._work, name="download", daemon=True).start()
+
+    def start(self, adapter: Adapter, bucket: str, region: str | None) -> None:
+        self._wanted.put((adapter, bucket, region))
+
+    def finished(self) -> Iterator[tuple[Adapter, Path | Exception]]:
+        """What ended since the last call: the adapter, and its folder or what went wrong."""
+        while not self._finished.empty():
+            yield self._finished.get()
+
+    def _work(self) -> None:
+        while True:
+            adapter, bucket, region = self._wanted.get()
+            try:
+                with self._metrics.fetch_seconds.time():
+                    outcome = self._open_catalog(bucket, region).fetch(adapter, self._folder)
+            except Exception as error:
+                outcome = error
+            self._finished.put((adapter, outcome))
+            self._on_finished()

@@ -1,0 +1,64 @@
+"""Puts the agent together and runs it until it is told to stop."""
+
+import functools
+import logging
+import signal
+import sys
+import threading
+
+from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.downloads import Downloads
+from loraserve.agent.metrics import Metrics
+from loraserve.agent.reconciler import Reconciler
+from loraserve.agent.server import AgentApi, serve
+from loraserve.agent.settings import InvalidSettings, Settings
+from loraserve.agent.vllm import Vllm
+from loraserve.catalog import Catalog, remove_partial_downloads
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 2.0
+
+
+def run(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, which end the process at once. Raises InvalidSettings."""
+    _prepare(settings)
+    wake = threading.Event()
+    metrics = Metrics()
+    vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
+    downloads = Downloads(settings.adapter_dir, functools.cache(Catalog), metrics, on_finished=wake.set)
+    reconciler = Reconciler(DesiredFile(settings.desired_file), vllm, downloads, metrics)
+    metrics.follow(lambda: reconciler.report)
+    try:
+        server = serve(AgentApi(reconciler, vllm, metrics), settings.port)
+    except OSError as error:
+        raise InvalidSettings(f"cannot listen on LORASERVE_PORT {settings.port}: {error.strerror}") from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # raised in this thread, whatever it waits for
+    log.info(event("agent started", desired=settings.desired_file, vllm=settings.vllm_url, port=settings.port))
+    try:
+        _reconcile_forever(reconciler, metrics, wake)
+    finally:
+        server.shutdown()
+        log.info(event("agent stopped"))
+
+
+def _prepare(settings: Settings) -> None:
+    try:
+        settings.adapter_dir.mkdir(parents=True, exist_ok=True)
+        remove_partial_downloads(settings.adapter_dir)
+    except OSError as error:
+        raise InvalidSettings(f"LORASERVE_ADAPTER_DIR {settings.adapter_dir}: {error.strerror}") from None
+
+
+def _reconcile_forever(reconciler: Reconciler, metrics: Metrics, wake: threading.Event) -> None:
+    while True:
+        wake.clear()
+        try:
+            reconciler.step()
+        except Exception:
+            metrics.reconcile_errors.inc()
+            log.exception(event("pass failed", retry=f"in {INTERVAL_SECONDS:.0f}s"))
+            wake.clear()
+        wake.wait(INTERVAL_SECONDS)

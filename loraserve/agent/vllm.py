@@ -1,0 +1,71 @@
+"""The one vLLM beside the agent."""
+
+from pathlib import Path
+
+import httpx
+
+from loraserve.errors import LoraserveError
+
+ANSWER_SECONDS = 5.0
+LOAD_SECONDS = 120.0
+
+
+class VllmUnreachable(LoraserveError):
+    """vLLM is not there (yet), or stopped answering."""
+
+    transient = True
+
+
+class VllmRefused(LoraserveError):
+    """vLLM answered with an error. Its status does not tell a bad adapter (500) from a passing trouble (500)."""
+
+    transient = True
+
+
+class Vllm:
+    """Methods that ask vLLM raise VllmUnreachable or VllmRefused. Safe to share by threads."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # No proxy from the environment: this vLLM is in the same pod.
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+
+    def healthy(self) -> bool:
+        try:
+            return self._http.get("/health").is_success
+        except httpx.HTTPError:
+            return False
+
+    def adapters(self) -> dict[str, str]:
+        """The loaded adapters: served name -> folder."""
+        models = self._ask("GET", "/v1/models").json()["data"]
+        return {model["id"]: model["root"] for model in models if model.get("parent")}
+
+    def load(self, name: str, folder: Path) -> None:
+        self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+
+    def unload(self, name: str) -> None:
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def metrics(self) -> str:
+        """vLLM's own metrics in the Prometheus text format."""
+        return self._ask("GET", "/metrics").text
+
+    def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response:
+        timeout = ANSWER_SECONDS if method == "GET" else LOAD_SECONDS
+        try:
+            response = self._http.request(method, path, json=body, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise VllmUnreachable(f"vLLM does not answer {path}: {error or type(error).__name__}") from error
+        if not response.is_success:
+            raise VllmRefused(f"vLLM answered {path} with {response.status_code}: {_message(response)}")
+        return response
+
+
+def _message(response: httpx.Response) -> str:
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return "unauthorized; give the agent vLLM's --api-key as VLLM_API_KEY"
+    try:
+        return response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500]

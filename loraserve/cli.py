@@ -1,0 +1,97 @@
+"""`loraserve`: what an operator and the pod run."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loraserve import log
+from loraserve.catalog import Catalog, OnProgress
+from loraserve.desired import Adapter
+from loraserve.errors import LoraserveError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except LoraserveError as error:
+        print(f"loraserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loraserve", description="Serve many LoRA adapters on one base model.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    publish = commands.add_parser(
+        "publish",
+        help="upload a PEFT folder as a new adapter version",
+        description="Checks a PEFT folder, uploads it as a new, immutable version and prints the entry for the stack "
+        "config. Credentials, region and AWS_ENDPOINT_URL are read as the AWS SDK does.",
+    )
+    publish.add_argument("folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors")
+    publish.add_argument("--bucket", required=True, help="the stack's adapter bucket")
+    publish.add_argument("--model", required=True, help="folder in the catalog, such as mistral-7b-aws-rag-qa")
+    publish.add_argument("--version", required=True, help="such as v1; a version can be published only once")
+    publish.add_argument("--name", help="what clients call the adapter (default: MODEL)")
+    publish.set_defaults(command=_publish)
+
+    agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
+    agent.set_defaults(command=_agent)
+    return parser
+
+
+def _publish(options: argparse.Namespace) -> None:
+    catalog = Catalog(options.bucket)
+    with _progress_bars() as progress:
+        adapter = catalog.publish(options.folder, options.model, options.version, options.name, progress)
+    print("Published. Add to the stack config's list of adapters:", file=sys.stderr)
+    print(stack_config_entry(adapter))
+
+
+def _agent(_: argparse.Namespace) -> None:
+    from loraserve.agent.main import run  # `publish` needs none of the agent's libraries
+    from loraserve.agent.settings import Settings
+
+    log.configure()
+    run(Settings.from_environment(os.environ))
+
+
+def stack_config_entry(adapter: Adapter) -> str:
+    """YAML, one item of a list. JSON values, so that a version such as 1.0 stays text."""
+    lines = [f"{key}: {json.dumps(value)}" for key, value in adapter.model_dump(mode="json", by_alias=True).items()]
+    return "- " + "\n  ".join(lines)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[OnProgress]:
+    """Bars on a terminal, one line per file elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            tasks = {}
+
+            def update(file: str, sent: int, total: int) -> None:
+                if file not in tasks:
+                    tasks[file] = bars.add_task(file, total=total)
+                bars.update(tasks[file], completed=sent)
+
+            yield update
+    else:
+        announced: set[str] = set()
+
+        def announce(file: str, sent: int, total: int) -> None:
+            if file not in announced:
+                announced.add(file)
+                print(f"uploading {file} ({total / 1e6:.1f} MB)", file=sys.stderr)
+
+        yield announce

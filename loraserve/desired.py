@@ -1,0 +1,161 @@
+"""The desired-state document: which adapters, in which versions, one vLLM must serve.
+
+`infra` writes it (a ConfigMap), the agent and the gateway follow it. An adapter's entry is the same here and in the
+stack config. JSON keys are camelCase, Python names snake_case. Imports nothing beyond pydantic: `pulumi up` loads it.
+"""
+
+import json
+import re
+from collections import Counter
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
+
+from loraserve.errors import LoraserveError
+
+MAX_RANK = 512
+
+
+def _matching(pattern: str, meaning: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {meaning}")
+        return value
+
+    return AfterValidator(check)
+
+
+AdapterName = Annotated[
+    str,
+    _matching(
+        r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+        "lower-case letters, digits and inner hyphens, at most 63 characters, such as 'aws-rag-qa'",
+    ),
+]
+PathSegment = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?",
+        "letters, digits and inner dots, hyphens or underscores, at most 63 characters, such as 'v1'",
+    ),
+]
+Digest = Annotated[
+    str, _matching(r"sha256:[0-9a-f]{64}", "'sha256:' and 64 hexadecimal digits, as `loraserve publish` prints it")
+]
+Sha256Hex = Annotated[str, _matching(r"[0-9a-f]{64}", "64 hexadecimal digits")]
+BucketName = Annotated[str, _matching(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "the name of an S3 bucket, without 's3://'")]
+ModuleName = Annotated[str, _matching(r"[A-Za-z_][A-Za-z0-9_]*", "the last part of a layer's name, such as 'q_proj'")]
+Rank = Annotated[int, Field(strict=True, ge=1, le=MAX_RANK)]
+
+
+def _sorted_unique(modules: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(modules)))
+
+
+TargetModules = Annotated[tuple[ModuleName, ...], Field(min_length=1), AfterValidator(_sorted_unique)]
+"""Kept sorted and without repeats."""
+
+
+class InvalidDesiredState(LoraserveError):
+    """The document, or an adapter's entry, breaks the schema; the message names each field."""
+
+
+class Document(BaseModel):
+    """Base of every JSON document here: frozen, unknown keys refused, camelCase outside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True)
+
+
+class Adapter(Document):
+    """One version of one adapter, as `loraserve publish` prints it."""
+
+    name: AdapterName
+    model: PathSegment
+    version: PathSegment
+    digest: Digest
+    """SHA-256 of the version's manifest.json, which in turn holds the digest of every file."""
+    rank: Rank
+    target_modules: TargetModules
+    size_bytes: Annotated[int, Field(strict=True, gt=0)]
+
+
+class Base(Document):
+    """The base model all adapters share."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    """The id under which vLLM serves it."""
+
+
+class DesiredState(Document):
+    """Everything an agent needs to know; adapters are kept sorted by name."""
+
+    schema_version: Literal[1] = 1
+    base: Base
+    bucket: BucketName
+    region: str | None = None
+    """AWS region of the bucket; None leaves it to the AWS SDK's environment."""
+    adapters: tuple[Adapter, ...] = ()
+
+    @field_validator("adapters")
+    @classmethod
+    def _sort_unique_names(cls, adapters: tuple[Adapter, ...], info: ValidationInfo) -> tuple[Adapter, ...]:
+        names = Counter(adapter.name for adapter in adapters)
+        for name, count in names.items():
+            if count > 1:
+                raise ValueError(f"{count} adapters are named {name!r}; rename all but one")
+        base = info.data.get("base")
+        if base and base.name in names:
+            raise ValueError(f"adapter {base.name!r} has the base model's name; rename it")
+        return tuple(sorted(adapters, key=lambda adapter: adapter.name))
+
+    def to_json(self) -> str:
+        """Canonical text: equal states give equal bytes, and a changed adapter is a small diff."""
+        content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self:
+        """Reads the JSON document. Raises InvalidDesiredState."""
+        try:
+            return cls.model_validate_json(text, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
+
+
+def served_name(adapter: Adapter) -> str:
+    """The name vLLM serves this version under; no two versions ever share one."""
+    return f"{adapter.name}@{adapter.version}"
+
+
+def explain(error: ValidationError, root: str = "") -> str:
+    """What is wrong, one line per field (`adapters[1].rank: ...`); `root` is put before each path."""
+    return "\n".join(_explain_field(root, detail) for detail in error.errors(include_url=False))
+
+
+def _explain_field(root: str, detail: ErrorDetails) -> str:
+    path = root
+    for part in detail["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    match detail["type"]:
+        case "missing":
+            problem = "is missing; add it"
+        case "extra_forbidden":
+            problem = "is not a known key; correct its spelling or remove it"
+        case "value_error":
+            problem = detail["msg"].removeprefix("Value error, ")
+        case _:
+            problem = detail["msg"]
+    shown = bool(path) and isinstance(detail["input"], str | int | float | None)
+    given = f" (it is {detail['input']!r})" if shown else ""
+    return f"{path or 'document'}: {problem}{given}"

@@ -1,0 +1,95 @@
+"""manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+
+from loraserve.desired import Adapter, Document, Rank, Sha256Hex, TargetModules, explain
+from loraserve.gate import FILES, MAX_WEIGHTS_BYTES, AdapterFacts, UnsafeAdapter
+
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+class FileEntry(Document):
+    sha256: Sha256Hex
+    size: Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHTS_BYTES)]
+
+    @classmethod
+    def of(cls, content: bytes) -> Self:
+        return cls(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+
+
+class Manifest(Document):
+    schema_version: Literal[1] = 1
+    files: dict[str, FileEntry]
+    base_model: str
+    """The id PEFT recorded at training; often not the (quantised) model that serves."""
+    rank: Rank
+    alpha: float
+    target_modules: TargetModules
+    dtypes: tuple[str, ...]
+    created_at: datetime
+
+    @field_validator("files")
+    @classmethod
+    def _names_the_peft_files(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if set(files) != set(FILES):
+            raise ValueError(f"must name exactly {' and '.join(FILES)}")
+        return files
+
+    @classmethod
+    def of(cls, facts: AdapterFacts, files: dict[str, FileEntry], created_at: datetime) -> Self:
+        return cls(
+            files=files,
+            base_model=facts.base_model,
+            rank=facts.rank,
+            alpha=facts.alpha,
+            target_modules=facts.target_modules,
+            dtypes=facts.dtypes,
+            created_at=created_at,
+        )
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Raises UnsafeAdapter."""
+        try:
+            return cls.model_validate_json(content, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise UnsafeAdapter(f"{MANIFEST_FILE} is not valid:\n{explain(error)}") from None
+
+    def to_json(self) -> bytes:
+        """Canonical bytes."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+    def facts(self) -> AdapterFacts:
+        return AdapterFacts(
+            base_model=self.base_model,
+            rank=self.rank,
+            alpha=self.alpha,
+            target_modules=self.target_modules,
+            dtypes=self.dtypes,
+        )
+
+    def check_entry(self, adapter: Adapter) -> None:
+        """vLLM's start-up flags are computed from the stack config, so its entry must tell the truth.
+
+        Raises UnsafeAdapter.
+        """
+        size_bytes = sum(file.size for file in self.files.values())
+        published = {"rank": self.rank, "targetModules": self.target_modules, "sizeBytes": size_bytes}
+        entry = {"rank": adapter.rank, "targetModules": adapter.target_modules, "sizeBytes": adapter.size_bytes}
+        for key, value in published.items():
+            if entry[key] != value:
+                raise UnsafeAdapter(
+                    f"the stack config says {key} {entry[key]}, the published version has {value}; "
+                    "paste the entry that `loraserve publish` printed"
+                )

@@ -1,0 +1,207 @@
+"""Runs the real program with the real stack files under Pulumi's mocks, and keeps what it declared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import yaml
+from pulumi.runtime import config as runtime_config
+from pulumi.runtime import mocks
+
+from infra.names import PROJECT
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ACCOUNT = "123456789012"
+ZONES = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
+ISSUER = "oidc.eks.eu-central-1.amazonaws.com/id/TEST"
+
+PRODUCTION_CHOICES = {"baseModelRevision": "0123456789abcdef0123456789abcdef01234567"}
+"""What Pulumi.prod.yaml leaves to its owner."""
+
+
+def adapter(name: str = "aws-rag-qa", **changes: Any) -> dict[str, Any]:
+    """An entry as `loraserve publish` prints it."""
+    entry: dict[str, Any] = {
+        "name": name,
+        "model": f"mistral-7b-{name}",
+        "version": "v1",
+        "digest": "sha256:" + "0" * 64,
+        "rank": 8,
+        "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "sizeBytes": 27_297_032,
+    }
+    return entry | changes
+
+
+def stack_values(stack: str, **changes: Any) -> dict[str, Any]:
+    """The program's own keys as the CLI would hand them over: defaults of Pulumi.yaml, then the stack file."""
+    project = yaml.safe_load((CHECKOUT / "Pulumi.yaml").read_text())["config"]
+    defaults = {key: schema["default"] for key, schema in project.items()}
+    own = {key: value for key, value in (defaults | stack_file(stack)).items() if key.startswith(f"{PROJECT}:")}
+    values = {key.removeprefix(f"{PROJECT}:"): value for key, value in own.items()}
+    if stack == "prod":
+        values |= PRODUCTION_CHOICES
+    return {key: value for key, value in (values | changes).items() if value is not None}
+
+
+def stack_file(stack: str) -> dict[str, Any]:
+    """The `config` section of a stack file."""
+    return yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One registration: what the program asked the engine for."""
+
+    type: str
+    name: str
+    urn: str
+    inputs: dict[str, Any]
+    protect: bool
+    ignore_changes: list[str]
+    depends_on: list[str]
+
+
+@dataclass
+class Program:
+    """Everything one run declared and said."""
+
+    resources: list[Resource] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def of_type(self, suffix: str) -> list[Resource]:
+        """Resources whose type ends so, such as `eks/nodeGroup:NodeGroup`."""
+        return [resource for resource in self.resources if resource.type.endswith(suffix)]
+
+    def one(self, suffix: str, name: str | None = None) -> Resource:
+        """The only resource of that type (and name)."""
+        found = [r for r in self.of_type(suffix) if name in (None, r.name)]
+        assert len(found) == 1, f"{len(found)} resources {suffix} {name or ''}: {[r.name for r in found]}"
+        return found[0]
+
+
+class _Recorder(logging.Handler):
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._program.messages.append(record.getMessage())
+
+
+class _Aws(mocks.Mocks):
+    """Answers with the flat outputs that the program reads, and echoes the rest."""
+
+    def __init__(self, last_outputs: Mapping[str, Any], offering: list[str]) -> None:
+        self._last_outputs = last_outputs
+        self._offering = offering
+
+    def call(self, args: mocks.MockCallArgs) -> dict[str, Any]:
+        answers: dict[str, dict[str, Any]] = {
+            "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT},
+            "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
+            "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": {"locations": self._offering},
+            "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
+            "aws:ecr/getAuthorizationToken:getAuthorizationToken": {"userName": "AWS", "password": "token"},
+        }
+        return answers[args.token]
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        outputs = {"name": args.name, "arn": f"arn:aws:mock:::{args.name}"} | args.inputs
+        match args.typ:
+            case "pulumi:pulumi:StackReference":
+                outputs |= {"outputs": dict(self._last_outputs), "secretOutputNames": []}
+            case "eks:index:Cluster":
+                outputs |= {"kubeconfigJson": "{}", "oidcIssuer": ISSUER, "clusterSecurityGroupId": "sg-1"}
+            case "aws:eks/nodeGroup:NodeGroup":
+                outputs |= {"resources": [{"autoscalingGroups": [{"name": f"asg-{args.name}"}]}]}
+            case "aws:ec2/launchTemplate:LaunchTemplate":
+                outputs |= {"latestVersion": 1}
+            case "aws:s3/bucket:Bucket":
+                outputs |= {"arn": f"arn:aws:s3:::{args.name}"}
+            case "aws:ec2/instance:Instance":
+                outputs |= {"primaryNetworkInterfaceId": "eni-1"}
+            case "aws:ecr/repository:Repository":
+                outputs |= {"repositoryUrl": f"{ACCOUNT}.dkr.ecr/{args.name}", "registryId": ACCOUNT}
+            case "docker-build:index:Image":
+                outputs |= {"ref": f"{args.inputs['tags'][0]}@sha256:{'1' * 64}"}
+            case "random:index/randomPassword:RandomPassword":
+                outputs |= {"result": "not-a-secret"}
+        return f"{args.name}-id", outputs
+
+
+class _Monitor(mocks.MockMonitor):
+    def __init__(self, answers: _Aws, program: Program) -> None:
+        super().__init__(answers)
+        self._program = program
+
+    def RegisterResource(self, request: Any) -> Any:
+        response = super().RegisterResource(request)
+        inputs = pulumi.runtime.rpc.deserialize_properties(request.object)
+        self._program.resources.append(
+            Resource(
+                request.type,
+                request.name,
+                response.urn,
+                _plain(inputs),
+                request.protect,
+                list(request.ignoreChanges),
+                list(request.dependencies),
+            )
+        )
+        return response
+
+
+def declare(
+    stack: str,
+    *,
+    preview: bool = False,
+    last_outputs: Mapping[str, Any] | None = None,
+    offering: list[str] | None = None,
+    **changes: Any,
+) -> Program:
+    """Runs the program once. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values."""
+    program = Program()
+    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering)
+    logger = logging.getLogger(f"program-{id(program)}")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Recorder(program))
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    mocks.set_mocks(
+        answers, project=PROJECT, stack=stack, preview=preview, logger=logger, monitor=_Monitor(answers, program)
+    )
+    configured = {f"{PROJECT}:{key}": _as_text(value) for key, value in stack_values(stack, **changes).items()}
+    provider_keys = {k: _as_text(v) for k, v in stack_file(stack).items() if k.startswith("aws:")}
+    runtime_config.set_all_config(configured | provider_keys)
+
+    @pulumi.runtime.test
+    def run() -> None:
+        from infra.program import deploy
+
+        deploy()
+
+    run()
+    return program
+
+
+def _as_text(value: Any) -> str:
+    """The CLI hands every value over as text, structured ones as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    """Without the secret marks."""
+    if isinstance(value, dict):
+        if value.get("4dabf18193072939515e22adb298388d"):
+            return _plain(value.get("value"))
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,59 @@
+"""Fixtures of the tests of `loraserve`, as a pytest plugin that these tests name."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from loraserve_support import BUCKET, FakeVllm
+from moto import mock_aws
+
+from loraserve.catalog import Catalog
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Any]:
+    """A client of an S3 in memory."""
+    with pytest.MonkeyPatch.context() as environment, mock_aws():
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.delenv("AWS_ENDPOINT_URL", raising=False)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        yield client
+
+
+@pytest.fixture
+def s3(aws: Any) -> Any:
+    """The same, with an empty BUCKET."""
+    for item in aws.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        aws.delete_object(Bucket=BUCKET, Key=item["Key"])
+    return aws
+
+
+@pytest.fixture(scope="module")
+def open_catalog(aws: Any) -> Catalog:
+    return Catalog(BUCKET, pause_seconds=0)
+
+
+@pytest.fixture
+def catalog(s3: Any, open_catalog: Catalog) -> Catalog:
+    """The catalog in the empty BUCKET; it never pauses before a retry."""
+    return open_catalog
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Where adapters are kept beside vLLM."""
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def vllm() -> Iterator[FakeVllm]:
+    fake = FakeVllm()
+    yield fake
+    fake.stop()

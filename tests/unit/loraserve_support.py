@@ -1,0 +1,150 @@
+"""Adapters that PEFT could have saved, and a vLLM that keeps its API's promises only."""
+
+import ctypes
+import http.server
+import json
+import threading
+from math import prod
+from pathlib import Path
+
+import safetensors
+
+BUCKET = "adapters-test"
+QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+HIDDEN = 16
+
+
+Shapes = dict[str, list[int]]
+"""Tensor name -> shape."""
+
+
+def lora_shapes(rank: int = 8, modules: tuple[str, ...] = QKVO) -> Shapes:
+    shapes = {}
+    for module in modules:
+        layer = f"base_model.model.model.layers.0.self_attn.{module}"
+        shapes[f"{layer}.lora_A.weight"] = [rank, HIDDEN]
+        shapes[f"{layer}.lora_B.weight"] = [HIDDEN, rank]
+    return shapes
+
+
+def safetensors_of(shapes: Shapes, fill: bytes = b"\x01") -> bytes:
+    """A float32 file as the reference implementation writes it; every byte of data is `fill`."""
+    data = {
+        name: ctypes.create_string_buffer(fill * 4 * prod(shape), 4 * prod(shape)) for name, shape in shapes.items()
+    }
+    return safetensors.serialize(
+        {
+            name: safetensors.TensorSpec(
+                dtype="float32", shape=shape, data_ptr=ctypes.addressof(data[name]), data_len=len(data[name])
+            )
+            for name, shape in shapes.items()
+        }
+    )
+
+
+def write_adapter(
+    folder: Path, shapes: Shapes | None = None, rank: int = 8, fill: bytes = b"\x01", **config: object
+) -> Path:
+    """A PEFT folder; `config` overrides keys of adapter_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": "mistralai/Mistral-7B-v0.1",
+        "r": rank,
+        "lora_alpha": 16,
+        "target_modules": list(QKVO),
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        **config,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+    (folder / "adapter_model.safetensors").write_bytes(safetensors_of(shapes or lora_shapes(rank), fill))
+    return folder
+
+
+class FakeVllm:
+    """The routes the agent uses, with vLLM's statuses and bodies. Attributes may be changed while it runs."""
+
+    base = "base-model"
+
+    def __init__(self, api_key: str = "secret") -> None:
+        self.api_key = api_key
+        self.loaded: dict[str, str] = {}
+        self.refuses: dict[str, str] = {}
+        """Served name -> what the engine says about it."""
+        self.up = True
+        """While False, connections are dropped without an answer."""
+        self.loads: list[str] = []
+        self.unloads: list[str] = []
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def restart(self) -> None:
+        self.loaded = {}
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str, body: dict[str, str]) -> tuple[int, str]:
+        match path:
+            case "/health":
+                return 200, ""
+            case "/metrics":
+                return 200, "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3.0\n"
+            case "/v1/models":
+                adapters = [{"id": name, "root": root, "parent": self.base} for name, root in self.loaded.items()]
+                return 200, json.dumps({"data": [{"id": self.base, "root": "x", "parent": None}, *adapters]})
+            case "/v1/load_lora_adapter":
+                return self._load(body["lora_name"], body["lora_path"])
+            case "/v1/unload_lora_adapter":
+                return self._unload(body["lora_name"])
+        return 404, json.dumps({"detail": "Not Found"})
+
+    def _load(self, name: str, path: str) -> tuple[int, str]:
+        self.loads.append(name)
+        if name in self.loaded:
+            return 400, _error(f"The lora adapter '{name}' has already been loaded.")
+        if not (Path(path) / "adapter_config.json").exists():
+            return 404, _error(f"Loading lora {name} failed: No adapter found for {path}")
+        if name in self.refuses:
+            return 500, _error(self.refuses[name])
+        self.loaded[name] = path
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+    def _unload(self, name: str) -> tuple[int, str]:
+        self.unloads.append(name)
+        if self.loaded.pop(name, None) is None:
+            return 404, _error(f"The lora adapter '{name}' cannot be found.")
+        return 200, f"Success: LoRA adapter '{name}' removed successfully."
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._respond({})
+
+            def do_POST(self) -> None:
+                self._respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def _respond(self, body: dict[str, str]) -> None:
+                if not fake.up:
+                    return
+                if self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {fake.api_key}":
+                    status, text = 401, json.dumps({"error": "Unauthorized"})
+                else:
+                    status, text = fake.answer(self.path, body)
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+def _error(message: str) -> str:
+    return json.dumps({"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}})

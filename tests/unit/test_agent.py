@@ -1,0 +1,401 @@
+"""The agent's loop against a real HTTP fake of vLLM and a catalog in memory."""
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loraserve_support import BUCKET, FakeVllm, write_adapter
+
+from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.downloads import Downloads
+from loraserve.agent.metrics import Metrics
+from loraserve.agent.reconciler import LONGEST_RETRY_SECONDS, Reconciler
+from loraserve.agent.server import AgentApi
+from loraserve.agent.state import AdapterStatus, State
+from loraserve.agent.vllm import Vllm
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter, Base, DesiredState
+
+pytest_plugins = ["loraserve_fixtures"]
+
+Publish = Callable[..., Adapter]
+
+
+class Agent:
+    """One agent with its clock in hand; `settle` runs passes until no download is under way."""
+
+    def __init__(self, desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> None:
+        self.seconds = 0.0
+        self.metrics = Metrics()
+        self._downloaded = threading.Event()
+        client = Vllm(vllm.url, vllm.api_key)
+        downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
+        self.reconciler = Reconciler(DesiredFile(desired), client, downloads, self.metrics, lambda: self.seconds)
+        self.metrics.follow(lambda: self.reconciler.report)
+        self.api = AgentApi(self.reconciler, client, self.metrics)
+
+    def settle(self) -> dict[str, AdapterStatus]:
+        """Returns every adapter's status by served name."""
+        while True:
+            self._downloaded.clear()
+            self.reconciler.step()
+            if not any(progress.downloading for progress in self.reconciler._progress.values()):
+                return {f"{status.name}@{status.version}": status for status in self.reconciler.report.adapters}
+            assert self._downloaded.wait(10), "a download neither ends nor fails"
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture
+def desired(tmp_path: Path) -> Path:
+    return tmp_path / "desired.json"
+
+
+@pytest.fixture
+def publish(catalog: Catalog, tmp_path: Path) -> Publish:
+    def publish(name: str, version: str = "v1", fill: bytes = b"\x01") -> Adapter:
+        return catalog.publish(write_adapter(tmp_path / f"{name}-{version}", fill=fill), name, version)
+
+    return publish
+
+
+@pytest.fixture
+def new_agent(desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> Callable[[], Agent]:
+    return functools.partial(Agent, desired, disk, vllm, catalog)
+
+
+@pytest.fixture
+def agent(new_agent: Callable[[], Agent]) -> Agent:
+    return new_agent()
+
+
+def want(desired: Path, *adapters: Adapter) -> None:
+    state = DesiredState(base=Base(name=FakeVllm.base), bucket=BUCKET, adapters=adapters)
+    desired.write_text(state.to_json())
+
+
+def corrupt(s3: Any, adapter: Adapter) -> None:
+    key = f"llm-models/{adapter.model}/{adapter.version}/adapter_model.safetensors"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"\x80\x04pickle")
+
+
+def remove(s3: Any, adapter: Adapter) -> bytes:
+    key = f"llm-models/{adapter.model}/{adapter.version}/manifest.json"
+    content = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    s3.delete_object(Bucket=BUCKET, Key=key)
+    return content
+
+
+def test_what_is_desired_is_loaded_from_verified_files(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, disk: Path
+) -> None:
+    want(desired, publish("a"), publish("b"))
+
+    assert {name: status.state for name, status in agent.settle().items()} == {"a@v1": "ready", "b@v1": "ready"}
+    assert vllm.loaded.keys() == {"a@v1", "b@v1"}
+    assert {Path(folder).parent for folder in vllm.loaded.values()} == {disk}
+
+
+def test_a_settled_agent_asks_for_nothing_more(agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish) -> None:
+    want(desired, publish("a"))
+
+    for _ in range(5):
+        agent.settle()
+    assert (vllm.loads, vllm.unloads) == (["a@v1"], [])
+
+
+def test_a_removed_adapter_is_unloaded(agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish) -> None:
+    first, second = publish("a"), publish("b")
+    want(desired, first, second)
+    agent.settle()
+
+    want(desired, second)
+    agent.settle()
+
+    assert vllm.loaded.keys() == {"b@v1"}
+    assert vllm.loads.count("b@v1") == 1, "what stays is not touched"
+
+
+def test_a_new_version_is_loaded_before_the_old_one_goes(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    want(desired, publish("a"))
+    agent.settle()
+
+    want(desired, publish("a", "v2", b"\x02"))
+    agent.reconciler.step()
+    assert vllm.loaded.keys() == {"a@v1"}
+    agent.settle()
+
+    assert vllm.loaded.keys() == {"a@v2"}
+
+
+def test_the_old_version_stays_while_the_new_one_is_bad(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    want(desired, publish("a"))
+    agent.settle()
+    second = publish("a", "v2", b"\x02")
+    corrupt(s3, second)
+
+    want(desired, second)
+
+    assert agent.settle()["a@v2"].state is State.QUARANTINED
+    assert vllm.loaded.keys() == {"a@v1"}
+    assert agent.reconciler.report.loaded == ("a@v1",)
+
+
+def test_other_bytes_under_a_loaded_name_replace_it(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    want(desired, publish("a"))
+    agent.settle()
+    before = vllm.loaded["a@v1"]
+    for item in s3.list_objects_v2(Bucket=BUCKET)["Contents"]:
+        s3.delete_object(Bucket=BUCKET, Key=item["Key"])
+
+    want(desired, publish("a", fill=b"\x02"))
+    agent.settle()
+
+    assert vllm.loaded["a@v1"] != before
+
+
+def test_one_bad_adapter_is_quarantined_and_the_others_serve(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    good, bad = publish("good"), publish("bad")
+    corrupt(s3, bad)
+    want(desired, good, bad)
+
+    statuses = agent.settle()
+
+    assert statuses["good@v1"].state is State.READY
+    assert statuses["bad@v1"].state is State.QUARANTINED
+    assert "holds less than" in (statuses["bad@v1"].reason or "")
+    assert vllm.loads == ["good@v1"], "vLLM never sees the bad one"
+
+
+def test_wrong_bytes_are_not_fetched_again_until_the_entry_changes(
+    agent: Agent, desired: Path, publish: Publish, s3: Any
+) -> None:
+    bad = publish("bad")
+    good_manifest = remove(s3, bad)
+    key = "llm-models/bad/v1/manifest.json"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
+    want(desired, bad)
+    agent.settle()
+
+    s3.put_object(Bucket=BUCKET, Key=key, Body=good_manifest)
+    agent.wait(100 * LONGEST_RETRY_SECONDS)
+    assert agent.settle()["bad@v1"].state is State.QUARANTINED
+
+    want(desired, bad.model_copy(update={"name": "renamed"}))
+    assert agent.settle()["renamed@v1"].state is State.READY
+
+
+def test_a_missing_version_is_asked_for_again_after_a_while(
+    agent: Agent, desired: Path, publish: Publish, s3: Any
+) -> None:
+    late = publish("late")
+    manifest = remove(s3, late)
+    want(desired, late)
+    assert "does not exist" in (agent.settle()["late@v1"].reason or "")
+    s3.put_object(Bucket=BUCKET, Key="llm-models/late/v1/manifest.json", Body=manifest)
+
+    assert agent.settle()["late@v1"].state is State.QUARANTINED, "not before its pause has passed"
+    agent.wait(LONGEST_RETRY_SECONDS)
+    status = agent.settle()["late@v1"]
+
+    assert (status.state, status.reason) == (State.READY, None)
+
+
+def test_the_pause_between_attempts_grows(agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish) -> None:
+    want(desired, publish("a"))
+    vllm.refuses["a@v1"] = "LoRA rank 64 is greater than max_lora_rank 8"
+
+    for _ in range(120):
+        agent.settle()
+        agent.wait(30)
+
+    assert 6 < len(vllm.loads) < 14, "in an hour"
+
+
+def test_what_vllm_refuses_is_quarantined_with_its_words(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    want(desired, publish("a"), publish("b"))
+    vllm.refuses["a@v1"] = "LoRA rank 64 is greater than max_lora_rank 8"
+
+    statuses = agent.settle()
+
+    assert "LoRA rank 64 is greater than max_lora_rank 8" in (statuses["a@v1"].reason or "")
+    assert statuses["b@v1"].state is State.READY
+
+
+def test_a_restarted_vllm_gets_its_adapters_again(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    want(desired, publish("a"), publish("b"))
+    agent.settle()
+
+    vllm.up = False
+    assert agent.settle()["a@v1"].state is State.LOADING
+    vllm.restart()
+    vllm.up = True
+    agent.settle()
+
+    assert vllm.loaded.keys() == {"a@v1", "b@v1"}
+
+
+def test_a_restarted_agent_neither_downloads_nor_loads_again(
+    agent: Agent, new_agent: Callable[[], Agent], vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    adapter = publish("a")
+    want(desired, adapter)
+    agent.settle()
+    remove(s3, adapter)
+
+    assert new_agent().settle()["a@v1"].state is State.READY
+    assert vllm.loads == ["a@v1"]
+
+
+def test_adapters_are_fetched_while_vllm_still_starts(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, disk: Path
+) -> None:
+    vllm.up = False
+    want(desired, publish("a"))
+
+    assert agent.settle()["a@v1"].reason == "waiting for vLLM"
+    assert len(list(disk.iterdir())) == 1
+    vllm.up = True
+    assert agent.settle()["a@v1"].state is State.READY
+
+
+def test_an_adapter_that_takes_vllm_down_waits_and_the_others_go_first(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(name: str, path: str) -> tuple[int, str]:
+        if name == "a@v1":
+            raise ConnectionAbortedError
+        return load(name, path)
+
+    load = vllm._load
+    monkeypatch.setattr(vllm, "_load", crash)
+    want(desired, publish("a"), publish("b"))
+
+    agent.settle()
+    statuses = agent.settle()
+
+    assert statuses["a@v1"].state is State.QUARANTINED
+    assert statuses["b@v1"].state is State.READY
+
+
+def test_without_adapters_vllm_is_only_asked_what_it_holds(agent: Agent, vllm: FakeVllm, desired: Path) -> None:
+    want(desired)
+
+    agent.settle()
+
+    assert (vllm.loads, vllm.unloads) == ([], [])
+    assert agent.api.readyz().status == 200
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schemaVersion": 2}'])
+def test_a_bad_document_never_replaces_a_good_one(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, text: str
+) -> None:
+    adapter = publish("a")
+    want(desired, adapter)
+    agent.settle()
+
+    desired.write_text(text)
+    assert agent.settle()["a@v1"].state is State.READY
+    assert agent.reconciler.report.problem
+    assert vllm.loaded.keys() == {"a@v1"}
+
+    want(desired, adapter)
+    agent.settle()
+    assert agent.reconciler.report.problem is None
+
+
+def test_a_vanished_document_changes_nothing(agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish) -> None:
+    want(desired, publish("a"))
+    agent.settle()
+
+    desired.unlink()
+    agent.settle()
+
+    assert vllm.loaded.keys() == {"a@v1"}
+
+
+def test_a_wrong_api_key_is_named(agent: Agent, vllm: FakeVllm, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    vllm.api_key = "another"
+
+    agent.settle()
+    agent.settle()
+
+    assert caplog.text.count("VLLM_API_KEY") == 1, "said once, not at every pass"
+
+
+def test_readiness_waits_for_every_healthy_adapter_once(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    good, bad = publish("good"), publish("bad")
+    corrupt(s3, bad)
+    assert agent.api.readyz().text == "the desired state was not read yet\n"
+
+    want(desired, good, bad)
+    agent.reconciler.step()
+    assert "good@v1 is fetching" in agent.api.readyz().text
+    agent.settle()
+    assert agent.api.readyz().status == 200
+
+
+def test_from_then_on_readiness_is_vllms_health(agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish) -> None:
+    want(desired, publish("a"))
+    agent.settle()
+    assert agent.api.readyz().status == 200
+
+    want(desired, publish("b"))
+    agent.reconciler.step()
+    assert agent.api.readyz().status == 200, "a new adapter takes no pod out of service"
+    vllm.up = False
+    assert agent.api.readyz().status == 503
+    vllm.up = True
+    assert agent.api.readyz().status == 200
+
+
+def test_an_agent_without_a_valid_document_is_not_ready_and_says_why(agent: Agent, desired: Path) -> None:
+    desired.write_text('{"schemaVersion": 2}')
+    agent.settle()
+
+    assert "schemaVersion" in agent.api.readyz().text
+
+
+def test_the_metrics_are_vllms_and_the_agents(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
+) -> None:
+    good, bad = publish("good"), publish("bad")
+    corrupt(s3, bad)
+    want(desired, good, bad)
+    agent.settle()
+
+    lines = agent.api.metrics().text.splitlines()
+
+    assert "vllm:num_requests_running 3.0" in lines
+    assert 'loraserve_adapter_state{adapter="good",state="ready",version="v1"} 1.0' in lines
+    assert 'loraserve_adapter_state{adapter="bad",state="quarantined",version="v1"} 1.0' in lines
+    assert 'loraserve_adapter_state{adapter="bad",state="ready",version="v1"} 0.0' in lines
+    assert "loraserve_reconcile_errors_total 1.0" in lines
+    assert "loraserve_adapter_fetch_seconds_count 2.0" in lines
+
+
+def test_the_agents_metrics_outlive_vllm(agent: Agent, vllm: FakeVllm) -> None:
+    vllm.up = False
+    agent.settle()
+
+    assert "loraserve_vllm_up 0.0" in agent.api.metrics().text.splitlines()

@@ -1,0 +1,111 @@
+"""`python -m loraserve agent` as a process: environment in, HTTP and exit code out."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import httpx
+import pytest
+from loraserve_support import BUCKET, FakeVllm, write_adapter
+from moto.server import ThreadedMotoServer
+
+from loraserve.agent.settings import InvalidSettings, Settings
+from loraserve.agent.state import AgentState, State
+from loraserve.catalog import Catalog
+from loraserve.desired import Base, DesiredState
+
+pytest_plugins = ["loraserve_fixtures"]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Of a process that reaches an S3 server with an empty BUCKET."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
+    yield dict(os.environ)
+    server.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(environment: dict[str, str], **settings: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loraserve", "agent"],
+        cwd=Path(__file__).parents[2],
+        env={**environment, **{key: str(value) for key, value in settings.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_agent_serves_state_and_probes_and_stops_cleanly(
+    environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
+) -> None:
+    adapter = Catalog(BUCKET).publish(write_adapter(tmp_path / "peft"), "a", "v1")
+    desired = tmp_path / "desired.json"
+    desired.write_text(DesiredState(base=Base(name=vllm.base), bucket=BUCKET, adapters=(adapter,)).to_json())
+    port = free_port()
+    process = start(
+        environment,
+        LORASERVE_DESIRED_FILE=desired,
+        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
+        LORASERVE_PORT=port,
+        VLLM_URL=vllm.url,
+        VLLM_API_KEY=vllm.api_key,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as http:
+            while http.get("/readyz").status_code != 200:
+                assert process.poll() is None, "the agent ended"
+                time.sleep(0.05)
+            report = AgentState.model_validate_json(http.get("/v1/state").text)
+            assert [status.state for status in report.adapters] == [State.READY]
+            assert http.get("/livez").status_code == 200
+            assert "loraserve_vllm_up 1.0" in http.get("/metrics").text
+            assert http.get("/secrets").status_code == 404
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "INFO adapter ready adapter=a@v1" in log
+    assert log.splitlines()[-1].endswith("INFO agent stopped")
+
+
+def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:
+    process = start(dict(os.environ), LORASERVE_ADAPTER_DIR="/proc/adapters")
+    _, log = process.communicate(timeout=20)
+
+    assert process.returncode == 1
+    assert log.splitlines()[-1].startswith("loraserve: LORASERVE_ADAPTER_DIR /proc/adapters: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LORASERVE_PORT", "http"), ("LORASERVE_PORT", "70000"), ("VLLM_URL", "127.0.0.1:8000")],
+)
+def test_a_bad_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=name):
+        Settings.from_environment({name: value})
+
+
+def test_settings_have_the_pods_defaults() -> None:
+    settings = Settings.from_environment({})
+
+    assert (str(settings.desired_file), settings.port) == ("/etc/loraserve/desired.json", 9090)
+    assert (str(settings.adapter_dir), settings.vllm_url) == ("/mnt/adapters", "http://127.0.0.1:8000")

@@ -1,0 +1,277 @@
+import hashlib
+import json
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.awsrequest import AWSResponse
+from loraserve_support import BUCKET, write_adapter
+
+from loraserve.catalog import (
+    ATTEMPTS,
+    AdapterMissing,
+    Catalog,
+    CatalogUnavailable,
+    DigestMismatch,
+    VersionExists,
+    remove_partial_downloads,
+)
+from loraserve.desired import Adapter, InvalidDesiredState
+from loraserve.gate import UnsafeAdapter
+
+pytest_plugins = ["loraserve_fixtures"]
+
+PREFIX = "llm-models/rag-qa/v1/"
+WEIGHTS = PREFIX + "adapter_model.safetensors"
+
+
+@pytest.fixture
+def peft_folder(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "peft")
+
+
+@pytest.fixture
+def published(catalog: Catalog, peft_folder: Path) -> Adapter:
+    return catalog.publish(peft_folder, "rag-qa", "v1")
+
+
+def keys(s3: Any) -> list[str]:
+    return [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
+
+
+def replace(s3: Any, key: str, change: Callable[[bytes], bytes]) -> bytes:
+    """Overwrites an object, as the bucket's policy forbids; returns its new bytes."""
+    content = change(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    s3.put_object(Bucket=BUCKET, Key=key, Body=content)
+    return content
+
+
+def pin_manifest(s3: Any, adapter: Adapter, **changes: object) -> Adapter:
+    """Publishes a changed manifest and the entry that pins it: what a forged or older publisher could do."""
+    manifest = replace(s3, PREFIX + "manifest.json", lambda old: json.dumps({**json.loads(old), **changes}).encode())
+    return adapter.model_copy(update={"digest": f"sha256:{hashlib.sha256(manifest).hexdigest()}"})
+
+
+@contextmanager
+def failing_downloads(catalog: Catalog, failures: int, status: int = 503) -> Iterator[list[str]]:
+    """Answers the first downloads with `status`; yields the list of all URLs asked for, which grows."""
+    urls: list[str] = []
+
+    def answer(request: Any, **_: object) -> AWSResponse | None:
+        urls.append(request.url)
+        return AWSResponse(request.url, status, {}, NoBody()) if len(urls) <= failures else None
+
+    events = catalog._s3.meta.events
+    events.register_first("before-send.s3.GetObject", answer)
+    yield urls
+    events.unregister("before-send.s3.GetObject", answer)
+
+
+class NoBody:
+    def stream(self, **_: object) -> list[bytes]:
+        return []
+
+
+def test_what_was_published_is_fetched(catalog: Catalog, published: Adapter, peft_folder: Path, disk: Path) -> None:
+    folder = catalog.fetch(published, disk)
+
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / file).read_bytes() == (peft_folder / file).read_bytes()
+    assert list(disk.iterdir()) == [folder], "nothing but the adapter stays on the disk"
+    assert stat.S_IMODE(folder.stat().st_mode) & 0o055 == 0o055, "vLLM runs as another user"
+
+
+def test_the_entry_tells_what_the_capacity_arithmetic_needs(published: Adapter, peft_folder: Path) -> None:
+    assert (published.name, published.model, published.version) == ("rag-qa", "rag-qa", "v1")
+    assert (published.rank, published.target_modules) == (8, ("k_proj", "o_proj", "q_proj", "v_proj"))
+    assert published.size_bytes == sum(file.stat().st_size for file in peft_folder.iterdir())
+
+
+def test_the_manifest_holds_the_digest_of_every_file(s3: Any, published: Adapter, peft_folder: Path) -> None:
+    content = s3.get_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")["Body"].read()
+    manifest = json.loads(content)
+
+    assert published.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert manifest["files"] == {
+        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "size": file.stat().st_size}
+        for file in peft_folder.iterdir()
+    }
+    assert manifest["baseModel"] == "mistralai/Mistral-7B-v0.1"
+    assert (manifest["alpha"], manifest["dtypes"]) == (16, ["F32"])
+
+
+def test_a_version_is_published_only_once(
+    catalog: Catalog, published: Adapter, tmp_path: Path, disk: Path, peft_folder: Path
+) -> None:
+    other = write_adapter(tmp_path / "other", fill=b"\x02")
+
+    for folder in (other, peft_folder):
+        with pytest.raises(VersionExists, match="publish as a new version"):
+            catalog.publish(folder, "rag-qa", "v1")
+    catalog.fetch(published, disk)
+
+
+def test_a_new_version_leaves_the_old_one(catalog: Catalog, published: Adapter, tmp_path: Path, disk: Path) -> None:
+    second = catalog.publish(write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v2")
+
+    folders = {catalog.fetch(published, disk), catalog.fetch(second, disk)}
+
+    assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in folders}) == 2
+
+
+def test_an_interrupted_publish_is_taken_up_again(s3: Any, catalog: Catalog, peft_folder: Path, disk: Path) -> None:
+    first = catalog.publish(peft_folder, "rag-qa", "v1")
+    s3.delete_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")
+    with pytest.raises(AdapterMissing):
+        catalog.fetch(first, disk)
+
+    catalog.fetch(catalog.publish(peft_folder, "rag-qa", "v1"), disk)
+
+
+def test_an_interrupted_publish_of_other_bytes_is_not_mixed_with(
+    s3: Any, catalog: Catalog, published: Adapter, tmp_path: Path
+) -> None:
+    s3.delete_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")
+
+    with pytest.raises(VersionExists, match=r"adapter_model\.safetensors exists with other bytes"):
+        catalog.publish(write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v1")
+    assert PREFIX + "manifest.json" not in keys(s3)
+
+
+def test_nothing_is_uploaded_of_an_unsafe_adapter(s3: Any, catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeAdapter):
+        catalog.publish(write_adapter(tmp_path / "dora", use_dora=True), "rag-qa", "v1")
+    assert keys(s3) == []
+
+
+@pytest.mark.parametrize(("model", "version"), [("../other", "v1"), ("rag-qa", "v1/../../x"), ("Rag_QA", "v1")])
+def test_nothing_is_uploaded_under_a_bad_name(
+    s3: Any, catalog: Catalog, peft_folder: Path, model: str, version: str
+) -> None:
+    with pytest.raises(InvalidDesiredState):
+        catalog.publish(peft_folder, model, version)
+    assert keys(s3) == []
+
+
+def test_publish_tells_how_far_each_file_is(catalog: Catalog, peft_folder: Path) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+
+    catalog.publish(peft_folder, "rag-qa", "v1", progress=lambda file, sent, total: seen.update({file: (sent, total)}))
+
+    sizes = {file.name: file.stat().st_size for file in peft_folder.iterdir()}
+    assert seen == {name: (size, size) for name, size in sizes.items()}
+
+
+def test_an_adapter_on_disk_needs_no_catalog(s3: Any, catalog: Catalog, published: Adapter, disk: Path) -> None:
+    folder = catalog.fetch(published, disk)
+    for key in keys(s3):
+        s3.delete_object(Bucket=BUCKET, Key=key)
+
+    assert catalog.fetch(published, disk) == folder
+
+
+def test_a_folder_that_lost_its_manifest_is_fetched_again(catalog: Catalog, published: Adapter, disk: Path) -> None:
+    folder = catalog.fetch(published, disk)
+    (folder / "manifest.json").unlink()
+    (folder / "adapter_model.safetensors").write_bytes(b"half")
+
+    catalog.fetch(published, disk)
+
+    assert (folder / "adapter_model.safetensors").stat().st_size > len(b"half")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda content: content[:-1] + b"\x7f", "holds other bytes than were published"),
+        (lambda content: content[:-100], "holds less than"),
+        (lambda content: content + b"\x01", "holds more than"),
+        (lambda content: b"\x80\x04" + content[2:], "holds other bytes than were published"),
+    ],
+    ids=["corrupt", "truncated", "longer", "pickled"],
+)
+def test_changed_bytes_in_the_catalog_are_refused_and_leave_nothing(
+    s3: Any, catalog: Catalog, published: Adapter, disk: Path, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    replace(s3, WEIGHTS, change)
+
+    with pytest.raises(DigestMismatch, match=reason):
+        catalog.fetch(published, disk)
+    assert list(disk.iterdir()) == []
+
+
+def test_another_manifest_than_the_pinned_one_is_refused(
+    s3: Any, catalog: Catalog, published: Adapter, disk: Path
+) -> None:
+    pin_manifest(s3, published, alpha=32)
+
+    with pytest.raises(DigestMismatch, match="the stack config pins"):
+        catalog.fetch(published, disk)
+
+
+def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, published: Adapter, disk: Path) -> None:
+    pickle = b"\x80\x04pickle"
+    manifest = json.loads(s3.get_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")["Body"].read())
+    replace(s3, WEIGHTS, lambda _: pickle)
+    manifest["files"]["adapter_model.safetensors"] = {"sha256": hashlib.sha256(pickle).hexdigest(), "size": len(pickle)}
+    forged = pin_manifest(s3, published, files=manifest["files"])
+    forged = forged.model_copy(update={"size_bytes": sum(file["size"] for file in manifest["files"].values())})
+
+    with pytest.raises(UnsafeAdapter, match="not a sound safetensors file"):
+        catalog.fetch(forged, disk)
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "size": 1}}}, "must name exactly"),
+        ({"schemaVersion": 2}, "schemaVersion"),
+        ({"rank": 16}, "the stack config says rank 8"),
+        ({"targetModules": ["q_proj"]}, "the stack config says targetModules"),
+        ({"alpha": 32.0}, "the manifest and the files disagree"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    s3: Any, catalog: Catalog, published: Adapter, disk: Path, changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(UnsafeAdapter, match=reason):
+        catalog.fetch(pin_manifest(s3, published, **changes), disk)
+    assert list(disk.iterdir()) == []
+
+
+def test_a_missing_version_is_named(catalog: Catalog, published: Adapter, disk: Path) -> None:
+    with pytest.raises(AdapterMissing, match=r"s3://adapters-test/llm-models/rag-qa/v9/manifest\.json does not exist"):
+        catalog.fetch(published.model_copy(update={"version": "v9"}), disk)
+
+
+def test_a_missing_bucket_is_named(s3: Any, published: Adapter, disk: Path) -> None:
+    with pytest.raises(CatalogUnavailable, match="no such bucket"):
+        Catalog("no-such-bucket", pause_seconds=0).fetch(published, disk)
+
+
+def test_a_passing_failure_is_waited_out(catalog: Catalog, published: Adapter, disk: Path) -> None:
+    with failing_downloads(catalog, failures=ATTEMPTS - 1):
+        assert catalog.fetch(published, disk).is_dir()
+
+
+@pytest.mark.parametrize(("status", "reason", "attempts"), [(503, "S3 answered 503", ATTEMPTS), (403, "denied", 1)])
+def test_a_lasting_failure_is_reported_and_a_refusal_not_asked_again(
+    catalog: Catalog, published: Adapter, disk: Path, status: int, reason: str, attempts: int
+) -> None:
+    with failing_downloads(catalog, 100, status) as urls, pytest.raises(CatalogUnavailable, match=reason):
+        catalog.fetch(published, disk)
+    assert len(urls) == attempts
+
+
+def test_what_a_killed_fetch_left_is_removed(catalog: Catalog, published: Adapter, disk: Path) -> None:
+    folder = catalog.fetch(published, disk)
+    (disk / ".partial-x1").mkdir()
+    (disk / ".partial-x1" / "adapter_model.safetensors").write_bytes(b"half")
+
+    remove_partial_downloads(disk)
+
+    assert list(disk.iterdir()) == [folder]

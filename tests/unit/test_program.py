@@ -1,0 +1,314 @@
+"""The whole program under mocks, with the real stack files: what would hurt if it were otherwise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from declared import CHECKOUT, Program, Resource, adapter, declare
+
+from infra import names
+from infra.inference import grace_seconds
+
+STACKS = ["dev", "prod", "local"]
+
+
+@pytest.fixture(scope="module", params=[(stack, preview) for stack in STACKS for preview in (False, True)], ids=str)
+def program(request: pytest.FixtureRequest) -> Program:
+    stack, preview = request.param
+    return declare(stack, preview=preview, adapters=[adapter()])
+
+
+@pytest.fixture(scope="module")
+def dev() -> Program:
+    return declare("dev", adapters=[adapter()])
+
+
+@pytest.fixture(scope="module")
+def prod() -> Program:
+    return declare("prod", adapters=[adapter()])
+
+
+def pod(program: Program) -> dict[str, Any]:
+    return program.one("apps/v1:Deployment").inputs["spec"]["template"]["spec"]
+
+
+def vllm(program: Program) -> dict[str, Any]:
+    return pod(program)["containers"][0]
+
+
+def environment(container: dict[str, Any]) -> dict[str, Any]:
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
+
+
+def policies(program: Program) -> list[dict[str, Any]]:
+    keys = ("policy", "assumeRolePolicy")
+    texts = [resource.inputs[key] for resource in program.resources for key in keys if key in resource.inputs]
+    return [json.loads(text) for text in texts if isinstance(text, str)]
+
+
+def gpu_group(program: Program) -> Resource:
+    return program.one("eks/nodeGroup:NodeGroup", names.GPU_NODE_GROUP)
+
+
+def test_no_two_resources_share_a_urn(program: Program) -> None:
+    urns = [resource.urn for resource in program.resources]
+    assert len(urns) == len(set(urns))
+
+
+def test_no_policy_holds_a_null(program: Program) -> None:
+    assert policies(program)
+    assert "null" not in json.dumps(policies(program))
+
+
+def test_the_program_imports_without_the_serving_side() -> None:
+    script = "import sys, infra.program; print([m for m in ('boto3', 'vllm', 'kubernetes') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def test_local_leaves_charts_and_image_builds_out() -> None:
+    local = declare("local")
+    assert not local.of_type("helm.sh/v4:Chart")
+    assert not local.of_type("docker-build:index:Image")
+
+
+def test_the_gpu_group_has_the_specified_values(dev: Program) -> None:
+    inputs = gpu_group(dev).inputs
+    assert inputs["nodeGroupName"] == "gpu-vllm-nodes"
+    assert inputs["instanceTypes"] == ["g6.xlarge"]
+    assert inputs["scalingConfig"] == {"minSize": 0, "desiredSize": 0, "maxSize": 2}
+    assert inputs["labels"]["workload"] == "gpu-vllm"
+    assert inputs["labels"]["k8s.amazonaws.com/accelerator"] == "nvidia-l4"
+    assert inputs["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}]
+    assert inputs["tags"]["Purpose"] == "LLM Inference"
+
+
+def test_the_autoscaler_owns_the_desired_size(dev: Program) -> None:
+    assert gpu_group(dev).ignore_changes == ["scalingConfig.desiredSize"]
+
+
+def test_the_autoscaler_knows_an_empty_groups_nodes_from_its_tags(dev: Program) -> None:
+    tags = {r.inputs["tag"]["key"]: r.inputs["tag"]["value"] for r in dev.of_type("autoscaling/tag:Tag")}
+    template = "k8s.io/cluster-autoscaler/node-template"
+    for key, value in gpu_group(dev).inputs["labels"].items():
+        assert tags[f"{template}/label/{key}"] == value
+    assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
+    assert tags[f"{template}/resources/nvidia.com/gpu"] == "1"
+    assert tags[f"{template}/autoscaling-options/scaledownunneededtime"] == "10m0s"
+    disk = int(tags[f"{template}/resources/ephemeral-storage"].removesuffix("Gi"))
+    assert disk > int(vllm(dev)["resources"]["requests"]["ephemeral-storage"].removesuffix("Gi"))
+
+
+def test_the_pod_tolerates_and_selects_exactly_the_gpu_group(program: Program) -> None:
+    group = gpu_group(program).inputs
+    taint = group["taints"][0]
+    assert pod(program)["tolerations"] == [
+        {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"}
+    ]
+    assert pod(program)["nodeSelector"].items() <= group["labels"].items()
+
+
+def test_nodes_leave_before_what_they_need_to_leave_cleanly(dev: Program) -> None:
+    for group in dev.of_type("eks/nodeGroup:NodeGroup"):
+        needs = " ".join(group.depends_on)
+        assert needs.count("RolePolicyAttachment") == 3
+        assert "eks:index:Cluster" in needs
+        assert needs.count("ec2/route:Route::") >= 3
+
+
+def test_kubernetes_objects_go_before_nodes_dns_and_cluster(dev: Program) -> None:
+    provider = dev.one("pulumi:providers:kubernetes")
+    needs = " ".join(provider.depends_on)
+    assert "eks:index:Cluster" in needs
+    assert needs.count("eks/nodeGroup:NodeGroup") == 2
+    assert "loraserve-dev-coredns" in needs
+    assert provider.inputs["enableConfigMapMutable"] == "true"
+
+
+def test_custom_resources_go_before_the_operator_that_knows_them(dev: Program) -> None:
+    monitor = dev.one("monitoring.coreos.com/v1:ServiceMonitor")
+    assert any("kube-prometheus-stack" in urn for urn in monitor.depends_on)
+
+
+def test_nodes_refuse_the_first_metadata_service_and_pods(program: Program) -> None:
+    for template in program.of_type("ec2/launchTemplate:LaunchTemplate"):
+        options = template.inputs["metadataOptions"]
+        assert options["httpTokens"] == "required"
+        assert options["httpPutResponseHopLimit"] == 1
+        assert "imageId" not in template.inputs
+        assert "instanceType" not in template.inputs
+
+
+def test_protection_follows_one_setting(dev: Program, prod: Program) -> None:
+    for program, protected in ((dev, False), (prod, True)):
+        bucket = program.one("s3/bucket:Bucket")
+        assert program.one("eks:index:Cluster").protect is protected
+        assert bucket.protect is protected
+        assert bucket.inputs["forceDestroy"] is not protected
+        assert program.one("ecr/repository:Repository").inputs["forceDelete"] is not protected
+
+
+def test_the_cluster_is_as_the_design_says(prod: Program) -> None:
+    cluster = prod.one("eks:index:Cluster").inputs
+    assert cluster["authenticationMode"] == "API"
+    assert cluster["endpointPrivateAccess"] is True
+    assert cluster["endpointPublicAccess"] is False
+    assert cluster["upgradePolicy"] == {"supportType": "STANDARD"}
+    assert cluster["skipDefaultNodeGroup"] is True
+    assert cluster["vpcCniOptions"]["enableNetworkPolicy"] is True
+    assert cluster["vpcCniOptions"]["enablePrefixDelegation"] is True
+    assert cluster["vpcCniOptions"]["addonVersion"]
+
+
+def test_access_to_the_cluster_comes_from_the_config() -> None:
+    entry = {"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops", "policy": "admin"}
+    entries = declare("dev", clusterAccess=[entry]).one("eks:index:Cluster").inputs["accessEntries"]
+    policy = entries["ops"]["accessPolicies"]["admin"]
+    assert entries["ops"]["principalArn"] == entry["principalArn"]
+    assert policy["policyArn"].endswith("AmazonEKSClusterAdminPolicy")
+
+
+def test_the_volume_driver_comes_only_with_a_volume(dev: Program, prod: Program) -> None:
+    assert [addon.inputs["addonName"] for addon in dev.of_type("eks/addon:Addon")] == ["coredns"]
+    assert sorted(addon.inputs["addonName"] for addon in prod.of_type("eks/addon:Addon")) == [
+        "aws-ebs-csi-driver",
+        "coredns",
+    ]
+
+
+def test_the_pod_is_hardened(program: Program) -> None:
+    spec = pod(program)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    for container in [*spec["containers"], *spec["initContainers"]]:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_every_path_vllm_writes_to_is_on_a_volume(dev: Program) -> None:
+    container = vllm(dev)
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    paths = [value for value in environment(container).values() if value and value.startswith("/")]
+    assert len(paths) >= 9
+    assert all(any(path.startswith(mount) for mount in mounts) for path in paths)
+
+
+def test_only_the_agent_holds_aws_credentials(dev: Program) -> None:
+    agent = pod(dev)["initContainers"][0]
+    assert environment(agent)["AWS_ROLE_ARN"]
+    assert not [name for name in environment(vllm(dev)) if name.startswith("AWS_")]
+    token_mounts = [mount for mount in vllm(dev)["volumeMounts"] if "aws" in mount["name"]]
+    assert token_mounts == []
+    annotations = dev.one("apps/v1:Deployment").inputs["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["eks.amazonaws.com/skip-containers"] == vllm(dev)["name"]
+
+
+def test_the_token_is_for_sts(dev: Program) -> None:
+    volume = next(volume for volume in pod(dev)["volumes"] if "projected" in volume)
+    token = volume["projected"]["sources"][0]["serviceAccountToken"]
+    assert token["audience"] == "sts.amazonaws.com"
+    assert environment(pod(dev)["initContainers"][0])["AWS_WEB_IDENTITY_TOKEN_FILE"].endswith(token["path"])
+
+
+def test_a_slow_start_is_not_killed_in_a_loop(program: Program) -> None:
+    probe = vllm(program)["startupProbe"]
+    assert probe["initialDelaySeconds"] == 30
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 15 * 60
+
+
+def test_probes_are_the_specified_ones(dev: Program) -> None:
+    for name, delay, period in (("livenessProbe", 10, 30), ("readinessProbe", 5, 10)):
+        probe = vllm(dev)[name]
+        assert probe["httpGet"] == {"path": "/health", "port": 8000}
+        assert (probe["initialDelaySeconds"], probe["periodSeconds"], probe["failureThreshold"]) == (delay, period, 3)
+
+
+def test_a_stopping_pod_has_time_for_the_longest_generation() -> None:
+    program = declare("dev", longestGenerationSeconds=300)
+    assert pod(program)["terminationGracePeriodSeconds"] == grace_seconds(300)
+    assert grace_seconds(300) >= vllm(program)["lifecycle"]["preStop"]["sleep"]["seconds"] + 300
+    assert "--shutdown-timeout=300" in vllm(program)["args"]
+
+
+def test_resources_are_the_specified_ones(dev: Program) -> None:
+    resources = vllm(dev)["resources"]
+    assert {key: resources["requests"][key] for key in ("cpu", "memory", "nvidia.com/gpu")} == {
+        "cpu": "3000m",
+        "memory": "12288Mi",
+        "nvidia.com/gpu": "1",
+    }
+    assert resources["limits"] == {"cpu": "4000m", "memory": "14336Mi", "nvidia.com/gpu": "1"}
+
+
+def test_a_rolling_update_surges_only_where_a_node_can_be_bought() -> None:
+    for replicas, surge, unavailable in ((1, 1, 0), (2, 0, 1)):
+        strategy = declare("dev", inferenceReplicas=replicas).one("apps/v1:Deployment").inputs["spec"]["strategy"]
+        assert strategy["rollingUpdate"] == {"maxSurge": surge, "maxUnavailable": unavailable}
+
+
+def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
+    before = declare("dev", adapters=[adapter("one")])
+    after = declare("dev", adapters=[adapter("one"), adapter("two")])
+    assert before.one("apps/v1:Deployment").inputs == after.one("apps/v1:Deployment").inputs
+    documents = [p.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"] for p in (before, after)]
+    assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
+
+
+def test_leaving_the_envelope_is_announced_in_preview() -> None:
+    last = {"cluster": "c", "envelope": {"slots": 4, "rank": 8, "target_modules": ["k_proj"]}}
+    program = declare("dev", preview=True, last_outputs=last, adapters=[adapter(rank=64)])
+    assert any("this restarts vLLM" in message and "rank 8 -> 64" in message for message in program.messages)
+
+
+def test_a_first_update_announces_no_restart() -> None:
+    assert not any("restarts" in message for message in declare("dev", adapters=[adapter()]).messages)
+
+
+def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
+    args = " ".join(vllm(declare("dev"))["args"])
+    assert "--model=TheBloke/Mistral-7B-v0.1-AWQ" in args
+    assert "lora" not in args
+
+
+def test_a_chat_template_is_mounted(tmp_path: Any) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    program = declare("dev", chatTemplateFile=str(template))
+    flag = next(arg for arg in vllm(program)["args"] if arg.startswith("--chat-template="))
+    mount = next(mount for mount in vllm(program)["volumeMounts"] if mount["name"] == "chat-template")
+    assert flag.removeprefix("--chat-template=").startswith(mount["mountPath"])
+    assert program.one("core/v1:ConfigMap", "chat-template").inputs["data"] == {"chat_template.jinja": "{{ messages }}"}
+
+
+def test_a_gated_models_token_travels_as_a_secret_only() -> None:
+    program = declare("dev", hubToken="hf_very_secret")
+    variable = next(v for v in vllm(program)["env"] if v["name"] == "HF_TOKEN")
+    assert "secretKeyRef" in variable["valueFrom"]
+    holders = {r.type for r in program.resources if "hf_very_secret" in json.dumps(r.inputs)}
+    assert holders == {"kubernetes:core/v1:Secret"}
+
+
+def test_one_disruption_at_a_time_never_blocks_a_node_upgrade(dev: Program) -> None:
+    assert dev.one("policy/v1:PodDisruptionBudget").inputs["spec"]["maxUnavailable"] == 1
+
+
+def test_images_are_pinned(dev: Program) -> None:
+    images = [c["image"] for c in [*pod(dev)["containers"], *pod(dev)["initContainers"]]]
+    assert images[0] == "vllm/vllm-openai:v0.32.0"
+    assert "@sha256:" in images[1]
+
+
+def test_charts_are_pinned(dev: Program) -> None:
+    charts = dev.of_type("helm.sh/v4:Chart")
+    assert len(charts) == 4
+    assert all(chart.inputs["version"] and chart.inputs["repositoryOpts"]["repo"] for chart in charts)
+
+
+def test_the_serving_namespace_enforces_restricted_pods(dev: Program) -> None:
+    labels = dev.one("core/v1:Namespace", names.SERVING_NAMESPACE).inputs["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"

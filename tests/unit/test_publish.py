@@ -1,0 +1,59 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from loraserve_support import BUCKET, write_adapter
+
+from loraserve.catalog import Catalog
+from loraserve.cli import main
+from loraserve.desired import Adapter
+
+pytest_plugins = ["loraserve_fixtures"]
+
+
+def publish(folder: Path, *more: str, version: str = "v1") -> int:
+    return main(["publish", str(folder), "--bucket", BUCKET, "--model", "rag-qa", "--version", version, *more])
+
+
+def test_the_printed_entry_is_what_the_agent_can_fetch(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(write_adapter(tmp_path / "peft"), "--name", "aws-rag-qa", version="1.0") == 0
+
+    [entry] = yaml.safe_load(capsys.readouterr().out)
+    assert (entry["name"], entry["version"]) == ("aws-rag-qa", "1.0")
+    assert Catalog(BUCKET).fetch(Adapter.model_validate(entry), tmp_path).is_dir()
+
+
+def test_only_the_entry_goes_to_stdout(s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(write_adapter(tmp_path / "peft"))
+
+    output = capsys.readouterr()
+    assert output.out.startswith("- name: ")
+    assert "uploading adapter_model.safetensors" in output.err
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "reason"),
+    [({"use_dora": True}, [], "use_dora"), ({}, ["--name", "Not A Name"], "name: must be lower-case")],
+)
+def test_a_refusal_is_one_clear_error(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], more: list[str], reason: str
+) -> None:
+    assert publish(write_adapter(tmp_path / "peft", **config), *more) == 1
+
+    output = capsys.readouterr()
+    assert output.err.startswith("loraserve: ")
+    assert reason in output.err
+    assert output.out == ""
+
+
+def test_a_second_publish_of_a_version_says_what_to_do(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "peft")
+    publish(folder)
+
+    assert publish(folder) == 1
+    assert "publish as a new version" in capsys.readouterr().err

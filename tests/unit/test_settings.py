@@ -1,0 +1,154 @@
+"""Bad configuration gets one clear error that names the key and the fix, before anything is created."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from declared import adapter, declare, stack_values
+
+from infra import preflight, settings
+from infra.errors import ConfigError
+
+
+def problems(stack: str = "dev", **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settings.parse(stack_values(stack, **changes))
+    return "\n".join(caught.value.problems)
+
+
+@pytest.mark.parametrize("stack", ["dev", "prod", "local"])
+def test_the_stack_files_are_valid(stack: str) -> None:
+    assert settings.parse(stack_values(stack)).gpu_instance_type == "g6.xlarge"
+
+
+def test_the_production_file_asks_for_what_only_its_owner_knows() -> None:
+    assert "loraserve:baseModelRevision 'main' moves" in problems("prod", baseModelRevision="main")
+
+
+def test_a_misspelt_key_is_named_with_the_one_that_was_meant() -> None:
+    assert "loraserve:gpuMaxsize is not a known key: did you mean gpuMaxSize?" in problems(gpuMaxsize=3)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    told = problems(gpuMaxsize=3, nat="magic", gpuMinSize="two")
+    assert "gpuMaxsize" in told
+    assert "loraserve:nat: Input should be 'gateway', 'gateway-per-zone' or 'instance'" in told
+    assert "loraserve:gpuMinSize: Input should be a valid integer" in told
+
+
+def test_the_gpu_group_cannot_be_smaller_at_most_than_at_least() -> None:
+    assert "loraserve:gpuMaxSize 2 is below gpuMinSize 3: raise it to 3" in problems(gpuMinSize=3)
+
+
+def test_replicas_need_as_many_gpu_nodes() -> None:
+    assert "loraserve:inferenceReplicas 3 needs as many GPU nodes" in problems(inferenceReplicas=3)
+
+
+def test_an_instance_type_without_a_gpu_is_refused_with_those_that_have_one() -> None:
+    told = problems(gpuInstanceType="t3a.medium")
+    assert "loraserve:gpuInstanceType: has no GPU" in told
+    assert "g6.xlarge" in told
+
+
+def test_an_instance_type_too_small_for_the_pod_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from infra import pod_resources
+
+    monkeypatch.setattr(pod_resources, "VLLM", pod_resources.Requests(3000, 14 * 1024))
+    assert "loraserve:gpuInstanceType g6.xlarge is too small" in problems()
+
+
+def test_a_rank_vllm_does_not_allow_is_refused() -> None:
+    assert "loraserve:adapters[0].rank" in problems(adapters=[adapter(rank=513)])
+
+
+def test_two_adapters_cannot_share_a_name() -> None:
+    told = problems(adapters=[adapter("faq"), adapter("faq", version="v2")])
+    assert "loraserve:adapters: two adapters have the name faq: rename or remove all but one" in told
+
+
+def test_an_adapter_entry_with_an_unknown_field_is_refused() -> None:
+    assert "loraserve:adapters[0].alpha: is not a known key" in problems(adapters=[adapter(alpha=16)])
+
+
+def test_an_adapter_on_layers_the_base_model_lacks_is_refused() -> None:
+    assert "target modules lm_head are not LoRA layers" in problems(adapters=[adapter(targetModules=["lm_head"])])
+
+
+def test_a_context_without_room_for_one_request_is_refused_with_the_length_that_fits() -> None:
+    told = problems(maxModelLen=200_000)
+    assert "loraserve:maxModelLen 200,000 leaves no room for one request on g6.xlarge" in told
+    assert "The smallest change that fits: maxModelLen 125344" in told
+
+
+def test_cuda_graphs_need_their_share_of_the_gpu() -> None:
+    assert "set it to 0.93 or less" in problems(gpuMemoryUtilization="0.97")
+
+
+def test_a_warm_pool_and_raid0_exclude_each_other() -> None:
+    assert "loraserve:gpuWarmPool keeps stopped instances" in problems(gpuWarmPool=True)
+
+
+@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/2"])
+def test_production_refuses_an_open_api_endpoint(cidr: str) -> None:
+    assert "loraserve:publicAccessCidrs opens the cluster's API" in problems("prod", publicAccessCidrs=[cidr])
+
+
+def test_production_data_is_protected() -> None:
+    assert "loraserve:deletionProtection is false" in problems("prod", deletionProtection=False)
+
+
+def test_an_unknown_base_model_needs_its_shape() -> None:
+    told = problems(baseModel="acme/own-13b")
+    assert "loraserve:baseModelShape: nothing is known of acme/own-13b: give hiddenSize" in told
+
+
+def test_a_base_model_with_its_shape_is_accepted() -> None:
+    shape = {
+        "hiddenSize": 2048,
+        "intermediateSize": 8192,
+        "numHiddenLayers": 16,
+        "numAttentionHeads": 32,
+        "numKeyValueHeads": 8,
+        "headDim": 64,
+        "weightsGib": 2.3,
+    }
+    parsed = settings.parse(stack_values("dev", baseModel="acme/own-1b", baseModelShape=json.dumps(shape)))
+    assert parsed.model_shape.head_dim == 64
+
+
+def test_a_chat_template_that_is_not_there_is_refused() -> None:
+    assert "loraserve:chatTemplateFile: there is no such file" in problems(chatTemplateFile="templates/none.jinja")
+
+
+def test_a_vpc_too_small_for_its_subnets_is_refused() -> None:
+    assert "loraserve:vpcCidr" in problems(vpcCidr="10.0.0.0/24")
+
+
+def test_a_secret_never_shows_in_an_error_or_a_printout() -> None:
+    parsed = settings.parse(stack_values("dev", hubToken="hf_very_secret"))
+    assert "hf_very_secret" not in repr(parsed)
+
+
+def test_zones_that_do_not_offer_the_gpu_type_are_named_with_those_that_do() -> None:
+    parsed = settings.parse(stack_values("dev", availabilityZones=["eu-central-1a", "eu-central-1c"]))
+    with pytest.raises(ConfigError, match=r"availabilityZones eu-central-1c do not offer g6\.xlarge.*offered by"):
+        preflight.choose_zones(parsed, ["eu-central-1a", "eu-central-1b"], "eu-central-1")
+
+
+def test_a_region_with_too_few_zones_for_the_gpu_type_is_refused() -> None:
+    parsed = settings.parse(stack_values("dev"))
+    with pytest.raises(ConfigError, match="offered in eu-north-1 by none of its zones"):
+        preflight.choose_zones(parsed, [], "eu-north-1")
+
+
+def test_a_refused_configuration_declares_nothing() -> None:
+    with pytest.raises(ConfigError):
+        declare("dev", gpuMinSize=3)
+
+
+def test_a_stack_file_for_another_account_declares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("declared.ACCOUNT", "210987654321")
+    with pytest.raises(ConfigError, match=r"aws:allowedAccountIds says this stack is for account 123456789012"):
+        declare("dev")

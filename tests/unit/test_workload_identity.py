@@ -1,0 +1,74 @@
+"""Least privilege: each role can be assumed by one service account, and does one thing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from declared import ISSUER, Program, declare
+
+from infra.adapter_bucket import bucket_policy
+from infra.addons import autoscaler_policy
+from infra.workload_identity import read_prefixes
+
+MANAGED_POLICY_LIMIT = 6144
+
+
+@pytest.fixture(scope="module")
+def prod() -> Program:
+    return declare("prod")
+
+
+def statements(text: str) -> dict[str, dict[str, Any]]:
+    return {statement["Sid"]: statement for statement in json.loads(text)["Statement"]}
+
+
+@pytest.mark.parametrize(
+    ("role", "subject"),
+    [
+        ("loraserve-prod-serving", "system:serviceaccount:ml-models:workflow-sa"),
+        ("addons-autoscaler", "system:serviceaccount:kube-system:cluster-autoscaler"),
+        ("loraserve-prod-ebs-csi", "system:serviceaccount:kube-system:ebs-csi-controller-sa"),
+    ],
+)
+def test_a_role_trusts_one_service_account_and_one_audience(prod: Program, role: str, subject: str) -> None:
+    trust = json.loads(prod.one("iam/role:Role", role).inputs["assumeRolePolicy"])["Statement"]
+    assert len(trust) == 1
+    assert trust[0]["Action"] == "sts:AssumeRoleWithWebIdentity"
+    assert trust[0]["Condition"] == {"StringEquals": {f"{ISSUER}:sub": subject, f"{ISSUER}:aud": "sts.amazonaws.com"}}
+
+
+def test_the_serving_role_lists_and_reads_the_catalog_and_nothing_else(prod: Program) -> None:
+    policy = json.loads(prod.one("iam/rolePolicy:RolePolicy", "loraserve-prod-serving").inputs["policy"])
+    actions = [statement["Action"] for statement in policy["Statement"]]
+    assert actions == ["s3:ListBucket", "s3:GetObject"]
+    listing, reading = policy["Statement"]
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["llm-models/*", "base-models/*"]}}
+    assert all(resource.endswith(("/llm-models/*", "/base-models/*")) for resource in reading["Resource"])
+
+
+def test_a_new_adapter_needs_no_iam_change() -> None:
+    assert len(read_prefixes("arn:aws:s3:::adapters", ["llm-models", "base-models"])) < MANAGED_POLICY_LIMIT
+
+
+def test_the_autoscaler_resizes_groups_of_its_own_cluster_only() -> None:
+    resize = statements(autoscaler_policy("loraserve-dev"))["ResizeOwnGroups"]
+    assert resize["Condition"]["StringEquals"] == {
+        "aws:ResourceTag/k8s.io/cluster-autoscaler/enabled": "true",
+        "aws:ResourceTag/k8s.io/cluster-autoscaler/loraserve-dev": "owned",
+    }
+
+
+def test_whatever_is_allowed_everywhere_only_looks() -> None:
+    observe = statements(autoscaler_policy("loraserve-dev"))["Observe"]
+    assert all(action.split(":")[1].startswith(("Describe", "Get")) for action in observe["Action"])
+
+
+def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
+    denied = statements(bucket_policy("arn:aws:s3:::adapters"))
+    assert all(statement["Effect"] == "Deny" and statement["Principal"] == "*" for statement in denied.values())
+    assert denied["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert denied["NoOverwrite"]["Action"] == "s3:PutObject"
+    assert denied["NoOverwrite"]["Condition"]["Null"] == {"s3:if-none-match": "true"}
+    assert denied["NoDelete"]["Action"] == ["s3:DeleteObject", "s3:DeleteObjectVersion"]
