@@ -171,9 +171,14 @@ class NodeGroups(pulumi.ComponentResource):
             taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
             warm_pool_config={"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
             tags=GPU_PURPOSE_TAG,
-            # The autoscaler owns the desired size.
             opts=pulumi.ResourceOptions.merge(
-                self._node_opts, pulumi.ResourceOptions(ignore_changes=["scalingConfig.desiredSize"])
+                self._node_opts,
+                pulumi.ResourceOptions(
+                    # The autoscaler owns the desired size.
+                    ignore_changes=["scalingConfig.desiredSize"],
+                    # Two groups cannot share the name.
+                    delete_before_replace=True,
+                ),
             ),
         )
         self._tag_for_autoscaler(group, autoscaler_tags(settings))

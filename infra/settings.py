@@ -218,8 +218,6 @@ class Settings(_Section):
                 f"{PROJECT}:baseModelRevision {self.base_model_revision!r} moves: in production pin the full commit hash of "
                 f"{self.base_model} (shown by its hub under 'Files and versions', 'History')"
             )
-        if not self.deletion_protection:
-            problems.append(f"{PROJECT}:deletionProtection is false: production data needs it; set it to true")
         return problems
 
     def _capacity_problems(self) -> list[str]:

@@ -95,10 +95,6 @@ def test_production_refuses_an_open_api_endpoint(cidr: str) -> None:
     assert "loraserve:publicAccessCidrs opens the cluster's API" in problems("prod", publicAccessCidrs=[cidr])
 
 
-def test_production_data_is_protected() -> None:
-    assert "loraserve:deletionProtection is false" in problems("prod", deletionProtection=False)
-
-
 def test_an_unknown_base_model_needs_its_shape() -> None:
     told = problems(baseModel="acme/own-13b")
     assert "loraserve:baseModelShape: nothing is known of acme/own-13b: give hiddenSize" in told

@@ -1,0 +1,59 @@
+# The words a person types. Every tool it needs is found on the machine or built once into a cache outside this checkout.
+
+PYTHON ?= python3
+CACHE ?= $(or $(LORASERVE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loraserve)
+UV := $(CACHE)/uv/bin/uv
+PY := .venv/bin/python
+STACK ?= local
+
+.PHONY: help up down status install test check unit engine bench lock tools
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: install ## Bring the local stack up: emulated AWS, a Kubernetes control plane, and this program applied to them
+	@$(PY) -m local up
+
+down: install ## Destroy the local stack, stop everything, and show what is left (nothing)
+	@$(PY) -m local down
+
+status: install ## Show what runs
+	@$(PY) -m local status
+
+test: install check unit engine ## Everything: format, lint, types, unit and engine tests
+
+check: install ## Format, lint and types
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m pyright
+
+unit: install ## Pure logic, and the program under mocks
+	@$(PY) -m pytest tests/unit
+
+engine: install tools ## The real engine against emulated AWS and a real API server
+	@$(PY) -m pytest tests/engine
+
+bench: install tools ## Measure what is promised about speed
+	@$(PY) -m bench.program
+
+tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
+	@$(PY) -m local.toolchain
+
+install: .venv/.installed
+
+.venv/.installed: requirements-dev.txt $(UV)
+	@$(UV) venv --quiet --seed --clear --python $(PYTHON) .venv
+	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements-dev.txt
+	@touch $@
+
+$(UV):
+	@echo "installing uv into $(CACHE)"
+	@$(PYTHON) -m venv $(CACHE)/uv
+	@$(CACHE)/uv/bin/pip --quiet install uv==0.13.9
+
+lock: $(UV) ## Pin dependencies anew from pyproject.toml
+	@$(UV) pip compile $(LOCK) pyproject.toml --output-file requirements.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --extra dev --constraint requirements.txt --output-file requirements-dev.txt
+	@$(UV) pip compile $(LOCK) images/loraserve/requirements.in --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
+
+LOCK := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --universal --python-version 3.11

@@ -1,0 +1,86 @@
+"""The real Pulumi engine on this machine: its CLI, the plugins, a file backend, and this project as the CLI sees it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.names import PROJECT
+from local.cloud import Cloud
+from local.control_plane import ControlPlane
+from local.plugins.install import install
+from local.toolchain import Tool, ensure
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+_PROGRAM = ("__main__.py", "infra", "loraserve", "images")
+_PASSPHRASE = "local"
+"""Secrets of a local stack guard nothing beyond this machine's emulated AWS."""
+
+
+def prepare(state: Path) -> None:
+    """Installs the CLI and the plugins for the state folder; safe to repeat."""
+    install(state / "pulumi")
+    (state / "backend").mkdir(parents=True, exist_ok=True)
+    link = cli(state)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(ensure(Tool.PULUMI)[Tool.PULUMI])
+
+
+def cli(state: Path) -> Path:
+    """The Pulumi CLI that `prepare` put there."""
+    return state / "cli" / "bin" / "pulumi"
+
+
+def lay_out_project(folder: Path) -> None:
+    """A project folder that runs this checkout's program; its stack files may be written without touching the checkout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _PROGRAM:
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(CHECKOUT / name)
+    project = _load(CHECKOUT / "Pulumi.yaml")
+    project["runtime"]["options"]["virtualenv"] = sys.prefix
+    (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
+
+
+def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bool:
+    """The stack file as shipped, with these keys changed; a key with a namespace is taken as it is.
+
+    What the CLI keeps in it (the salt of its secrets) stays. Returns whether it differs from what it said before.
+    """
+    path = folder / f"Pulumi.{stack}.yaml"
+    before = _load(path)
+    named = {key if ":" in key else f"{PROJECT}:{key}": value for key, value in changes.items()}
+    after = before | {"config": _load(CHECKOUT / path.name)["config"] | named}
+    path.write_text(yaml.safe_dump(after))
+    return before != after
+
+
+def environment(state: Path, cloud: Cloud, control_plane: ControlPlane) -> dict[str, str]:
+    """What the CLI and its plugins need to work on this stack and on nothing else of the machine's."""
+    foreign = ("AWS_", "PULUMI_", "KUBE")
+    kept: Mapping[str, str] = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return {
+        **kept,
+        **cloud.environment,
+        "KUBECONFIG": str(control_plane.kubeconfig),
+        "LORASERVE_KUBECONFIG": str(control_plane.kubeconfig),
+        "LORASERVE_PYTHON": sys.executable,
+        "PULUMI_BACKEND_URL": f"file://{state / 'backend'}",
+        "PULUMI_CONFIG_PASSPHRASE": _PASSPHRASE,
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        "PULUMI_HOME": str(state / "pulumi"),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        # Without bytecode each plugin compiles its SDK anew at every start.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) if path.exists() else {}

@@ -1,0 +1,89 @@
+"""EC2: a teardown in the wrong order is refused as AWS refuses it (moto deletes what is still in use)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moto.ec2.exceptions import DependencyViolationError
+from moto.ec2.models import EC2Backend
+from moto.ec2.models.instances import Instance
+
+
+def install() -> None:
+    """Makes the deletion of subnets, security groups and VPCs as strict as AWS is, and instances clean up."""
+    _guard("delete_subnet", _subnet_in_use)
+    _guard("delete_security_group", _group_in_use)
+    _guard("delete_vpc", _vpc_in_use)
+    _delete_interfaces_with_instances()
+    _delete_interfaces_with_nat_gateways()
+
+
+def _guard(method: str, in_use: Callable[..., str | None]) -> None:
+    original = getattr(EC2Backend, method)
+
+    def guarded(backend: EC2Backend, *args: Any, **kwargs: Any) -> Any:
+        if reason := in_use(backend, *args, **kwargs):
+            raise DependencyViolationError(reason)
+        return original(backend, *args, **kwargs)
+
+    setattr(EC2Backend, method, guarded)
+
+
+def _delete_interfaces_with_instances() -> None:
+    """The interface that an instance is launched with goes when the instance goes; moto would keep it."""
+    terminate = Instance.terminate
+
+    def terminate_with_interfaces(self: Instance) -> Any:
+        for interface in self.nics.values():
+            interface.delete_on_termination = True
+        return terminate(self)
+
+    Instance.terminate = terminate_with_interfaces
+
+
+def _delete_interfaces_with_nat_gateways() -> None:
+    """So does a NAT gateway's, and its address is free again."""
+    delete = EC2Backend.delete_nat_gateway
+
+    def delete_with_interface(self: EC2Backend, nat_gateway_id: str) -> Any:
+        gateway = delete(self, nat_gateway_id)
+        for address in gateway.address_set:
+            if association := address.get("associationId"):
+                self.disassociate_address(association_id=association)
+            self.delete_network_interface(address["networkInterfaceId"])
+        return gateway
+
+    EC2Backend.delete_nat_gateway = delete_with_interface
+
+
+def _subnet_in_use(backend: EC2Backend, subnet_id: str) -> str | None:
+    interfaces = [interface.id for interface in backend.enis.values() if interface.subnet.id == subnet_id]
+    gateways = [
+        gateway.id
+        for gateway in backend.nat_gateways.values()
+        if gateway.subnet_id == subnet_id and gateway.state != "deleted"
+    ]
+    users = interfaces or gateways
+    return f"The subnet '{subnet_id}' has dependencies ({users[0]}) and cannot be deleted." if users else None
+
+
+def _group_in_use(backend: EC2Backend, name: str | None = None, group_id: str | None = None) -> str | None:
+    for interface in backend.enis.values():
+        if any(group.id == group_id for group in interface.group_set):
+            return f"resource {group_id} has a dependent object ({interface.id})"
+    return None
+
+
+def _vpc_in_use(backend: EC2Backend, vpc_id: str) -> str | None:
+    groups = [group.id for group in backend.groups[vpc_id].values() if group.name != "default"]
+    gateways = [
+        gateway.id for gateway in backend.internet_gateways.values() if gateway.vpc and gateway.vpc.id == vpc_id
+    ]
+    endpoints = [
+        endpoint.id
+        for endpoint in backend.vpc_end_points.values()
+        if endpoint.vpc_id == vpc_id and endpoint.state != "deleted"
+    ]
+    users = groups or gateways or endpoints
+    return f"The vpc '{vpc_id}' has dependencies ({users[0]}) and cannot be deleted." if users else None

@@ -1,0 +1,47 @@
+"""S3: bucket policies with conditions. moto would apply a conditional Deny to every request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flask import request
+from moto.iam.access_control import IAMPolicy, PermissionResult
+from moto.s3.models import FakeBucket
+
+
+def install() -> None:
+    """Makes a bucket's policy look at the conditions this program's policies use."""
+    FakeBucket.get_permission = _permission
+
+
+def _permission(self: FakeBucket, action: str, resource: str) -> Any:
+    if self.policy is None:
+        return PermissionResult.NEUTRAL
+    statements = [
+        {key: value for key, value in statement.items() if key != "Condition"}
+        for statement in json.loads(self.policy)["Statement"]
+        if _holds(statement.get("Condition", {}))
+    ]
+    policy = IAMPolicy(json.dumps({"Statement": statements}))
+    return policy.is_action_permitted(_iam_action(action), resource)
+
+
+def _iam_action(action: str) -> str:
+    """The permission that a request needs; moto names it after the HTTP method."""
+    if action == "s3:DeleteObject" and "versionId" in request.args:
+        return "s3:DeleteObjectVersion"
+    return {"s3:HeadObject": "s3:GetObject", "s3:PostObject": "s3:PutObject"}.get(action, action)
+
+
+def _holds(condition: dict[str, dict[str, str]]) -> bool:
+    values = {
+        "aws:SecureTransport": "true",  # the emulator is plain HTTP on the loopback interface; that counts as TLS
+        "s3:if-none-match": request.headers.get("If-None-Match"),
+        "s3:ObjectCreationOperation": str("partNumber" not in request.args and "uploads" not in request.args).lower(),
+    }
+    tests = {
+        "Bool": lambda key, wanted: values[key] == wanted,
+        "Null": lambda key, wanted: str(values[key] is None).lower() == wanted,
+    }
+    return all(tests[operator](key, wanted) for operator, pairs in condition.items() for key, wanted in pairs.items())

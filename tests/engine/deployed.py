@@ -1,0 +1,154 @@
+"""This project's own program and stack files under the real CLI, in a folder where a test may change the stack file."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client, config
+from pulumi import automation
+
+from local import engine, nodes
+from local.cloud import Cloud
+from local.control_plane import ControlPlane
+
+REGION = "eu-central-1"
+_PRODUCTION_CHOICES = {"baseModelRevision": "0123456789abcdef0123456789abcdef01234567"}
+
+
+@dataclass
+class World:
+    """An emulated AWS and a control plane with one node of each group, for one test module."""
+
+    folder: Path
+    cloud: Cloud
+    control_plane: ControlPlane
+
+    @classmethod
+    def start(cls, folder: Path) -> World:
+        control_plane = ControlPlane.start(folder / "cluster", die_with_parent=True)
+        world = cls(folder, Cloud.start(folder / "aws", REGION, die_with_parent=True), control_plane)
+        nodes.register(world.core, nodes.SYSTEM, "system-1")
+        nodes.register(world.core, nodes.GPU, "gpu-1")
+        nodes.apply_daemon_sets(client.AppsV1Api(world.api))
+        engine.prepare(folder)
+        return world
+
+    def stop(self) -> None:
+        self.cloud.stop()
+        self.control_plane.stop()
+
+    @property
+    def api(self) -> client.ApiClient:
+        return config.new_client_from_config(str(self.control_plane.kubeconfig))
+
+    @property
+    def core(self) -> client.CoreV1Api:
+        return client.CoreV1Api(self.api)
+
+    def plain(self, answer: Any) -> Any:
+        """An answer of the Kubernetes client as plain dicts, spelled as in YAML."""
+        return self.api.sanitize_for_serialization(answer)
+
+
+@dataclass
+class Changes:
+    """What one run of the engine did: operation by `type name`, and all it printed."""
+
+    operations: dict[str, str] = field(default_factory=dict)
+    output: str = ""
+
+    @property
+    def touched(self) -> dict[str, str]:
+        """Everything but what stayed the same or was only read."""
+        return {name: op for name, op in self.operations.items() if op not in ("same", "read")}
+
+    def record(self, event: automation.events.EngineEvent) -> None:
+        if event.resource_pre_event and event.resource_pre_event.metadata:
+            metadata = event.resource_pre_event.metadata
+            kind, name = metadata.urn.split("::")[2:]
+            op = str(getattr(metadata.op, "value", metadata.op))
+            if op in ("create-replacement", "delete-replaced"):
+                op = "replace"
+            self.operations[f"{kind.split('$')[-1]} {name}"] = op
+
+
+class Deployment:
+    """One stack of this project."""
+
+    def __init__(self, world: World, stack: str, **changes: Any) -> None:
+        self.world = world
+        self.name = stack
+        self.project = world.folder / f"project-{stack}"
+        engine.lay_out_project(self.project)
+        self.configure(**changes)
+        self.environment = engine.environment(world.folder, world.cloud, world.control_plane)
+        self.stack = automation.create_or_select_stack(
+            stack,
+            work_dir=str(self.project),
+            opts=automation.LocalWorkspaceOptions(
+                pulumi_home=self.environment["PULUMI_HOME"],
+                pulumi_command=automation.PulumiCommand(root=str(engine.cli(world.folder).parents[1])),
+                env_vars=self.environment,
+            ),
+        )
+
+    def configure(self, **changes: Any) -> bool:
+        """Writes the stack file as shipped, with these keys changed. Returns whether it differs from before."""
+        own = _PRODUCTION_CHOICES if self.name == "prod" else {}
+        return engine.write_stack_file(self.project, self.name, own | changes)
+
+    def up(self) -> Changes:
+        """Raises automation.CommandError."""
+        changes = Changes()
+        changes.output = self.stack.up(on_event=changes.record).stdout
+        return changes
+
+    def preview(self) -> Changes:
+        changes = Changes()
+        changes.output = self.stack.preview(on_event=changes.record).stdout
+        return changes
+
+    def refresh(self) -> Changes:
+        changes = Changes()
+        changes.output = self.stack.refresh(on_event=changes.record).stdout
+        return changes
+
+    def destroy(self) -> Changes:
+        changes = Changes()
+        changes.output = self.stack.destroy(on_event=changes.record).stdout
+        return changes
+
+    def output(self, name: str) -> Any:
+        return self.stack.outputs()[name].value
+
+    def refusal(self) -> str:
+        """What `preview` prints where it must fail."""
+        try:
+            self.preview()
+        except automation.CommandError as error:
+            return str(error)
+        raise AssertionError("the preview was expected to fail")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The CLI in a process group of its own, for a test that kills it."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.project,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.project, env=self.environment, text=True, capture_output=True
+        )
+
+    def command(self, *arguments: str) -> Sequence[str]:
+        return [str(engine.cli(self.world.folder)), *arguments, "--stack", self.name, "--non-interactive"]

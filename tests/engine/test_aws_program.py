@@ -1,0 +1,190 @@
+"""The aws and eks plugins under the real engine: one small program from its creation to its destruction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local.cloud import ACCOUNT_ID, Cloud
+from local.plugins.eks import check
+from local.plugins.provider import InvalidInput, Properties
+from tests.engine.throwaway import Throwaway
+
+REGION = "us-east-1"
+KUBECONFIG = {"apiVersion": "v1", "kind": "Config", "clusters": []}
+PROGRAM = """
+import json
+
+import pulumi
+import pulumi_aws as aws
+import pulumi_eks as eks
+
+config = pulumi.Config()
+vpc = aws.ec2.Vpc("vpc", cidr_block="10.0.0.0/16", tags={"Name": config.get("title") or "first"})
+zones = aws.get_availability_zones(state="available").names
+subnets = [
+    aws.ec2.Subnet(f"subnet-{i}", vpc_id=vpc.id, cidr_block=f"10.0.{i}.0/24", availability_zone=zones[i])
+    for i in range(2)
+]
+trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+role = aws.iam.Role("role", assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}))
+template = aws.ec2.LaunchTemplate("template", user_data=config.get("userData") or "b25l")
+admin = eks.AccessEntryArgs(
+    principal_arn=role.arn,
+    access_policies={
+        "view": eks.AccessPolicyAssociationArgs(
+            policy_arn="arn:aws:eks::aws:cluster-access-policy/AmazonEKSViewPolicy", access_scope={"type": "cluster"}
+        )
+    },
+)
+cluster = eks.Cluster(
+    "cluster",
+    version="1.35",
+    vpc_id=vpc.id,
+    private_subnet_ids=[subnet.id for subnet in subnets],
+    authentication_mode=eks.AuthenticationMode.API,
+    access_entries={"admin": admin},
+    endpoint_private_access=True,
+    skip_default_node_group=True,
+    skip_default_security_groups=True,
+    create_oidc_provider=True,
+    upgrade_policy={"support_type": "STANDARD"},
+    vpc_cni_options=eks.VpcCniOptionsArgs(enable_network_policy=True, enable_prefix_delegation=True),
+)
+nodes = aws.eks.NodeGroup(
+    "nodes",
+    cluster_name=cluster.eks_cluster.name,
+    node_role_arn=role.arn,
+    subnet_ids=[subnet.id for subnet in subnets],
+    scaling_config={"min_size": 0, "desired_size": 0, "max_size": 2},
+    launch_template={"id": template.id, "version": template.latest_version.apply(str)},
+    opts=pulumi.ResourceOptions(ignore_changes=["scalingConfig.desiredSize"]),
+)
+aws.autoscaling.Tag(
+    "tag",
+    autoscaling_group_name=nodes.resources[0].autoscaling_groups[0].name,
+    tag={"key": "k8s.io/cluster-autoscaler/enabled", "value": "true", "propagate_at_launch": False},
+)
+bucket = aws.s3.Bucket(config.get("bucket") or "bucket", force_destroy=True)
+aws.s3.BucketPublicAccessBlock("private", bucket=bucket.id, block_public_acls=True, block_public_policy=True)
+pulumi.export("account", aws.get_caller_identity().account_id)
+pulumi.export("bucket", bucket.id)
+pulumi.export("cluster", cluster.eks_cluster.name)
+pulumi.export("core", cluster.core.cluster.name)
+pulumi.export("issuer", cluster.oidc_issuer)
+pulumi.export("kubeconfig", cluster.kubeconfig_json)
+pulumi.export("nodes", nodes.node_group_name)
+pulumi.export("provider", cluster.oidc_provider_arn)
+pulumi.export("security_group", cluster.cluster_security_group_id)
+pulumi.export("vpc", vpc.id)
+"""
+COMPONENT = {
+    "eks:index:Cluster": 1,
+    "aws:iam/role:Role": 1,
+    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": 1,
+    "aws:eks/cluster:Cluster": 1,
+    "aws:eks/addon:Addon": 2,
+    "aws:eks/accessEntry:AccessEntry": 1,
+    "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": 1,
+    "aws:iam/openIdConnectProvider:OpenIdConnectProvider": 1,
+}
+"""What the component registers, itself included."""
+CREATED = 1 + 9 + sum(COMPONENT.values())
+"""The stack, what the program makes itself, and the component."""
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(KUBECONFIG))
+    started = Cloud.start(tmp_path / "cloud", REGION, die_with_parent=True)
+    with started as cloud, pytest.MonkeyPatch.context() as patch:
+        for name, value in (cloud.environment | {"LORASERVE_KUBECONFIG": str(kubeconfig)}).items():
+            patch.setenv(name, value)
+        yield cloud
+
+
+def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_path: Path) -> None:
+    before = inventory(cloud)
+    project = Throwaway.create(tmp_path, PROGRAM, {"aws:region": {"value": REGION}})
+    assert project.up() == {"create": CREATED}
+    assert project.up() == {"same": CREATED}, "nothing changed"
+    assert project.refresh() == {"same": CREATED}, "nothing drifted"
+
+    outputs = project.outputs()
+    assert outputs["account"] == ACCOUNT_ID
+    assert outputs["security_group"].startswith("sg-")
+    assert outputs["core"] == outputs["cluster"]
+    assert outputs["provider"] == f"arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{outputs['issuer']}"
+    assert json.loads(outputs["kubeconfig"]) == KUBECONFIG
+    assert registered(project, parent="eks:index:Cluster") == COMPONENT
+
+    project.configure(userData="dHdv", title="second", bucket="other")
+    changed = {"update": 3, "create": 1, "replace": 1, "delete": 1}
+    assert project.up() == changed | {"same": CREATED - 5}, "template, nodes and VPC; another bucket and its setting"
+
+    nodes = {"clusterName": outputs["cluster"], "nodegroupName": outputs["nodes"]}
+    cloud.client("eks").update_nodegroup_config(**nodes, scalingConfig={"desiredSize": 1})
+    cloud.client("ec2").create_tags(Resources=[outputs["vpc"]], Tags=[{"Key": "Name", "Value": "by hand"}])
+    cloud.client("s3").delete_public_access_block(Bucket=project.outputs()["bucket"])
+    project.refresh()
+    assert project.up() == {"same": CREATED - 2, "update": 1, "create": 1}, "the autoscaler's count is left alone"
+    assert cloud.client("eks").describe_nodegroup(**nodes)["nodegroup"]["scalingConfig"]["desiredSize"] == 1
+
+    project.destroy()
+    assert inventory(cloud) == before, "nothing is left behind"
+
+
+def registered(project: Throwaway, parent: str) -> dict[str, int]:
+    """How many resources of each type stand under a component of the given type, itself included."""
+    counts: dict[str, int] = {}
+    for resource in json.loads(project.state())["checkpoint"]["latest"]["resources"]:
+        if parent in resource["urn"].split("::")[2].split("$"):
+            counts[resource["type"]] = counts.get(resource["type"], 0) + 1
+    return counts
+
+
+def inventory(cloud: Cloud) -> dict[str, set[str]]:
+    """What the emulated AWS holds of the kinds that a program makes, directly or not."""
+    ec2, iam = cloud.client("ec2"), cloud.client("iam")
+    groups = cloud.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    return {
+        "buckets": {bucket["Name"] for bucket in cloud.client("s3").list_buckets()["Buckets"]},
+        "clusters": set(cloud.client("eks").list_clusters()["clusters"]),
+        "groups": {group["AutoScalingGroupName"] for group in groups},
+        "interfaces": {item["NetworkInterfaceId"] for item in ec2.describe_network_interfaces()["NetworkInterfaces"]},
+        "roles": {role["RoleName"] for role in iam.list_roles()["Roles"]},
+        "security groups": {group["GroupId"] for group in ec2.describe_security_groups()["SecurityGroups"]},
+        "subnets": {subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]},
+        "templates": {item["LaunchTemplateId"] for item in ec2.describe_launch_templates()["LaunchTemplates"]},
+        "vpcs": {vpc["VpcId"] for vpc in ec2.describe_vpcs()["Vpcs"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"instanceRoles": ["role"]}, "instanceRoles: .*accessEntries"),
+        ({"roleMappings": []}, "roleMappings: .*accessEntries"),
+        ({"authenticationMode": "CONFIG_MAP", "accessEntries": {}}, "accessEntries: need authenticationMode"),
+        ({"skipDefaultNodeGroup": False}, "skipDefaultNodeGroup"),
+        ({"privateSubnetIds": []}, "privateSubnetIds"),
+        ({"subnetIds": ["subnet-1"]}, "subnetIds: excludes"),
+        ({"endpointPrivateAccess": False, "endpointPublicAccess": False}, "endpointPrivateAccess"),
+        ({"vpcCniOptions": {"enableNetworkPolicies": True}}, "vpcCniOptions.enableNetworkPolicies"),
+        ({"autoMode": {"enabled": True}}, "autoMode"),
+    ],
+)
+def test_a_cluster_that_cannot_work_is_refused(change: Properties, complaint: str) -> None:
+    inputs = {
+        "authenticationMode": "API",
+        "privateSubnetIds": ["subnet-1", "subnet-2"],
+        "skipDefaultNodeGroup": True,
+        "skipDefaultSecurityGroups": True,
+    }
+    check(inputs)
+    with pytest.raises(InvalidInput, match=complaint):
+        check(inputs | change)

@@ -1,0 +1,180 @@
+"""The dev stack as shipped, from the first `up` to `destroy`, by the real engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from deployed import Deployment, World
+from kubernetes import client
+
+from infra import names
+from local.receipt import left_behind
+
+GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
+DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"
+VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
+STACK = "pulumi:pulumi:Stack loraserve-dev"
+
+
+def adapter(name: str, **changes: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": name,
+        "model": f"mistral-7b-{name}",
+        "version": "v1",
+        "digest": "sha256:" + "0" * 64,
+        "rank": 8,
+        "targetModules": ["q_proj", "v_proj"],
+        "sizeBytes": 27_297_032,
+    }
+    return entry | changes
+
+
+BASELINE: dict[str, Any] = {"inferenceReplicas": 1, "adapters": [adapter("one")]}
+
+
+@pytest.fixture(scope="module")
+def dev(world: World) -> Deployment:
+    deployment = Deployment(world, "dev", **BASELINE)
+    deployment.up()
+    return deployment
+
+
+@pytest.fixture(autouse=True)
+def _baseline(dev: Deployment) -> Iterator[None]:
+    """A test that changed the stack file finds it, and the stack, as before."""
+    yield
+    if dev.configure(**BASELINE):
+        dev.up()
+
+
+def serving_pods(world: World) -> list[Any]:
+    return world.core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm").items
+
+
+def untouched(changes: dict[str, str]) -> dict[str, str]:
+    return {name: op for name, op in changes.items() if name != STACK}
+
+
+def test_up_ends_with_vllm_scheduled_on_the_gpu_node(world: World, dev: Deployment) -> None:
+    assert [(pod.spec.node_name, pod.status.phase) for pod in serving_pods(world)] == [("gpu-1", "Running")]
+
+
+def test_up_tells_how_to_reach_what_it_made(world: World, dev: Deployment) -> None:
+    assert names.VLLM_SERVICE in dev.output("model")["forward"]
+    assert dev.output("kubeconfigCommand") == "aws eks update-kubeconfig --name loraserve-dev --region eu-central-1"
+    world.cloud.client("s3").head_bucket(Bucket=dev.output("adapterBucket"))
+
+
+def test_a_second_up_changes_nothing(dev: Deployment) -> None:
+    assert dev.up().touched == {}
+
+
+def test_an_added_adapter_restarts_nothing(world: World, dev: Deployment) -> None:
+    before = [pod.metadata.uid for pod in serving_pods(world)]
+    dev.configure(**BASELINE | {"adapters": [adapter("one"), adapter("two")]})
+    changes = dev.up()
+    assert untouched(changes.touched) == {DESIRED_STATE: "update"}
+    assert "restarts vLLM" not in changes.output
+    assert [pod.metadata.uid for pod in serving_pods(world)] == before
+    document = next(
+        config_map["data"]["desired.json"]
+        for config_map in config_maps(world, names.SERVING_NAMESPACE)
+        if config_map["metadata"]["name"].startswith("desired-state")
+    )
+    assert [entry["name"] for entry in json.loads(document)["adapters"]] == ["one", "two"]
+
+
+def test_preview_announces_an_adapter_that_restarts_vllm(dev: Deployment) -> None:
+    dev.configure(**BASELINE | {"adapters": [adapter("one", rank=64)]})
+    changes = dev.preview()
+    assert "this restarts vLLM: the declared adapters leave the envelope: rank 8 -> 64" in changes.output
+    assert changes.operations[VLLM] == "update"
+
+
+def test_a_config_change_touches_only_what_it_should(dev: Deployment) -> None:
+    dev.configure(**BASELINE | {"gpuMaxSize": 3})
+    assert untouched(dev.up().touched) == {GPU_GROUP: "update"}
+
+
+def test_the_autoscalers_desired_size_is_left_alone(world: World, dev: Deployment) -> None:
+    eks = world.cloud.client("eks")
+    group = {"clusterName": "loraserve-dev", "nodegroupName": names.GPU_NODE_GROUP}
+    eks.update_nodegroup_config(**group, scalingConfig={"minSize": 0, "maxSize": 2, "desiredSize": 1})
+    dev.refresh()
+    assert untouched(dev.up().touched) == {}
+    assert eks.describe_nodegroup(**group)["nodegroup"]["scalingConfig"]["desiredSize"] == 1
+
+
+def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
+    dev.configure(**BASELINE | {"gpuInstanceType": "g6.2xlarge"})
+    changes = dev.up()
+    assert changes.operations[GPU_GROUP] == "replace"
+    assert changes.operations["eks:index:Cluster loraserve-dev"] == "same"
+    assert changes.operations[VLLM] == "same"
+    eks = world.cloud.client("eks")
+    group = eks.describe_nodegroup(clusterName="loraserve-dev", nodegroupName=names.GPU_NODE_GROUP)["nodegroup"]
+    assert group["instanceTypes"] == ["g6.2xlarge"]
+
+
+def test_a_hand_edit_is_found_by_refresh_and_put_right_by_up(world: World, dev: Deployment) -> None:
+    apps = client.AppsV1Api(world.api)
+    apps.patch_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE, {"spec": {"replicas": 0}})
+    bucket = dev.output("adapterBucket")
+    s3 = world.cloud.client("s3")
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
+    assert dev.refresh().operations[VLLM] == "refresh"
+    touched = untouched(dev.up().touched)
+    assert touched == {VLLM: "update", "aws:s3/bucketVersioning:BucketVersioning loraserve-dev-adapters": "update"}
+    assert apps.read_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE).spec.replicas == 1
+    assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+
+
+def test_a_second_up_at_the_same_time_is_refused(dev: Deployment) -> None:
+    first = dev.start("up", "--yes", "--skip-preview")
+    assert first.stdout
+    for line in first.stdout:
+        if "Updating" in line:
+            break
+    second = dev.run("up", "--yes", "--skip-preview")
+    first.communicate()
+    assert second.returncode != 0
+    assert "the stack is currently locked" in second.stderr + second.stdout
+    assert first.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gpuMaxsize": 3}, "loraserve:gpuMaxsize is not a known key: did you mean gpuMaxSize?"),
+        ({"gpuMinSize": 3}, "loraserve:gpuMaxSize 2 is below gpuMinSize 3"),
+        (
+            {"aws:allowedAccountIds": ["999999999999"]},
+            "aws:allowedAccountIds says this stack is for account 999999999999",
+        ),
+        ({"gpuMaxSize": "two"}, "gpuMaxSize"),
+    ],
+    ids=["misspelt key", "max below min", "another account", "wrong type"],
+)
+def test_bad_configuration_is_refused_before_anything_changes(
+    dev: Deployment, changes: dict[str, Any], told: str
+) -> None:
+    dev.configure(**BASELINE | changes)
+    refusal = dev.refusal()
+    assert told in refusal
+    assert "Traceback" not in refusal
+
+
+def test_destroy_leaves_nothing_behind(world: World, dev: Deployment) -> None:
+    world.cloud.client("s3").put_object(
+        Bucket=dev.output("adapterBucket"), Key="llm-models/m/v1/manifest.json", Body=b"{}", IfNoneMatch="*"
+    )
+    deleted = dev.destroy().operations
+    assert len(deleted) > 90
+    assert left_behind(world.cloud, world.control_plane) == []
+
+
+def config_maps(world: World, namespace: str) -> list[dict[str, Any]]:
+    return world.plain(world.core.list_namespaced_config_map(namespace))["items"]

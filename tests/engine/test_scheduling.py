@@ -1,0 +1,80 @@
+"""The production pod and the real scheduler, on nodes that offer what EKS really leaves of a g6.xlarge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from deployed import Deployment, World
+from kubernetes import client
+from pulumi import automation
+
+from infra import names
+from infra.pod_resources import Requests
+from local import nodes
+
+T = TypeVar("T")
+_LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def prod(world: World) -> Deployment:
+    deployment = Deployment(world, "prod")
+    deployment.up()
+    return deployment
+
+
+def test_the_production_pod_fits_a_g6_xlarge_beside_its_daemonsets(world: World, prod: Deployment) -> None:
+    (pod,) = vllm_pods(world)
+    assert (pod["spec"]["nodeName"], pod["status"]["phase"]) == ("gpu-1", "Running")
+
+
+def test_the_same_pod_without_its_toleration_lands_nowhere(world: World, prod: Deployment) -> None:
+    (pod,) = vllm_pods(world)
+    spec = {key: value for key, value in pod["spec"].items() if key not in ("tolerations", "nodeName")}
+    body: Any = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "without-toleration"}, "spec": spec}
+    world.core.create_namespaced_pod(names.SERVING_NAMESPACE, body)
+    told = eventually(lambda: why_unscheduled(world, "without-toleration"))
+    assert "untolerated taint" in told
+    world.core.delete_namespaced_pod("without-toleration", names.SERVING_NAMESPACE)
+
+
+def test_a_daemonset_that_leaves_too_little_room_is_noticed(world: World, prod: Deployment) -> None:
+    greedy = nodes.daemon_set_manifest("greedy", Requests(100, 3 * 1024))
+    manifest: Any = greedy
+    client.AppsV1Api(world.api).create_namespaced_daemon_set(names.SYSTEM_NAMESPACE, manifest)
+    (pod,) = vllm_pods(world)
+    world.core.delete_namespaced_pod(pod["metadata"]["name"], names.SERVING_NAMESPACE, grace_period_seconds=0)
+    waiting = eventually(lambda: [p["metadata"]["name"] for p in vllm_pods(world) if p["status"]["phase"] == "Pending"])
+    assert "Insufficient memory" in eventually(lambda: why_unscheduled(world, waiting[0]))
+
+
+def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Deployment) -> None:
+    with pytest.raises(automation.CommandError, match="protected"):
+        prod.destroy()
+    assert world.cloud.client("eks").list_clusters()["clusters"] == ["loraserve-prod"]
+    assert vllm_pods(world)
+
+
+def vllm_pods(world: World) -> list[dict[str, Any]]:
+    pods = world.core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm")
+    return [pod for pod in world.plain(pods)["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+
+def why_unscheduled(world: World, pod: str) -> str:
+    events = world.core.list_namespaced_event(
+        names.SERVING_NAMESPACE, field_selector=f"involvedObject.name={pod},reason=FailedScheduling"
+    )
+    return " ".join(event["message"] for event in world.plain(events)["items"])
+
+
+def eventually(look: Callable[[], T]) -> T:
+    """The first true answer. Fails once the limit has passed."""
+    deadline = time.monotonic() + _LIMIT_S
+    while time.monotonic() < deadline:
+        if answer := look():
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"nothing within {_LIMIT_S} s")
