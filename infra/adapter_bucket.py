@@ -8,14 +8,14 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import workload_identity
-from infra.names import CATALOG_PREFIXES
+from infra.names import ADAPTER_PREFIX, CATALOG_PREFIXES
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
 
 
 def bucket_policy(bucket_arn: str) -> str:
-    """TLS only; published objects can be created once, neither overwritten nor deleted.
+    """TLS only; published objects can be created once and not overwritten, and adapters not deleted.
 
     A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not.
     """
@@ -28,7 +28,7 @@ def bucket_policy(bucket_arn: str) -> str:
             published,
             {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
         ),
-        _deny("NoDelete", ["s3:DeleteObject", "s3:DeleteObjectVersion"], published),
+        _deny("NoDelete", ["s3:DeleteObject", "s3:DeleteObjectVersion"], [f"{bucket_arn}/{ADAPTER_PREFIX}/*"]),
     )
 
 

@@ -11,7 +11,7 @@ import pulumi_aws as aws
 import pulumi_eks as eks
 
 from infra import versions
-from infra.names import EBS_CSI_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
+from infra.names import EBS_CSI_SERVICE_ACCOUNT, HTTPS_PORT, SYSTEM_NAMESPACE
 from infra.network import Network
 from infra.settings import ClusterAccess
 from infra.workload_identity import AUDIENCE, WorkloadRole
@@ -35,6 +35,7 @@ class Cluster(pulumi.ComponentResource):
         network: Network,
         access: Sequence[ClusterAccess],
         public_access_cidrs: Sequence[IPv4Network],
+        private_access_cidrs: Sequence[IPv4Network],
         logs: Sequence[str],
         deletion_protection: bool,
         opts: pulumi.ResourceOptions | None = None,
@@ -68,6 +69,16 @@ class Cluster(pulumi.ComponentResource):
             kube_proxy_addon_options=eks.KubeProxyAddonOptionsArgs(version=versions.KUBE_PROXY),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[log_group, network], protect=deletion_protection),
         )
+        for cidr in private_access_cidrs:
+            aws.vpc.SecurityGroupIngressRule(
+                f"{name}-api-from-{cidr}",
+                security_group_id=self.eks.cluster_security_group_id,
+                ip_protocol="tcp",
+                from_port=HTTPS_PORT,
+                to_port=HTTPS_PORT,
+                cidr_ipv4=str(cidr),
+                opts=child,
+            )
         self.issuer = self.eks.oidc_issuer
         self.oidc_provider = aws.iam.OpenIdConnectProvider(
             name, url=self.issuer.apply(lambda issuer: f"https://{issuer}"), client_id_lists=[AUDIENCE], opts=child

@@ -146,7 +146,7 @@ class Inference(pulumi.ComponentResource):
         self.service = self._create_service()
         k8s.policy.v1.PodDisruptionBudget(
             VLLM,
-            metadata={"namespace": namespace},
+            metadata={"name": VLLM, "namespace": namespace},
             spec={"max_unavailable": 1, "selector": {"match_labels": VLLM_SELECTOR}},
             opts=self._child,
         )
@@ -167,7 +167,9 @@ class Inference(pulumi.ComponentResource):
         data: dict[str, pulumi.Input[str]] = {_API_KEY: key.result}
         if self._settings.hub_token:
             data[_HUB_TOKEN] = pulumi.Output.secret(self._settings.hub_token.get_secret_value())
-        return core.Secret(VLLM, metadata={"namespace": self._namespace}, string_data=data, opts=self._child)
+        return core.Secret(
+            VLLM, metadata={"name": VLLM, "namespace": self._namespace}, string_data=data, opts=self._child
+        )
 
     def _create_desired_state(self) -> core.ConfigMap:
         document = pulumi.Output.from_input(self._identity.bucket).apply(
@@ -180,7 +182,7 @@ class Inference(pulumi.ComponentResource):
         )
         return core.ConfigMap(
             "desired-state",
-            metadata={"namespace": self._namespace},
+            metadata={"name": "desired-state", "namespace": self._namespace},
             data={DESIRED_STATE_FILE: document},
             opts=self._child,
         )
@@ -191,7 +193,7 @@ class Inference(pulumi.ComponentResource):
         template = Path(self._settings.chat_template_file).read_text(encoding="utf-8")
         return core.ConfigMap(
             "chat-template",
-            metadata={"namespace": self._namespace},
+            metadata={"name": "chat-template", "namespace": self._namespace},
             data={_TEMPLATE_FILE: template},
             opts=self._child,
         )

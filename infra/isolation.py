@@ -62,7 +62,7 @@ class Isolation(pulumi.ComponentResource):
         directions = [kind for kind, rules in (("Ingress", ingress), ("Egress", egress)) if rules is not None]
         net.NetworkPolicy(
             name,
-            metadata={"namespace": self._namespace},
+            metadata={"name": name, "namespace": self._namespace},
             spec={
                 "pod_selector": {"match_labels": selector} if selector else {},
                 "policy_types": directions,

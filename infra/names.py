@@ -91,8 +91,3 @@ DESIRED_STATE_FILE = "desired.json"
 def cluster_name(stack: str) -> str:
     """Named, not auto-named: kubeconfig, autoscaler discovery and the log group must know it beforehand."""
     return f"{PROJECT}-{stack}"
-
-
-def stack_tags(stack: str) -> dict[str, str]:
-    """On every AWS resource: tells what belongs to which stack, so that a teardown can be checked."""
-    return {"loraserve/stack": stack, "ManagedBy": "pulumi"}

@@ -16,6 +16,11 @@ _NAT_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm
 _NAT_USER_DATA = dedent("""\
     #!/bin/bash
     set -euo pipefail
+    # 512 MB and no swap: the package manager would be killed.
+    dd if=/dev/zero of=/swap bs=1M count=1024
+    chmod 600 /swap
+    mkswap /swap
+    swapon /swap
     dnf install --assumeyes iptables-services
     echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf
     sysctl --load /etc/sysctl.d/90-nat.conf
@@ -159,6 +164,9 @@ class Network(pulumi.ComponentResource):
             associate_public_ip_address=True,
             source_dest_check=False,
             user_data=_NAT_USER_DATA,
+            user_data_replace_on_change=True,
+            # The default, unlimited, bills what exceeds the credits.
+            credit_specification={"cpu_credits": "standard"},
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1},
             root_block_device={"volume_type": "gp3", "volume_size": NAT_VOLUME_GIB, "encrypted": True},
             tags=self._tags("nat"),

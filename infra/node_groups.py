@@ -152,7 +152,8 @@ class NodeGroups(pulumi.ComponentResource):
     def _create_gpu_group(self, settings: Settings) -> aws.eks.NodeGroup:
         template = self._create_template(
             GPU_NODE_GROUP,
-            volume=_volume(settings.gpu_root_volume_gib, _GPU_VOLUME_MIBPS),
+            # With RAID0 images lie on NVMe, and the root volume needs no speed.
+            volume=_volume(settings.gpu_root_volume_gib, None if settings.gpu_nvme_raid0 else _GPU_VOLUME_MIBPS),
             user_data=node_user_data(gpu_node_spec(nvme_raid0=settings.gpu_nvme_raid0)),
             tags=GPU_PURPOSE_TAG,
         )

@@ -33,10 +33,12 @@ DCGM_EXPORTER = Requests(100, 256)
 NODE_EXPORTER = Requests(20, 32)
 AWS_NODE = Requests(50, 0)
 KUBE_PROXY = Requests(100, 0)
+EBS_CSI_NODE = Requests(30, 120)
 
 GPU_NODE_DAEMONSETS = {
     "aws-node": AWS_NODE,
     "kube-proxy": KUBE_PROXY,
+    "ebs-csi-node": EBS_CSI_NODE,
     "nvidia-device-plugin": DEVICE_PLUGIN,
     "dcgm-exporter": DCGM_EXPORTER,
     "node-exporter": NODE_EXPORTER,

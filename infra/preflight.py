@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pulumi
 import pulumi_aws as aws
 
 from infra.errors import ConfigError
 from infra.names import PROJECT
-from infra.settings import Settings, allowed_account
+from infra.settings import ClusterAccess, Settings, allowed_account
+
+_GPU_QUOTA = "L-DB2E81BA"
+"""EC2: Running On-Demand G and VT instances, in vCPUs."""
 
 
 def check_account() -> str:
@@ -23,13 +27,52 @@ def check_account() -> str:
     return caller
 
 
+def check_first_access(access: Sequence[ClusterAccess], cluster_name: str) -> None:
+    """Whoever makes the cluster becomes its administrator, and EKS refuses a second entry for the same principal."""
+    if cluster_name in aws.eks.get_clusters().names:
+        return
+    principal = principal_name(aws.get_caller_identity().arn)
+    own = [entry.name for entry in access if principal_name(entry.principal_arn) == principal]
+    if own:
+        raise ConfigError(
+            [
+                f"{PROJECT}:clusterAccess entry {', '.join(own)} is you: who makes the cluster becomes its administrator, "
+                "and EKS refuses a second entry: remove it"
+            ]
+        )
+
+
+def principal_name(arn: str) -> str:
+    """The role or user behind an ARN; a session's ARN (`sts ...:assumed-role/NAME/SESSION`) names its role."""
+    kind, _, rest = arn.split(":", 5)[5].partition("/")
+    return rest.split("/")[0] if kind == "assumed-role" else rest.split("/")[-1]
+
+
+def check_gpu_quota(settings: Settings) -> None:
+    """Warns where the account's quota is too small for the GPU group; says nothing where it may not be read."""
+    try:
+        quota = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=_GPU_QUOTA).value
+    except Exception:
+        return
+    needed = settings.gpu_max_size * settings.gpu_instance.vcpus
+    if quota < needed:
+        pulumi.log.warn(
+            f"quota: {settings.gpu_max_size} x {settings.gpu_instance_type} need {needed} vCPUs of 'Running On-Demand G and VT "
+            f"instances', and this account has {quota:g}: GPU nodes will not start; request more under Service Quotas"
+        )
+
+
 def find_zones(settings: Settings) -> list[str]:
     """The zones to build in: those named in the config, or the first that offer the GPU type."""
+    offered = _zones_of(settings.gpu_instance_type) & _zones_of(settings.system_instance_type)
+    return choose_zones(settings, sorted(offered), aws.get_region().region)
+
+
+def _zones_of(instance_type: str) -> set[str]:
     offerings = aws.ec2.get_instance_type_offerings(
-        location_type="availability-zone",
-        filters=[{"name": "instance-type", "values": [settings.gpu_instance_type]}],
+        location_type="availability-zone", filters=[{"name": "instance-type", "values": [instance_type]}]
     )
-    return choose_zones(settings, sorted(offerings.locations), aws.get_region().region)
+    return set(offerings.locations)
 
 
 def choose_zones(settings: Settings, offering: Sequence[str], region: str) -> list[str]:

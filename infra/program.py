@@ -15,7 +15,7 @@ from infra.cluster import Cluster
 from infra.images import loraserve_image
 from infra.inference import Inference, ServingIdentity
 from infra.isolation import Isolation, create_namespace
-from infra.monitoring.stack import Monitoring
+from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
 from infra.workload_identity import WorkloadRole, read_prefixes
@@ -24,14 +24,16 @@ from infra.workload_identity import WorkloadRole, read_prefixes
 def deploy() -> None:
     """Declares every resource of this stack."""
     config = settings.load()
+    cluster_name = names.cluster_name(pulumi.get_stack())
     preflight.check_account()
+    preflight.check_first_access(config.cluster_access, cluster_name)
+    preflight.check_gpu_quota(config)
     zones = preflight.find_zones(config)
     region = aws.get_region().region
     pulumi.log.info(cost.describe(cost.idle_cost(config, region, len(zones))))
     announce_restart(config.envelope)
 
     # AWS: network, cluster, nodes, adapters and who may read them.
-    cluster_name = names.cluster_name(pulumi.get_stack())
     network = Network(
         cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, cluster_name=cluster_name, region=region
     )
@@ -40,6 +42,7 @@ def deploy() -> None:
         network=network,
         access=config.cluster_access,
         public_access_cidrs=config.public_access_cidrs,
+        private_access_cidrs=config.private_access_cidrs,
         logs=config.control_plane_logs,
         deletion_protection=config.deletion_protection,
     )
@@ -89,9 +92,9 @@ def deploy() -> None:
         opts=in_cluster,
     )
     if config.monitoring_enabled:
-        monitoring_namespace = create_namespace(
-            names.MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(provider=provider)
-        ).metadata.name
+        # The namespace goes before the driver that has to delete its volumes.
+        after_driver = pulumi.ResourceOptions(provider=provider, depends_on=[storage_driver] if storage_driver else [])
+        monitoring_namespace = create_namespace(names.MONITORING_NAMESPACE, "privileged", after_driver).metadata.name
         Monitoring(
             "monitoring",
             namespace=cast(pulumi.Output[str], monitoring_namespace),
@@ -111,8 +114,7 @@ def deploy() -> None:
     pulumi.export("model", {"forward": forward, "url": f"http://localhost:{names.VLLM_PORT}/v1"})
     pulumi.export("modelKeyCommand", inference.api_key_command())
     if config.monitoring_enabled:
-        grafana = "svc/kube-prometheus-stack-grafana 3000:80"
-        pulumi.export("grafana", f"kubectl --namespace {names.MONITORING_NAMESPACE} port-forward {grafana}")
+        pulumi.export("grafana", grafana_commands())
     pulumi.export("envelope", config.envelope.describe() if config.envelope else None)
 
 

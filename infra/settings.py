@@ -36,7 +36,7 @@ from loraserve.desired import Adapter, explain
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC has no room for three private /23s with prefix delegation."""
-_WIDEST_CIDR_IN_PRODUCTION = 8
+_WIDEST_CIDR_IN_PRODUCTION = 16
 
 Arn = Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:(role|user)/.+$")]
 AccountId = Annotated[str, StringConstraints(pattern=r"^\d{12}$")]
@@ -68,6 +68,7 @@ class Settings(_Section):
     nat: Literal["gateway", "gateway-per-zone", "instance"]
     cluster_access: tuple[ClusterAccess, ...] = ()
     public_access_cidrs: tuple[IPv4Network, ...] = ()
+    private_access_cidrs: tuple[IPv4Network, ...] = ()
     control_plane_logs: tuple[Literal["api", "audit", "authenticator", "controllerManager", "scheduler"], ...] = (
         "audit",
         "authenticator",
@@ -204,14 +205,19 @@ class Settings(_Section):
         return problems
 
     def _safety_problems(self) -> list[str]:
-        if self.environment != "production":
-            return []
         problems = []
+        if not self.public_access_cidrs and not self.private_access_cidrs:
+            problems.append(
+                f"{PROJECT}:publicAccessCidrs is empty, so nobody reaches the cluster's API, this program included: list your "
+                "own address ranges, or keep it off and list the ranges of your VPN or bastion in privateAccessCidrs"
+            )
+        if self.environment != "production":
+            return problems
         wide = [str(cidr) for cidr in self.public_access_cidrs if cidr.prefixlen < _WIDEST_CIDR_IN_PRODUCTION]
         if wide:
             problems.append(
                 f"{PROJECT}:publicAccessCidrs opens the cluster's API to {', '.join(wide)}: list your own address ranges, "
-                "or remove the key to turn the public endpoint off"
+                "or none and use privateAccessCidrs"
             )
         if not _is_commit(self.base_model_revision):
             problems.append(
@@ -248,7 +254,12 @@ class Settings(_Section):
 
 def load() -> Settings:
     """Reads this stack's configuration. Raises ConfigError with every problem found."""
-    return parse(_configured(f"{PROJECT}:"))
+    values = _configured(f"{PROJECT}:")
+    if "hubToken" in values and not runtime_config.is_config_secret(f"{PROJECT}:hubToken"):
+        raise ConfigError(
+            [f"{PROJECT}:hubToken stands in clear in the stack file: `pulumi config set --secret hubToken`"]
+        )
+    return parse(values)
 
 
 def parse(values: Mapping[str, Any]) -> Settings:

@@ -11,7 +11,8 @@ KUBERNETES = "1.35"
 """Standard support ends 2027-03-27; the Cluster Autoscaler's minor version follows it."""
 
 # EKS add-ons for that Kubernetes version.
-VPC_CNI = "v1.21.1-eksbuild.3"
+VPC_CNI = "v1.22.3-eksbuild.1"
+"""1.21 can drop all traffic of pods on a fresh node where network policies are on (aws-network-policy-agent#570)."""
 KUBE_PROXY = "v1.35.0-eksbuild.2"
 COREDNS = "v1.13.2-eksbuild.1"
 EBS_CSI_DRIVER = "v1.56.0-eksbuild.1"

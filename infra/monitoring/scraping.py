@@ -19,7 +19,7 @@ def vllm_service_monitor(
         VLLM,
         api_version="monitoring.coreos.com/v1",
         kind="ServiceMonitor",
-        metadata={"namespace": namespace},
+        metadata={"name": VLLM, "namespace": namespace},
         spec={
             "selector": {"matchLabels": VLLM_SELECTOR},
             "endpoints": [

@@ -11,12 +11,14 @@ import pulumi_random as random
 from infra import addons, pod_resources, versions
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.scraping import vllm_service_monitor
+from infra.names import MONITORING_NAMESPACE
 from infra.pod_resources import Requests
 
 GP3_CLASS = "gp3"
 RETENTION_DAYS = 15
 _DASHBOARD_LABEL = "grafana_dashboard"
 _GRAFANA_USER = "admin"
+_GRAFANA_LOGIN = "grafana-admin"
 _PROMETHEUS = Requests(200, 640)
 _GRAFANA = Requests(50, 192)
 _OPERATOR = Requests(50, 96)
@@ -35,10 +37,18 @@ def stack_values(grafana_secret: Any, volume_gib: int) -> dict[str, Any]:
     """Chart values: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
     return {
         **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
-        "defaultRules": {"rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False)},
+        "defaultRules": {
+            "rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False),
+            "disabled": {"PrometheusNotConnectedToAlertmanagers": True},
+        },
         "alertmanager": {"enabled": False},
         "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
-        "prometheusOperator": {"resources": addons.requests(_OPERATOR)},
+        "prometheusOperator": {
+            "resources": addons.requests(_OPERATOR),
+            # Its webhook's certificate is made by a Helm hook, and `Chart` runs no hooks: the operator would wait for ever.
+            "admissionWebhooks": {"enabled": False},
+            "tls": {"enabled": False},
+        },
         "kube-state-metrics": {"resources": addons.requests(_KUBE_STATE_METRICS)},
         "prometheus-node-exporter": {
             "resources": addons.requests(pod_resources.NODE_EXPORTER),
@@ -47,7 +57,10 @@ def stack_values(grafana_secret: Any, volume_gib: int) -> dict[str, Any]:
         "grafana": {
             "resources": addons.requests(_GRAFANA),
             "admin": {"existingSecret": grafana_secret, "userKey": "user", "passwordKey": "password"},
-            "sidecar": {"dashboards": {"label": _DASHBOARD_LABEL, "labelValue": "1"}},
+            "sidecar": {
+                "dashboards": {"label": _DASHBOARD_LABEL, "labelValue": "1"},
+                "datasources": {"alertmanager": {"enabled": False}},
+            },
         },
     }
 
@@ -72,6 +85,16 @@ def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
     return spec
 
 
+def grafana_commands() -> dict[str, str]:
+    """How a person gets to Grafana."""
+    kubectl = f"kubectl --namespace {MONITORING_NAMESPACE}"
+    return {
+        "forward": f"{kubectl} port-forward service/{versions.KUBE_PROMETHEUS_STACK.name}-grafana 3000:80",
+        "user": _GRAFANA_USER,
+        "passwordCommand": f"{kubectl} get secret {_GRAFANA_LOGIN} --output jsonpath='{{.data.password}}' | base64 --decode",
+    }
+
+
 class Monitoring(pulumi.ComponentResource):
     """Everything in the monitoring namespace."""
 
@@ -87,10 +110,10 @@ class Monitoring(pulumi.ComponentResource):
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        password = random.RandomPassword("grafana-admin", length=24, special=False, opts=child)
+        password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
         login = k8s.core.v1.Secret(
-            "grafana-admin",
-            metadata={"namespace": namespace},
+            _GRAFANA_LOGIN,
+            metadata={"name": _GRAFANA_LOGIN, "namespace": namespace},
             string_data={"user": _GRAFANA_USER, "password": password.result},
             opts=child,
         )
@@ -115,7 +138,7 @@ class Monitoring(pulumi.ComponentResource):
         )
         k8s.core.v1.ConfigMap(
             "vllm-dashboard",
-            metadata={"namespace": namespace, "labels": {_DASHBOARD_LABEL: "1"}},
+            metadata={"name": "vllm-dashboard", "namespace": namespace, "labels": {_DASHBOARD_LABEL: "1"}},
             data={"vllm.json": dashboard_json()},
             opts=child,
         )

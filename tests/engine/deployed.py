@@ -16,7 +16,10 @@ from local.cloud import Cloud
 from local.control_plane import ControlPlane
 
 REGION = "eu-central-1"
-_PRODUCTION_CHOICES = {"baseModelRevision": "0123456789abcdef0123456789abcdef01234567"}
+_PRODUCTION_CHOICES = {
+    "baseModelRevision": "0123456789abcdef0123456789abcdef01234567",
+    "privateAccessCidrs": ["192.168.0.0/24"],
+}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ from infra.names import PROJECT
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ACCOUNT = "123456789012"
+CALLER = f"arn:aws:sts::{ACCOUNT}:assumed-role/deployer/session"
 ZONES = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
 ISSUER = "oidc.eks.eu-central-1.amazonaws.com/id/TEST"
 
-PRODUCTION_CHOICES = {"baseModelRevision": "0123456789abcdef0123456789abcdef01234567"}
+PRODUCTION_CHOICES = {
+    "baseModelRevision": "0123456789abcdef0123456789abcdef01234567",
+    "privateAccessCidrs": ["192.168.0.0/24"],
+}
 """What Pulumi.prod.yaml leaves to its owner."""
 
 
@@ -99,19 +103,22 @@ class _Recorder(logging.Handler):
 class _Aws(mocks.Mocks):
     """Answers with the flat outputs that the program reads, and echoes the rest."""
 
-    def __init__(self, last_outputs: Mapping[str, Any], offering: list[str]) -> None:
+    def __init__(self, last_outputs: Mapping[str, Any], offering: list[str], gpu_quota: float) -> None:
+        self._gpu_quota = gpu_quota
         self._last_outputs = last_outputs
         self._offering = offering
 
-    def call(self, args: mocks.MockCallArgs) -> dict[str, Any]:
+    def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
         answers: dict[str, dict[str, Any]] = {
-            "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT},
+            "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT, "arn": CALLER},
+            "aws:eks/getClusters:getClusters": {"names": []},
+            "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
             "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": {"locations": self._offering},
             "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
             "aws:ecr/getAuthorizationToken:getAuthorizationToken": {"userName": "AWS", "password": "token"},
         }
-        return answers[args.token]
+        return answers[args.token], []
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         outputs = {"name": args.name, "arn": f"arn:aws:mock:::{args.name}"} | args.inputs
@@ -165,11 +172,13 @@ def declare(
     preview: bool = False,
     last_outputs: Mapping[str, Any] | None = None,
     offering: list[str] | None = None,
+    gpu_quota: float = 64,
+    secrets: Sequence[str] = (),
     **changes: Any,
 ) -> Program:
     """Runs the program once. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values."""
     program = Program()
-    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering)
+    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering, gpu_quota)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))
@@ -179,7 +188,7 @@ def declare(
     )
     configured = {f"{PROJECT}:{key}": _as_text(value) for key, value in stack_values(stack, **changes).items()}
     provider_keys = {k: _as_text(v) for k, v in stack_file(stack).items() if k.startswith("aws:")}
-    runtime_config.set_all_config(configured | provider_keys)
+    runtime_config.set_all_config(configured | provider_keys, [f"{PROJECT}:{key}" for key in secrets])
 
     @pulumi.runtime.test
     def run() -> None:

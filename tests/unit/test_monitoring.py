@@ -81,6 +81,12 @@ def test_rules_for_a_control_plane_that_eks_hides_are_off() -> None:
     assert values["defaultRules"]["rules"]["etcd"] is False
 
 
+def test_the_operator_waits_for_no_helm_hook() -> None:
+    operator = stack_values("secret", 0)["prometheusOperator"]
+    assert operator["admissionWebhooks"] == {"enabled": False}
+    assert operator["tls"] == {"enabled": False}
+
+
 def test_every_service_monitor_is_taken_whatever_its_labels() -> None:
     spec = stack_values("secret", 0)["prometheus"]["prometheusSpec"]
     assert spec["serviceMonitorSelectorNilUsesHelmValues"] is False

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from declared import CHECKOUT, Program, Resource, adapter, declare
+from declared import CHECKOUT, Program, Resource, adapter, declare, stack_file
 
 from infra import names
 from infra.inference import grace_seconds
@@ -172,6 +172,27 @@ def test_access_to_the_cluster_comes_from_the_config() -> None:
     assert policy["policyArn"].endswith("AmazonEKSClusterAdminPolicy")
 
 
+def test_a_private_api_admits_the_listed_ranges(prod: Program) -> None:
+    rule = prod.one("vpc/securityGroupIngressRule:SecurityGroupIngressRule").inputs
+    assert (rule["securityGroupId"], rule["cidrIpv4"], rule["fromPort"]) == ("sg-1", "192.168.0.0/24", 443)
+
+
+def test_a_too_small_gpu_quota_is_told_before_nodes_are_waited_for() -> None:
+    told = " ".join(declare("dev", gpu_quota=4).messages)
+    assert "2 x g6.xlarge need 8 vCPUs" in told
+    assert not any("quota" in message for message in declare("dev", gpu_quota=8).messages)
+
+
+def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) -> None:
+    namespace = prod.one("core/v1:Namespace", names.MONITORING_NAMESPACE)
+    assert any("ebs-csi" in urn for urn in namespace.depends_on)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_aws_resource_is_tagged_with_its_stack(stack: str) -> None:
+    assert stack_file(stack)["aws:defaultTags"] == {"tags": {"loraserve/stack": stack}}
+
+
 def test_the_volume_driver_comes_only_with_a_volume(dev: Program, prod: Program) -> None:
     assert [addon.inputs["addonName"] for addon in dev.of_type("eks/addon:Addon")] == ["coredns"]
     assert sorted(addon.inputs["addonName"] for addon in prod.of_type("eks/addon:Addon")) == [
@@ -286,7 +307,7 @@ def test_a_chat_template_is_mounted(tmp_path: Any) -> None:
 
 
 def test_a_gated_models_token_travels_as_a_secret_only() -> None:
-    program = declare("dev", hubToken="hf_very_secret")
+    program = declare("dev", hubToken="hf_very_secret", secrets=["hubToken"])
     variable = next(v for v in vllm(program)["env"] if v["name"] == "HF_TOKEN")
     assert "secretKeyRef" in variable["valueFrom"]
     holders = {r.type for r in program.resources if "hf_very_secret" in json.dumps(r.inputs)}

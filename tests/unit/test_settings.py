@@ -90,9 +90,37 @@ def test_a_warm_pool_and_raid0_exclude_each_other() -> None:
     assert "loraserve:gpuWarmPool keeps stopped instances" in problems(gpuWarmPool=True)
 
 
-@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/2"])
+@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "0.0.0.0/1", "12.0.0.0/8"])
 def test_production_refuses_an_open_api_endpoint(cidr: str) -> None:
     assert "loraserve:publicAccessCidrs opens the cluster's API" in problems("prod", publicAccessCidrs=[cidr])
+
+
+def test_a_cluster_that_nobody_reaches_is_refused() -> None:
+    told = problems("prod", privateAccessCidrs=None)
+    assert "loraserve:publicAccessCidrs is empty, so nobody reaches the cluster's API" in told
+
+
+def test_a_hub_token_in_clear_is_refused() -> None:
+    with pytest.raises(ConfigError, match="pulumi config set --secret hubToken"):
+        declare("dev", hubToken="hf_very_secret")
+
+
+def test_the_creator_of_the_cluster_needs_no_access_entry() -> None:
+    entry = {"name": "me", "principalArn": "arn:aws:iam::123456789012:role/deployer", "policy": "admin"}
+    with pytest.raises(ConfigError, match="clusterAccess entry me is you"):
+        declare("dev", clusterAccess=[entry])
+
+
+@pytest.mark.parametrize(
+    ("arn", "name"),
+    [
+        ("arn:aws:iam::123456789012:role/team/deployer", "deployer"),
+        ("arn:aws:sts::123456789012:assumed-role/deployer/me@acme", "deployer"),
+        ("arn:aws:iam::123456789012:user/anna", "anna"),
+    ],
+)
+def test_a_principal_is_told_from_its_arn(arn: str, name: str) -> None:
+    assert preflight.principal_name(arn) == name
 
 
 def test_an_unknown_base_model_needs_its_shape() -> None:

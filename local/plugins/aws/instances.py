@@ -113,6 +113,7 @@ class Instance(Ec2Resource):
     optional = frozenset(
         {
             "associatePublicIpAddress",
+            "creditSpecification",
             "iamInstanceProfile",
             "metadataOptions",
             "rootBlockDevice",
