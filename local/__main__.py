@@ -27,7 +27,7 @@ from local.toolchain import Tool, ToolchainError, ensure
 
 STACK = "local"
 REGION = "eu-central-1"
-_console = Console(highlight=False)
+_console = Console(highlight=False, soft_wrap=True)
 
 
 def state_folder() -> Path:
@@ -41,7 +41,7 @@ def up() -> None:
     state = state_folder()
     with _step("tools (found, or built once)"):
         ensure(*Tool)
-        engine.prepare(state)
+        engine.prepare(state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
     with _step("Kubernetes control plane"):
         control_plane = ControlPlane.start(state / "cluster")
         api = config.new_client_from_config(str(control_plane.kubeconfig))
@@ -69,6 +69,7 @@ def down() -> None:
     control_plane = ControlPlane.load(state / "cluster")
     cloud = _running_cloud(state)
     if cloud and control_plane:
+        control_plane = ControlPlane.start(state / "cluster")  # repairs what a crash has stopped
         pulumi = _Pulumi(state, cloud, control_plane)
         count = pulumi.resource_count()
         with _step("pulumi destroy --stack local"):

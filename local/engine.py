@@ -22,9 +22,12 @@ _PASSPHRASE = "local"
 """Secrets of a local stack guard nothing beyond this machine's emulated AWS."""
 
 
-def prepare(state: Path) -> None:
-    """Installs the CLI and the plugins for the state folder; safe to repeat."""
-    install(state / "pulumi")
+def prepare(state: Path, user_plugins: Path | None = None) -> None:
+    """Installs the CLI and the plugins for the state folder; safe to repeat.
+
+    `user_plugins` is the user's `PULUMI_HOME`, whose real plugins are preferred where they can do the work here.
+    """
+    install(state / "pulumi", user_plugins)
     (state / "backend").mkdir(parents=True, exist_ok=True)
     link = cli(state)
     link.parent.mkdir(parents=True, exist_ok=True)

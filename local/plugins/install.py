@@ -6,27 +6,24 @@ from importlib import metadata
 from pathlib import Path
 
 _SHIMS = Path(__file__).with_name("bin")
+_OWN_PREFERRED = ("resource-kubernetes", "resource-random")
+"""Plugins of which a user's real one does just as well here; the others only know how to reach AWS or a builder."""
 
 
-def install(pulumi_home: Path) -> None:
-    """Links every stand-in into the plugin folder of a `PULUMI_HOME`, unless a plugin of that name is there already.
+def install(pulumi_home: Path, user_home: Path | None = None) -> None:
+    """Links every stand-in into the plugin folder of a `PULUMI_HOME`.
 
-    Plugins on PATH would do too, but win over installed ones, and the CLI warns of each.
+    Where `user_home`, the user's own `PULUMI_HOME`, holds the real plugin in the SDK's version, that one is linked if it
+    can do the work here. Plugins on PATH would do too, but win over installed ones, and the CLI warns of each.
     """
     for shim in sorted(_SHIMS.iterdir()):
         plugin = shim.name.removeprefix("pulumi-")
-        if _installed(pulumi_home, plugin):
-            continue
-        folder = pulumi_home / "plugins" / f"{plugin}-v{_version(plugin)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        link = folder / shim.name
+        folder = Path("plugins") / f"{plugin}-v{_version(plugin)}"
+        link = pulumi_home / folder / shim.name
+        link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(shim)
-
-
-def _installed(pulumi_home: Path, plugin: str) -> bool:
-    found = (pulumi_home / "plugins").glob(f"{plugin}-v*/pulumi-{plugin}")
-    return any(not path.is_symlink() for path in found)
+        own = user_home / folder / shim.name if user_home and plugin in _OWN_PREFERRED else None
+        link.symlink_to(own if own and own.is_file() else shim)
 
 
 def _version(plugin: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from deployed import Deployment, World
 from kubernetes import client
 
@@ -17,6 +18,7 @@ GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
 DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"
 VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
+_REFUSED = r"AccessDenied|PreconditionFailed|\(403\)"
 
 
 def adapter(name: str, **changes: Any) -> dict[str, Any]:
@@ -66,6 +68,55 @@ def test_up_tells_how_to_reach_what_it_made(world: World, dev: Deployment) -> No
     assert names.VLLM_SERVICE in dev.output("model")["forward"]
     assert dev.output("kubeconfigCommand") == "aws eks update-kubeconfig --name loraserve-dev --region eu-central-1"
     world.cloud.client("s3").head_bucket(Bucket=dev.output("adapterBucket"))
+
+
+def test_the_serving_role_reads_the_catalog_and_nothing_else(world: World, dev: Deployment) -> None:
+    bucket = dev.output("adapterBucket")
+    administrator = world.cloud.client("s3")
+    for key in ("llm-models/faq/v1/manifest.json", "private/notes.txt"):
+        administrator.put_object(Bucket=bucket, Key=key, Body=b"{}", IfNoneMatch="*")
+    world.cloud.enforce_iam()
+    s3 = serving_s3(world, dev.output("servingRole"))
+    assert s3.get_object(Bucket=bucket, Key="llm-models/faq/v1/manifest.json")["Body"].read() == b"{}"
+    refused = [
+        lambda: s3.get_object(Bucket=bucket, Key="private/notes.txt"),
+        lambda: s3.put_object(Bucket=bucket, Key="llm-models/faq/v2/manifest.json", Body=b"{}", IfNoneMatch="*"),
+        lambda: s3.delete_object(Bucket=bucket, Key="llm-models/faq/v1/manifest.json"),
+    ]
+    for call in refused:
+        with pytest.raises(ClientError, match=_REFUSED):
+            call()
+    world.cloud.enforce_iam(False)
+
+
+def test_a_published_object_is_neither_overwritten_nor_deleted_even_by_an_administrator(
+    world: World, dev: Deployment
+) -> None:
+    published = {"Bucket": dev.output("adapterBucket"), "Key": "llm-models/faq/v1/manifest.json"}
+    s3 = world.cloud.client("s3")
+    world.cloud.enforce_iam()
+    for call in (
+        lambda: s3.put_object(**published, Body=b"other"),
+        lambda: s3.put_object(**published, Body=b"other", IfNoneMatch="*"),
+        lambda: s3.delete_object(**published),
+    ):
+        with pytest.raises(ClientError, match=_REFUSED):
+            call()
+    world.cloud.enforce_iam(False)
+    assert s3.get_object(**published)["Body"].read() == b"{}"
+
+
+def serving_s3(world: World, role: str) -> Any:
+    """S3 as the pod sees it: with the role that its projected token stands for."""
+    sts = world.cloud.client("sts")
+    session = sts.assume_role_with_web_identity(RoleArn=role, RoleSessionName="pod", WebIdentityToken="projected")
+    keys = session["Credentials"]
+    return world.cloud.client(
+        "s3",
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["SessionToken"],
+    )
 
 
 def test_a_second_up_changes_nothing(dev: Deployment) -> None:
@@ -168,9 +219,6 @@ def test_bad_configuration_is_refused_before_anything_changes(
 
 
 def test_destroy_leaves_nothing_behind(world: World, dev: Deployment) -> None:
-    world.cloud.client("s3").put_object(
-        Bucket=dev.output("adapterBucket"), Key="llm-models/m/v1/manifest.json", Body=b"{}", IfNoneMatch="*"
-    )
     deleted = dev.destroy().operations
     assert len(deleted) > 90
     assert left_behind(world.cloud, world.control_plane) == []
