@@ -15,14 +15,13 @@ from loraserve.errors import LoraserveError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse)."""
+    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse; see also `recover`)."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except LoraserveError as error:
         print(f"loraserve: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +43,15 @@ def _parser() -> argparse.ArgumentParser:
 
     agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
     agent.set_defaults(command=_agent)
+
+    recover = commands.add_parser(
+        "recover",
+        help="after a `pulumi up` that was killed: delete what it created and did not record",
+        description="Reads a state from standard input (pulumi stack export --stack dev | python -m loraserve recover) and "
+        "looks in AWS for what its pending creations made. Exit code 2: something is left to delete.",
+    )
+    recover.add_argument("--yes", action="store_true", help="delete what was found (without it, it is only shown)")
+    recover.set_defaults(command=_recover)
     return parser
 
 
@@ -61,6 +69,13 @@ def _agent(_: argparse.Namespace) -> None:
 
     log.configure()
     run(Settings.from_environment(os.environ))
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from loraserve.recovery import recover
+
+    export = "" if sys.stdin.isatty() else sys.stdin.read()
+    return 0 if recover(export, delete=options.yes) else 2
 
 
 def stack_config_entry(adapter: Adapter) -> str:

@@ -24,7 +24,7 @@ import pulumi_eks as eks
 
 config = pulumi.Config()
 vpc = aws.ec2.Vpc("vpc", cidr_block="10.0.0.0/16", tags={"Name": config.get("title") or "first"})
-zones = aws.get_availability_zones(state="available").names
+zones = [aws.get_region().region + letter for letter in "ab"]
 subnets = [
     aws.ec2.Subnet(f"subnet-{i}", vpc_id=vpc.id, cidr_block=f"10.0.{i}.0/24", availability_zone=zones[i])
     for i in range(2)

@@ -60,7 +60,7 @@ def test_nodes_offer_what_eks_leaves_of_the_instance(core: client.CoreV1Api) -> 
 
 
 def test_daemon_sets_run_where_they_belong(core: client.CoreV1Api) -> None:
-    everywhere = {"aws-node", "kube-proxy", "node-exporter"}
+    everywhere = {"aws-node", "ebs-csi-node", "kube-proxy", "node-exporter"}
     _eventually(lambda: _daemons(core, "system-1") == everywhere)
     _eventually(lambda: _daemons(core, "gpu-1") == everywhere | {"nvidia-device-plugin", "dcgm-exporter"})
 

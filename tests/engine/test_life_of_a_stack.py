@@ -219,8 +219,19 @@ def test_bad_configuration_is_refused_before_anything_changes(
 
 
 def test_destroy_leaves_nothing_behind(world: World, dev: Deployment) -> None:
-    deleted = dev.destroy().operations
-    assert len(deleted) > 90
+    order = list(dev.destroy().operations)
+    assert len(order) > 90
+    for earlier, later in (
+        (
+            "kubernetes:monitoring.coreos.com/v1:ServiceMonitor vllm",
+            "kubernetes:helm.sh/v4:Chart kube-prometheus-stack",
+        ),
+        (VLLM, GPU_GROUP),
+        (GPU_GROUP, "aws:eks/cluster:Cluster loraserve-dev"),
+        ("aws:eks/cluster:Cluster loraserve-dev", "aws:ec2/vpc:Vpc loraserve-dev"),
+        ("aws:s3/bucketPolicy:BucketPolicy loraserve-dev-adapters", "aws:s3/bucket:Bucket loraserve-dev-adapters"),
+    ):
+        assert order.index(earlier) < order.index(later)
     assert left_behind(world.cloud, world.control_plane) == []
 
 
