@@ -4,7 +4,6 @@ PYTHON ?= python3
 CACHE ?= $(or $(LORASERVE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loraserve)
 UV := $(CACHE)/uv/bin/uv
 PY := .venv/bin/python
-STACK ?= local
 
 .PHONY: help up down status install test check unit engine bench lock tools
 
@@ -42,11 +41,14 @@ tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 install: .venv/.installed
 
 .venv/.installed: requirements-dev.txt $(UV)
+	@echo "installing Python packages into .venv"
 	@$(UV) venv --quiet --seed --clear --python $(PYTHON) .venv
 	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements-dev.txt
 	@touch $@
 
 $(UV):
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) must be Python 3.11 or newer with venv (Debian: apt install python3-venv), or say PYTHON=..."; exit 1; }
 	@echo "installing uv into $(CACHE)"
 	@$(PYTHON) -m venv $(CACHE)/uv
 	@$(CACHE)/uv/bin/pip --quiet install uv==0.13.9

@@ -68,9 +68,9 @@ def measure_stack(stack: str, **config: object) -> tuple[list[Result], Counter[s
         ]
         return results, Counter(
             {
-                f"{stack}: created": len(runs["up"].touched),
+                f"{stack}: created": runs["up"].count("create"),
                 f"{stack}: changed by the second up": len(runs["again"].touched),
-                f"{stack}: destroyed": len(runs["destroy"].touched),
+                f"{stack}: destroyed": runs["destroy"].count("delete"),
             }
         )
 

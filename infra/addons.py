@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
-from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 
 from infra import pod_resources, versions
+from infra.charts import CLUSTER_AUTOSCALER, DEVICE_PLUGIN, on_gpu_nodes, requesting
 from infra.cluster import Cluster
-from infra.names import AUTOSCALER_SERVICE_ACCOUNT, GPU_SELECTOR, GPU_TAINT, SYSTEM_NAMESPACE
-from infra.versions import HelmChart
+from infra.names import AUTOSCALER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
 from infra.workload_identity import ROLE_ANNOTATION, WorkloadRole, policy
-
-
-def install_chart(
-    chart: HelmChart,
-    *,
-    namespace: pulumi.Input[str],
-    values: Mapping[str, Any],
-    opts: pulumi.ResourceOptions,
-    depends_on: Sequence[pulumi.Resource] = (),
-) -> Chart:
-    """Installs a pinned chart under its own name."""
-    return Chart(
-        chart.name,
-        chart=chart.name,
-        version=chart.version,
-        namespace=namespace,
-        repository_opts=RepositoryOptsArgs(repo=chart.repository),
-        values=values,
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=list(depends_on))),
-    )
-
-
-def on_gpu_nodes() -> dict[str, Any]:
-    """Chart values that put a DaemonSet on the GPU nodes and nowhere else."""
-    return {"nodeSelector": GPU_SELECTOR, "tolerations": [GPU_TAINT.toleration()]}
-
-
-def requests(amount: pod_resources.Requests) -> dict[str, Any]:
-    """Chart values of a container's requests."""
-    return {"requests": amount.quantities()}
 
 
 def autoscaler_policy(cluster_name: str) -> str:
@@ -86,7 +54,7 @@ def autoscaler_values(cluster_name: str, region: str, idle_minutes: int) -> dict
         "awsRegion": region,
         "fullnameOverride": AUTOSCALER_SERVICE_ACCOUNT,
         "image": {"tag": versions.CLUSTER_AUTOSCALER_IMAGE},
-        "resources": requests(pod_resources.Requests(50, 128)),
+        "resources": requesting(pod_resources.Requests(50, 128)),
         "extraArgs": {
             # An emptyDir must not keep an idle GPU node alive.
             "skip-nodes-with-local-storage": False,
@@ -123,18 +91,16 @@ class Addons(pulumi.ComponentResource):
             opts=child,
         )
         service_account = {"name": AUTOSCALER_SERVICE_ACCOUNT, "annotations": {ROLE_ANNOTATION: role.arn}}
-        install_chart(
-            versions.CLUSTER_AUTOSCALER,
+        CLUSTER_AUTOSCALER.install(
             namespace=SYSTEM_NAMESPACE,
             values=autoscaler_values(cluster.name, region, gpu_idle_minutes)
             | {"rbac": {"serviceAccount": service_account}},
-            opts=child,
+            parent=self,
             depends_on=[role],
         )
-        install_chart(
-            versions.DEVICE_PLUGIN,
+        DEVICE_PLUGIN.install(
             namespace=SYSTEM_NAMESPACE,
-            values=on_gpu_nodes() | {"resources": requests(pod_resources.DEVICE_PLUGIN)},
-            opts=child,
+            values=on_gpu_nodes() | {"resources": requesting(pod_resources.DEVICE_PLUGIN)},
+            parent=self,
         )
         self.register_outputs({})

@@ -8,14 +8,15 @@ Checked against the measured tables in docs/capacity.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from infra.instance_types import INSTANCE_TYPES, InstanceType, gpu_types
+from infra.instance_types import GPU_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import ModelShape
-from loraserve.desired import Adapter
+from infra.names import PROJECT
+from infra.pod_resources import ADAPTER_VOLUME_GIB
+from loraserve.desired import MAX_RANK, Adapter
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MAX_RANK)
 """What vLLM accepts for --max-lora-rank."""
 SLOT_STEPS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SWAP_HEADROOM = 2
@@ -57,9 +58,9 @@ class Envelope:
             *self.target_modules,
         ]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """The envelope as plain values, for the stack's outputs."""
-        return asdict(self) | {"target_modules": list(self.target_modules)}
+        return {"slots": self.slots, "rank": self.rank, "target_modules": list(self.target_modules)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Serving:
     """Everything GPU memory depends on."""
 
     model: ModelShape
-    instance: InstanceType
+    instance: GpuInstanceType
     max_model_len: int
     gpu_memory_utilization: float
     envelope: Envelope | None
@@ -116,7 +117,7 @@ def envelope(adapters: Sequence[Adapter]) -> Envelope | None:
 
 def plan_memory(serving: Serving) -> MemoryPlan:
     """Where the GPU's memory goes under the given settings."""
-    gpu_gib = (serving.instance.gpu.memory_mib if serving.instance.gpu else 0) / 1024
+    gpu_gib = serving.instance.gpu.memory_mib / 1024
     slots = serving.envelope
     activations = MAX_NUM_BATCHED_TOKENS * serving.model.intermediate_size * _ACTIVATION_BYTES_PER_UNIT / _GIB
     return MemoryPlan(
@@ -135,21 +136,33 @@ def memory_problem(serving: Serving) -> str | None:
     if plan.outside_gib < GRAPHS_GIB:
         largest = 1 - GRAPHS_GIB / (plan.budget_gib + plan.outside_gib)
         return (
-            f"loraserve:gpuMemoryUtilization {serving.gpu_memory_utilization} leaves {plan.outside_gib:.1f} GiB for CUDA "
+            f"{PROJECT}:gpuMemoryUtilization {serving.gpu_memory_utilization} leaves {plan.outside_gib:.1f} GiB for CUDA "
             f"graphs, which need {GRAPHS_GIB} GiB: set it to {_floor(largest)} or less"
         )
     if plan.kv_tokens >= serving.max_model_len:
         return None
     room = f"{plan.kv_tokens:,} tokens" if plan.kv_tokens > 0 else "none"
     return (
-        f"loraserve:maxModelLen {serving.max_model_len:,} leaves no room for one request on {serving.instance.name}: "
+        f"{PROJECT}:maxModelLen {serving.max_model_len:,} leaves no room for one request on {serving.instance.name}: "
         f"of {plan.budget_gib:.1f} GiB the weights take {plan.weights_gib:.2f}, adapter slots {plan.adapters_gib:.2f} "
         f"and activations {plan.activations_gib:.2f}, so the KV cache holds {room}. "
         f"The smallest change that fits: {_smallest_change(serving)}"
     )
 
 
-def restart_reason(before: dict[str, Any] | None, after: Envelope | None) -> str | None:
+def disk_problem(adapters: Sequence[Adapter]) -> str | None:
+    """Why the adapters do not fit the pod's volume, with both versions of some during a swap; None where they do."""
+    sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
+    needed = (sum(sizes) + sum(sizes[:SWAP_HEADROOM])) / _GIB
+    if needed <= ADAPTER_VOLUME_GIB:
+        return None
+    return (
+        f"{PROJECT}:adapters need {needed:.1f} GiB of disk, new versions beside old ones included, and the pod has "
+        f"{ADAPTER_VOLUME_GIB} GiB: train at a lower rank, or split them over two stacks"
+    )
+
+
+def restart_reason(before: dict[str, object] | None, after: Envelope | None) -> str | None:
     """Why the start-up flags differ from those of the last update (its `describe()`), or None where they do not."""
     now = after.describe() if after else None
     if before == now:
@@ -167,9 +180,11 @@ def restart_reason(before: dict[str, Any] | None, after: Envelope | None) -> str
 _LABELS = {"slots": "slots", "rank": "rank", "target_modules": "target modules"}
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """Stack outputs come back with every number a float."""
-    return " ".join(value) if isinstance(value, list) else f"{value:g}" if value is not None else "none"
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{value:g}" if isinstance(value, int | float) else "none"
 
 
 def _at_least(needed: int, steps: Sequence[int], what: str) -> int:
@@ -204,9 +219,8 @@ def _changes(serving: Serving) -> Iterator[tuple[str, Serving]]:
         for slots in (step for step in reversed(SLOT_STEPS) if step < serving.envelope.slots):
             fewer = replace(serving, envelope=replace(serving.envelope, slots=slots))
             yield f"at most {slots - SWAP_HEADROOM} adapters of rank {serving.envelope.rank}", fewer
-    for name in gpu_types():
-        larger = INSTANCE_TYPES[name]
-        if larger.gpu and serving.instance.gpu and larger.gpu.memory_mib > serving.instance.gpu.memory_mib:
+    for name, larger in GPU_INSTANCE_TYPES.items():
+        if larger.gpu.memory_mib > serving.instance.gpu.memory_mib:
             yield f"gpuInstanceType {name}", replace(serving, instance=larger)
 
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 import pulumi
 import pulumi_aws as aws
 import pulumi_eks as eks
+import pulumi_kubernetes as k8s
 
 from infra import versions
 from infra.names import EBS_CSI_SERVICE_ACCOUNT, HTTPS_PORT, SYSTEM_NAMESPACE
@@ -102,6 +103,22 @@ class Cluster(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self),
         )
         return self._install_addon("aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, role)
+
+    def kubernetes_provider(self, after: Sequence[pulumi.Resource]) -> k8s.Provider:
+        """Reaches the cluster's API. What it makes goes before `after` and the cluster do."""
+        return k8s.Provider(
+            "kubernetes",
+            kubeconfig=self.kubeconfig,
+            cluster_identifier=self.name,
+            enable_server_side_apply=True,
+            enable_config_map_mutable=True,
+            enable_secret_mutable=True,
+            # What is declared here wins over a hand edit; what others own (an autoscaler's fields) is not declared.
+            enable_patch_force=True,
+            # An update that was killed is taken up by the next one, which finds objects it has no record of.
+            upsert_existing_objects=True,
+            opts=pulumi.ResourceOptions(depends_on=[self, *after]),
+        )
 
     def _install_addon(
         self, addon: str, version: str, nodes: pulumi.Resource, role: WorkloadRole | None = None

@@ -55,9 +55,12 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
     return parts
 
 
-def describe(parts: dict[str, float] | None) -> str:
+def describe(settings: Settings, region: str, zones: int) -> str:
     """One line for people."""
-    if parts is None:
+    parts, prices = idle_cost(settings, region, zones), PRICES.get(region)
+    if not parts or not prices:
         return "idle cost: no list prices known here for this region or instance type; add them to infra/cost.py"
     listed = ", ".join(f"{name} {amount:.2f}" for name, amount in parts.items())
-    return f"idle cost with no GPU node: about ${sum(parts.values()):.0f} a month ({listed}); logs and traffic excluded"
+    gpu = prices.instances.get(settings.gpu_instance_type)
+    running = f"; each GPU node adds {gpu:.2f} an hour" if gpu else ""
+    return f"idle cost: about ${sum(parts.values()):.0f} a month ({listed}){running}; logs and traffic excluded"

@@ -21,6 +21,7 @@ from infra.names import (
     GPU_TAINT,
     HTTP_PORT_NAME,
     METRICS_PORT_NAME,
+    SERVING_NAMESPACE,
     SERVING_SERVICE_ACCOUNT,
     VLLM,
     VLLM_LABELS,
@@ -45,7 +46,6 @@ _API_KEY = "api-key"
 _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
-_ADAPTER_VOLUME_GIB = 10
 _CACHE_VOLUME_GIB = 25
 _SHARED_MEMORY_GIB = 1
 
@@ -152,14 +152,15 @@ class Inference(pulumi.ComponentResource):
         )
         self.register_outputs({"service": self.service.metadata.name})
 
-    def api_key_command(self) -> pulumi.Output[str]:
-        """The command that shows vLLM's API key to those who may read Secrets."""
-        return self.api_key_secret.metadata.apply(
-            lambda metadata: (
-                f"kubectl --namespace {metadata.namespace} get secret {metadata.name} "
-                f"--output jsonpath='{{.data.{_API_KEY}}}' | base64 --decode"
-            )
-        )
+    @staticmethod
+    def commands() -> dict[str, str]:
+        """How a person reaches the model until there is a way in from outside."""
+        kubectl = f"kubectl --namespace {SERVING_NAMESPACE}"
+        return {
+            "forward": f"{kubectl} port-forward service/{VLLM_SERVICE} {VLLM_PORT}",
+            "url": f"http://localhost:{VLLM_PORT}/v1",
+            "keyCommand": f"{kubectl} get secret {VLLM} --output jsonpath='{{.data.{_API_KEY}}}' | base64 --decode",
+        }
 
     def _create_secret(self) -> core.Secret:
         """vLLM's own API key, which also guards its adapter-loading API, and the hub token where there is one."""
@@ -272,7 +273,7 @@ class Inference(pulumi.ComponentResource):
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
             "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
             "readiness_probe": _probe("/readyz", AGENT_PORT, period=10),
-            "resources": _resources(pod_resources.AGENT.quantities(), pod_resources.AGENT_LIMITS.quantities()),
+            "resources": _resources(pod_resources.AGENT_REQUESTS.quantities(), pod_resources.AGENT_LIMITS.quantities()),
             "security_context": _hardened(),
             "volume_mounts": [
                 {"name": "desired-state", "mount_path": DESIRED_STATE_DIR, "read_only": True},
@@ -305,7 +306,8 @@ class Inference(pulumi.ComponentResource):
             "readiness_probe": _probe("/health", VLLM_PORT, delay=5, period=10),
             "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
             "resources": _resources(
-                pod_resources.gpu(pod_resources.VLLM) | disk, pod_resources.gpu(pod_resources.VLLM_LIMITS)
+                pod_resources.with_gpu(pod_resources.VLLM_REQUESTS) | disk,
+                pod_resources.with_gpu(pod_resources.VLLM_LIMITS),
             ),
             "security_context": _hardened(),
             "volume_mounts": [
@@ -329,7 +331,7 @@ class Inference(pulumi.ComponentResource):
         }
         volumes: list[core.VolumeArgsDict] = [
             {"name": "desired-state", "config_map": {"name": self._desired_state.metadata.name}},
-            {"name": "adapters", "empty_dir": {"size_limit": f"{_ADAPTER_VOLUME_GIB}Gi"}},
+            {"name": "adapters", "empty_dir": {"size_limit": f"{pod_resources.ADAPTER_VOLUME_GIB}Gi"}},
             {"name": "cache", "empty_dir": {"size_limit": f"{_CACHE_VOLUME_GIB}Gi"}},
             {"name": "tmp", "empty_dir": {}},
             {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},

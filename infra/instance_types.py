@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+_Shape = TypeVar("_Shape", bound="InstanceType")
 _EVICTION_MIB = 100
 _OS_SHARE = 0.06
 """Memory that the hypervisor and the kernel keep of an instance's nominal size."""
@@ -19,15 +21,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class InstanceType:
-    """Shape of an x86-64 EC2 instance type: vCPUs, nominal memory, network interfaces, NVMe instance store in GB."""
+    """Shape of an x86-64 EC2 instance type: vCPUs, nominal memory, network interfaces."""
 
     name: str
     vcpus: int
     memory_mib: int
     enis: int
     addresses_per_eni: int
-    gpu: Gpu | None = None
-    nvme_gb: int = 0
 
     @property
     def classic_max_pods(self) -> int:
@@ -47,33 +47,42 @@ class InstanceType:
         return visible - (255 + 11 * self.classic_max_pods) - _EVICTION_MIB
 
 
+@dataclass(frozen=True)
+class GpuInstanceType(InstanceType):
+    """One with a single GPU, and with NVMe instance store."""
+
+    gpu: Gpu
+    nvme_gb: int
+
+
 L4 = Gpu("nvidia-l4", 23_034)
 A10G = Gpu("nvidia-a10g", 23_028)
 L40S = Gpu("nvidia-l40s", 46_068)
 T4 = Gpu("nvidia-t4", 15_360)
 
 _GIB = 1024
-INSTANCE_TYPES = {
-    shape.name: shape
-    for shape in (
-        InstanceType("t3a.medium", 2, 4 * _GIB, 3, 6),
-        InstanceType("t3a.large", 2, 8 * _GIB, 3, 12),
-        InstanceType("t3.medium", 2, 4 * _GIB, 3, 6),
-        InstanceType("t3.large", 2, 8 * _GIB, 3, 12),
-        InstanceType("m7i.large", 2, 8 * _GIB, 3, 10),
-        InstanceType("g4dn.xlarge", 4, 16 * _GIB, 3, 10, T4, 125),
-        InstanceType("g5.xlarge", 4, 16 * _GIB, 4, 15, A10G, 250),
-        InstanceType("g5.2xlarge", 8, 32 * _GIB, 4, 15, A10G, 450),
-        InstanceType("g6.xlarge", 4, 16 * _GIB, 4, 15, L4, 250),
-        InstanceType("g6.2xlarge", 8, 32 * _GIB, 4, 15, L4, 450),
-        InstanceType("g6.4xlarge", 16, 64 * _GIB, 8, 30, L4, 600),
-        InstanceType("g6e.xlarge", 4, 32 * _GIB, 4, 15, L40S, 250),
-        InstanceType("g6e.2xlarge", 8, 64 * _GIB, 4, 15, L40S, 450),
-    )
-}
 
 
-def gpu_types() -> list[str]:
-    """Names of the known instance types that have a GPU, smallest GPU memory first."""
-    with_gpu = [shape for shape in INSTANCE_TYPES.values() if shape.gpu]
-    return [shape.name for shape in sorted(with_gpu, key=lambda s: (s.gpu.memory_mib if s.gpu else 0, s.memory_mib))]
+def _by_name(*shapes: _Shape) -> dict[str, _Shape]:
+    return {shape.name: shape for shape in shapes}
+
+
+SYSTEM_INSTANCE_TYPES = _by_name(
+    InstanceType("t3a.medium", 2, 4 * _GIB, 3, 6),
+    InstanceType("t3a.large", 2, 8 * _GIB, 3, 12),
+    InstanceType("t3.medium", 2, 4 * _GIB, 3, 6),
+    InstanceType("t3.large", 2, 8 * _GIB, 3, 12),
+    InstanceType("m7i.large", 2, 8 * _GIB, 3, 10),
+)
+
+# Smallest GPU memory first: the order in which a larger one is suggested.
+GPU_INSTANCE_TYPES = _by_name(
+    GpuInstanceType("g4dn.xlarge", 4, 16 * _GIB, 3, 10, T4, 125),
+    GpuInstanceType("g5.xlarge", 4, 16 * _GIB, 4, 15, A10G, 250),
+    GpuInstanceType("g5.2xlarge", 8, 32 * _GIB, 4, 15, A10G, 450),
+    GpuInstanceType("g6.xlarge", 4, 16 * _GIB, 4, 15, L4, 250),
+    GpuInstanceType("g6.2xlarge", 8, 32 * _GIB, 4, 15, L4, 450),
+    GpuInstanceType("g6.4xlarge", 16, 64 * _GIB, 8, 30, L4, 600),
+    GpuInstanceType("g6e.xlarge", 4, 32 * _GIB, 4, 15, L40S, 250),
+    GpuInstanceType("g6e.2xlarge", 8, 64 * _GIB, 4, 15, L40S, 450),
+)

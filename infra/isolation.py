@@ -22,10 +22,11 @@ _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 net = k8s.networking.v1
 
 
-def create_namespace(name: str, level: str, opts: pulumi.ResourceOptions) -> k8s.core.v1.Namespace:
-    """A namespace that enforces a Pod Security level (restricted, baseline or privileged)."""
+def create_namespace(name: str, level: str, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    """A namespace that enforces a Pod Security level (restricted, baseline or privileged); returns its name."""
     labels = {f"pod-security.kubernetes.io/{mode}": level for mode in ("enforce", "warn", "audit")}
-    return k8s.core.v1.Namespace(name, metadata={"name": name, "labels": labels}, opts=opts)
+    namespace = k8s.core.v1.Namespace(name, metadata={"name": name, "labels": labels}, opts=opts)
+    return namespace.metadata.apply(lambda metadata: str(metadata.name))
 
 
 class Isolation(pulumi.ComponentResource):

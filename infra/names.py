@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraserve.desired import ADAPTER_PREFIX
+
 PROJECT = "loraserve"
 
 SERVING_NAMESPACE = "ml-models"
@@ -77,8 +79,6 @@ DNS_PORT = 53
 METRICS_PORT_NAME = "metrics"
 HTTP_PORT_NAME = "http"
 
-ADAPTER_PREFIX = "llm-models"
-"""Adapters: llm-models/{model}/{version}/ in the adapter bucket."""
 BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights."""
 CATALOG_PREFIXES = (ADAPTER_PREFIX, BASE_MODEL_PREFIX)

@@ -48,7 +48,7 @@ def plan_subnets(vpc: IPv4Network, zones: Sequence[str]) -> list[ZonePlan]:
 
 
 class Network(pulumi.ComponentResource):
-    """VPC, subnets, routes, NAT and the S3 gateway endpoint."""
+    """VPC, subnets, routes, NAT and the S3 gateway endpoint, for the one cluster of the same name."""
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class Network(pulumi.ComponentResource):
         cidr: IPv4Network,
         zones: Sequence[str],
         nat: str,
-        cluster_name: str,
         region: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -73,7 +72,7 @@ class Network(pulumi.ComponentResource):
             tags=self._tags(),
             opts=self._child,
         )
-        cluster_tag = {f"kubernetes.io/cluster/{cluster_name}": "shared"}
+        cluster_tag = {f"kubernetes.io/cluster/{name}": "shared"}
         private_tags = cluster_tag | {"kubernetes.io/role/internal-elb": "1"}
         public_tags = cluster_tag | {"kubernetes.io/role/elb": "1"}
         private = {p.zone: self._create_subnet("private", p.zone, p.private, private_tags) for p in self._plans}

@@ -12,7 +12,6 @@ import pulumi_aws as aws
 
 from infra import versions
 from infra.cluster import Cluster
-from infra.instance_types import InstanceType
 from infra.names import (
     GPU_NODE_GROUP,
     GPU_PURPOSE_TAG,
@@ -65,7 +64,7 @@ def autoscaler_tags(settings: Settings) -> dict[str, str]:
     """Tags by which Cluster Autoscaler knows an empty group's nodes, and how long an idle one is kept."""
     instance = settings.gpu_instance
     disk_gib = instance.nvme_gb * 9 // 10 if settings.gpu_nvme_raid0 else settings.gpu_root_volume_gib
-    labels = gpu_node_labels(_product(instance))
+    labels = gpu_node_labels(instance.gpu.product)
     return {
         **{f"{_AUTOSCALER}/label/{key}": value for key, value in labels.items()},
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
@@ -74,12 +73,6 @@ def autoscaler_tags(settings: Settings) -> dict[str, str]:
         f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.gpu_idle_minutes}m0s",
         f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.gpu_idle_minutes}m0s",
     }
-
-
-def _product(instance: InstanceType) -> str:
-    if not instance.gpu:
-        raise ValueError(f"{instance.name} has no GPU")
-    return instance.gpu.product
 
 
 def _volume(gib: int, mibps: int | None = None) -> aws.ec2.LaunchTemplateBlockDeviceMappingEbsArgsDict:
@@ -168,7 +161,7 @@ class NodeGroups(pulumi.ComponentResource):
                 "desired_size": settings.gpu_min_size,
                 "max_size": settings.gpu_max_size,
             },
-            labels=gpu_node_labels(_product(settings.gpu_instance)),
+            labels=gpu_node_labels(settings.gpu_instance.gpu.product),
             taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
             warm_pool_config={"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
             tags=GPU_PURPOSE_TAG,

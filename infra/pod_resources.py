@@ -20,11 +20,12 @@ class Requests:
         return {"cpu": f"{self.cpu_millis}m", "memory": f"{self.memory_mib}Mi"}
 
 
-VLLM = Requests(3000, 12 * 1024)
+VLLM_REQUESTS = Requests(3000, 12 * 1024)
 VLLM_LIMITS = Requests(4000, 14 * 1024)
 """14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
-AGENT = Requests(100, 256)
+AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(500, 512)
+ADAPTER_VOLUME_GIB = 10
 NODE_DISK_GIB = 40
 """Ephemeral storage that the pod asks for: base weights, adapters, compile caches."""
 
@@ -45,14 +46,14 @@ GPU_NODE_DAEMONSETS = {
 }
 
 
-def gpu(requests: Requests) -> dict[str, str]:
+def with_gpu(requests: Requests) -> dict[str, str]:
     """`requests` and one whole GPU."""
     return requests.quantities() | {GPU_RESOURCE: "1"}
 
 
 def node_fit_problem(instance: InstanceType) -> str | None:
     """Why the serving pod does not fit a fresh node of this type, and what would; None where it fits."""
-    parts = [VLLM, AGENT, *GPU_NODE_DAEMONSETS.values()]
+    parts = [VLLM_REQUESTS, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
     cpu, memory = sum(part.cpu_millis for part in parts), sum(part.memory_mib for part in parts)
     if cpu <= instance.allocatable_cpu_millis and memory <= instance.allocatable_memory_mib:
         return None

@@ -15,8 +15,16 @@ _GPU_QUOTA = "L-DB2E81BA"
 """EC2: Running On-Demand G and VT instances, in vCPUs."""
 
 
-def check_account() -> str:
-    """The account id of the caller's credentials. Raises ConfigError where this stack file is for another account."""
+def check(settings: Settings, cluster_name: str) -> list[str]:
+    """All of them; returns the zones to build in."""
+    check_account()
+    check_first_access(settings.cluster_access, cluster_name)
+    check_gpu_quota(settings)
+    return find_zones(settings)
+
+
+def check_account() -> None:
+    """Raises ConfigError where this stack file is for another account than the credentials in use."""
     allowed = allowed_account()
     try:
         caller = aws.get_caller_identity().account_id
@@ -24,7 +32,6 @@ def check_account() -> str:
         raise ConfigError([f"{_other_account(allowed)} (AWS said: {error})"]) from None
     if caller != allowed:
         raise ConfigError([f"{_other_account(allowed)} (they are for {caller})"])
-    return caller
 
 
 def check_first_access(access: Sequence[ClusterAccess], cluster_name: str) -> None:

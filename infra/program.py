@@ -6,7 +6,6 @@ from typing import cast
 
 import pulumi
 import pulumi_aws as aws
-import pulumi_kubernetes as k8s
 
 from infra import capacity, cost, names, preflight, settings
 from infra.adapter_bucket import AdapterBucket
@@ -18,6 +17,7 @@ from infra.isolation import Isolation, create_namespace
 from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
+from infra.settings import Settings
 from infra.workload_identity import WorkloadRole, read_prefixes
 
 
@@ -25,18 +25,13 @@ def deploy() -> None:
     """Declares every resource of this stack."""
     config = settings.load()
     cluster_name = names.cluster_name(pulumi.get_stack())
-    preflight.check_account()
-    preflight.check_first_access(config.cluster_access, cluster_name)
-    preflight.check_gpu_quota(config)
-    zones = preflight.find_zones(config)
+    zones = preflight.check(config, cluster_name)
     region = aws.get_region().region
-    pulumi.log.info(cost.describe(cost.idle_cost(config, region, len(zones))))
-    announce_restart(config.envelope)
+    pulumi.log.info(cost.describe(config, region, len(zones)))
+    announce_restart(config)
 
     # AWS: network, cluster, nodes, adapters and who may read them.
-    network = Network(
-        cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, cluster_name=cluster_name, region=region
-    )
+    network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, region=region)
     cluster = Cluster(
         cluster_name,
         network=network,
@@ -48,8 +43,7 @@ def deploy() -> None:
     )
     nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network)
     coredns = cluster.install_coredns(nodes.system)
-    needs_volume = config.monitoring_enabled and config.prometheus_volume_gib > 0
-    storage_driver = cluster.install_ebs_csi_driver(nodes.system) if needs_volume else None
+    volume_driver = cluster.install_ebs_csi_driver(nodes.system) if config.needs_volume_driver else None
     adapters = AdapterBucket(f"{cluster_name}-adapters", deletion_protection=config.deletion_protection)
     serving_role = WorkloadRole(
         f"{cluster_name}-serving",
@@ -62,24 +56,11 @@ def deploy() -> None:
     image = loraserve_image(config.loraserve_image, deletion_protection=config.deletion_protection)
 
     # Kubernetes: everything below goes before the nodes and the cluster do.
-    provider = k8s.Provider(
-        "kubernetes",
-        kubeconfig=cluster.kubeconfig,
-        cluster_identifier=cluster_name,
-        enable_server_side_apply=True,
-        enable_config_map_mutable=True,
-        enable_secret_mutable=True,
-        # What is declared here wins over a hand edit; what others own (an autoscaler's fields) is not declared.
-        enable_patch_force=True,
-        # An update that was killed is taken up by the next one, which finds objects it has no record of.
-        upsert_existing_objects=True,
-        opts=pulumi.ResourceOptions(depends_on=[cluster, nodes, coredns]),
-    )
+    provider = cluster.kubernetes_provider(after=[nodes, coredns])
     in_cluster = pulumi.ResourceOptions(providers={"kubernetes": provider})
     serving_namespace = create_namespace(
         names.SERVING_NAMESPACE, "restricted", pulumi.ResourceOptions(provider=provider)
-    ).metadata.name
-    serving_namespace = cast(pulumi.Output[str], serving_namespace)
+    )
     if config.addons_enabled:
         Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.gpu_idle_minutes, opts=in_cluster)
     Isolation("isolation", namespace=serving_namespace, opts=in_cluster)
@@ -92,42 +73,31 @@ def deploy() -> None:
         opts=in_cluster,
     )
     if config.monitoring_enabled:
-        # The namespace goes before the driver that has to delete its volumes.
-        after_driver = pulumi.ResourceOptions(provider=provider, depends_on=[storage_driver] if storage_driver else [])
-        monitoring_namespace = create_namespace(names.MONITORING_NAMESPACE, "privileged", after_driver).metadata.name
         Monitoring(
             "monitoring",
-            namespace=cast(pulumi.Output[str], monitoring_namespace),
             serving_namespace=serving_namespace,
             volume_gib=config.prometheus_volume_gib,
-            storage_driver=storage_driver,
+            volume_driver=volume_driver,
             opts=in_cluster,
         )
+        pulumi.export("grafana", grafana_commands())
 
+    pulumi.export("model", inference.commands())
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
-    forward = (
-        f"kubectl --namespace {names.SERVING_NAMESPACE} port-forward service/{names.VLLM_SERVICE} {names.VLLM_PORT}"
-    )
-    pulumi.export("model", {"forward": forward, "url": f"http://localhost:{names.VLLM_PORT}/v1"})
-    pulumi.export("modelKeyCommand", inference.api_key_command())
-    if config.monitoring_enabled:
-        pulumi.export("grafana", grafana_commands())
     pulumi.export("envelope", config.envelope.describe() if config.envelope else None)
 
 
-def announce_restart(envelope: capacity.Envelope | None) -> None:
+def announce_restart(config: Settings) -> None:
     """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's envelope."""
     itself = pulumi.StackReference(f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}")
 
     def announce(outputs: dict[str, object]) -> None:
-        if "cluster" not in outputs:
-            return
         before = cast(dict[str, object] | None, outputs.get("envelope"))
-        reason = capacity.restart_reason(before, envelope)
-        if reason:
+        reason = capacity.restart_reason(before, config.envelope)
+        if reason and "cluster" in outputs and config.inference_replicas:
             pulumi.log.warn(f"this restarts vLLM: {reason}")
 
     itself.outputs.apply(announce)

@@ -29,17 +29,16 @@ from pydantic.alias_generators import to_camel
 
 from infra import capacity, pod_resources
 from infra.errors import ConfigError
-from infra.instance_types import INSTANCE_TYPES, InstanceType, gpu_types
+from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
 from loraserve.desired import Adapter, explain
 
 MAX_VPC_PREFIX = 20
-"""A smaller VPC has no room for three private /23s with prefix delegation."""
+"""A smaller VPC leaves fewer than 1,024 addresses per zone."""
 _WIDEST_CIDR_IN_PRODUCTION = 16
 
 Arn = Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:(role|user)/.+$")]
-AccountId = Annotated[str, StringConstraints(pattern=r"^\d{12}$")]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: value or None)]
 """Pulumi.yaml cannot say 'no default': an empty text stands for none."""
 
@@ -108,14 +107,14 @@ class Settings(_Section):
         return self.base_model_shape or KNOWN_MODELS[self.base_model]
 
     @property
-    def gpu_instance(self) -> InstanceType:
+    def gpu_instance(self) -> GpuInstanceType:
         """Shape of the GPU node group's instance type."""
-        return INSTANCE_TYPES[self.gpu_instance_type]
+        return GPU_INSTANCE_TYPES[self.gpu_instance_type]
 
     @property
-    def system_instance(self) -> InstanceType:
-        """Shape of the system node group's instance type."""
-        return INSTANCE_TYPES[self.system_instance_type]
+    def needs_volume_driver(self) -> bool:
+        """Whether anything in the cluster asks for an EBS volume."""
+        return self.monitoring_enabled and self.prometheus_volume_gib > 0
 
     @property
     def envelope(self) -> capacity.Envelope | None:
@@ -145,18 +144,19 @@ class Settings(_Section):
     @field_validator("system_instance_type")
     @classmethod
     def _known_system_type(cls, name: str) -> str:
-        known = [shape.name for shape in INSTANCE_TYPES.values() if not shape.gpu]
-        if name not in known:
-            raise ValueError(f"choose one of {', '.join(known)}, or add its shape to infra/instance_types.py")
+        if name not in SYSTEM_INSTANCE_TYPES:
+            raise ValueError(
+                f"choose one of {', '.join(SYSTEM_INSTANCE_TYPES)}, or add its shape to infra/instance_types.py"
+            )
         return name
 
     @field_validator("gpu_instance_type")
     @classmethod
     def _known_gpu_type(cls, name: str) -> str:
-        if name not in gpu_types():
-            why = "has no GPU" if name in INSTANCE_TYPES else "is not a known instance type"
+        if name not in GPU_INSTANCE_TYPES:
+            why = "has no GPU" if name in SYSTEM_INSTANCE_TYPES else "is not a known instance type"
             raise ValueError(
-                f"{why}; choose one of {', '.join(gpu_types())}, or add its shape to infra/instance_types.py"
+                f"{why}; choose one of {', '.join(GPU_INSTANCE_TYPES)}, or add its shape to infra/instance_types.py"
             )
         return name
 
@@ -193,7 +193,7 @@ class Settings(_Section):
         if self.inference_replicas > self.gpu_max_size:
             problems.append(
                 f"{PROJECT}:inferenceReplicas {self.inference_replicas} needs as many GPU nodes, and gpuMaxSize is "
-                f"{self.gpu_max_size}: raise gpuMaxSize (each node is one G/VT quota item)"
+                f"{self.gpu_max_size}: raise gpuMaxSize (each node takes {self.gpu_instance.vcpus} vCPUs of the G/VT quota)"
             )
         if self.gpu_warm_pool and self.gpu_nvme_raid0:
             problems.append(
@@ -233,6 +233,8 @@ class Settings(_Section):
                 f"{PROJECT}:baseModelShape: nothing is known of {self.base_model}: give {fields} from its config.json "
                 "(weightsGib: the size of its weight files)"
             ]
+        if any(adapter.name == self.base_model for adapter in self.adapters):
+            return [f"{PROJECT}:adapters: {self.base_model!r} is the base model's name: rename that adapter"]
         strangers = {
             m for adapter in self.adapters for m in adapter.target_modules
         } - self.model_shape.lora_modules.keys()
@@ -248,7 +250,11 @@ class Settings(_Section):
         serving = capacity.Serving(
             self.model_shape, self.gpu_instance, self.max_model_len, self.gpu_memory_utilization, slots
         )
-        problems = [capacity.memory_problem(serving), pod_resources.node_fit_problem(self.gpu_instance)]
+        problems = [
+            capacity.memory_problem(serving),
+            pod_resources.node_fit_problem(self.gpu_instance),
+            capacity.disk_problem(self.adapters),
+        ]
         return [problem for problem in problems if problem]
 
 

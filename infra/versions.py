@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 VLLM = "0.32.0"
 """The image tag, the test install and the documentation derive from it."""
 
@@ -22,23 +20,6 @@ PYTHON_IMAGE = "python:3.12.12-slim-bookworm"
 """Base of the image that holds our own code."""
 
 
-@dataclass(frozen=True)
-class HelmChart:
-    """A third-party chart at the one version this program was written against."""
-
-    name: str
-    version: str
-    repository: str
-
-
-CLUSTER_AUTOSCALER = HelmChart("cluster-autoscaler", "9.59.0", "https://kubernetes.github.io/autoscaler")
-DEVICE_PLUGIN = HelmChart("nvidia-device-plugin", "0.20.0", "https://nvidia.github.io/k8s-device-plugin")
-DCGM_EXPORTER = HelmChart("dcgm-exporter", "4.8.2", "https://nvidia.github.io/dcgm-exporter/helm-charts")
-KUBE_PROMETHEUS_STACK = HelmChart(
-    "kube-prometheus-stack", "83.7.0", "https://prometheus-community.github.io/helm-charts"
-)
-
-
-def vllm_image(version: str = VLLM) -> str:
+def vllm_image() -> str:
     """The official image; since CUDA 13 became its default it needs a driver of at least 580."""
-    return f"vllm/vllm-openai:v{version}"
+    return f"vllm/vllm-openai:v{VLLM}"

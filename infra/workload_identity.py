@@ -85,12 +85,9 @@ class WorkloadRole(pulumi.ComponentResource):
             lambda values: service_account_trust(values[0], values[1], namespace, service_account)
         )
         role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
-        attached: list[pulumi.Resource] = []
         if inline_policy is not None:
-            attached.append(aws.iam.RolePolicy(name, role=role.name, policy=inline_policy, opts=child))
+            aws.iam.RolePolicy(name, role=role.name, policy=inline_policy, opts=child)
         if managed_policy_arn:
-            attached.append(
-                aws.iam.RolePolicyAttachment(name, role=role.name, policy_arn=managed_policy_arn, opts=child)
-            )
+            aws.iam.RolePolicyAttachment(name, role=role.name, policy_arn=managed_policy_arn, opts=child)
         self.arn = role.arn
         self.register_outputs({"arn": self.arn})

@@ -22,11 +22,10 @@ from rich.console import Console
 from local import engine, nodes, receipt
 from local.cloud import Cloud, CloudLostError
 from local.control_plane import ControlPlane
-from local.processes import ProcessError
+from local.processes import ProcessError, locked
 from local.toolchain import Tool, ToolchainError, ensure
 
 STACK = "local"
-REGION = "eu-central-1"
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -40,7 +39,7 @@ def up() -> None:
     """Starts what is missing and applies the program. Safe to repeat, also after a crash."""
     state = state_folder()
     with _step("tools (found, or built once)"):
-        ensure(*Tool)
+        tools = ensure(*Tool)
         engine.prepare(state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
     with _step("Kubernetes control plane"):
         control_plane = ControlPlane.start(state / "cluster")
@@ -49,14 +48,14 @@ def up() -> None:
             nodes.register(client.CoreV1Api(api), instance, name)
         nodes.apply_daemon_sets(client.AppsV1Api(api))
     with _step("emulated AWS"):
-        cloud = Cloud.start(state / "aws", REGION)
+        cloud = Cloud.start(state / "aws", engine.stack_region(STACK))
     pulumi = _Pulumi(state, cloud, control_plane)
     with _step("pulumi up --stack local"):
         pulumi.take_over()
         pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
     _console.print(f"\nThe local stack is up; its nodes are simulated, so no model answers. State: {state}")
     _console.print(f"  export KUBECONFIG={control_plane.kubeconfig}")
-    _console.print("  kubectl get pods --all-namespaces --output wide")
+    _console.print(f"  {tools[Tool.KUBECTL]} get pods --all-namespaces --output wide")
     _console.print("  make down    # destroys it and shows that nothing is left")
 
 
@@ -114,7 +113,12 @@ class _Pulumi:
     def take_over(self) -> None:
         """Makes the stack where there is none, and lifts the lock of an update that did not live to lift it."""
         self._call("stack", "select", "--create", STACK)
-        self._call("cancel", "--yes", STACK)
+        subprocess.run(
+            [self._cli, "cancel", "--yes", "--stack", STACK],
+            cwd=self._project,
+            env=self._environment,
+            capture_output=True,
+        )
 
     def run(self, *arguments: str) -> None:
         """Shows the CLI's own output; a failure ends this program with the CLI's message above it."""
@@ -131,6 +135,8 @@ class _Pulumi:
         answer = subprocess.run(
             [self._cli, *arguments], cwd=self._project, env=self._environment, capture_output=True, text=True
         )
+        if answer.returncode:
+            raise SystemExit(f"`pulumi {' '.join(arguments)}` failed: {answer.stderr.strip()}")
         return answer.stdout
 
 
@@ -158,8 +164,14 @@ def main() -> None:
     verbs: dict[str, Callable[[], None]] = {"up": up, "down": down, "status": status}
     parser = argparse.ArgumentParser(prog="local", description=__doc__)
     parser.add_argument("verb", choices=verbs)
+    action = verbs[parser.parse_args().verb]
     try:
-        verbs[parser.parse_args().verb]()
+        if action is status:
+            return status()
+        lock = state_folder().with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, lambda: _console.print("waiting for another `make up` or `make down` to end ...")):
+            action()
     except (ToolchainError, ProcessError, CloudLostError) as error:
         sys.exit(f"error: {error}")
 

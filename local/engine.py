@@ -17,7 +17,6 @@ from local.plugins.install import install
 from local.toolchain import Tool, ensure
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-_PROGRAM = ("__main__.py", "infra", "loraserve", "images")
 _PASSPHRASE = "local"
 """Secrets of a local stack guard nothing beyond this machine's emulated AWS."""
 
@@ -43,10 +42,11 @@ def cli(state: Path) -> Path:
 def lay_out_project(folder: Path) -> None:
     """A project folder that runs this checkout's program; its stack files may be written without touching the checkout."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _PROGRAM:
-        link = folder / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(CHECKOUT / name)
+    for entry in CHECKOUT.iterdir():
+        if not entry.name.startswith((".", "Pulumi.")):
+            link = folder / entry.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(entry)
     project = _load(CHECKOUT / "Pulumi.yaml")
     project["runtime"]["options"]["virtualenv"] = sys.prefix
     (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
@@ -63,6 +63,11 @@ def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bo
     after = before | {"config": _load(CHECKOUT / path.name)["config"] | named}
     path.write_text(yaml.safe_dump(after))
     return before != after
+
+
+def stack_region(stack: str) -> str:
+    """The AWS region that a shipped stack file names."""
+    return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]["aws:region"]
 
 
 def environment(state: Path, cloud: Cloud, control_plane: ControlPlane) -> dict[str, str]:

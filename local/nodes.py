@@ -12,11 +12,11 @@ from kubernetes.client import AppsV1Api, CoreV1Api, V1Node
 from kubernetes.client.exceptions import ApiException
 
 from infra import names
-from infra.instance_types import INSTANCE_TYPES, InstanceType
+from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType, InstanceType
 from infra.pod_resources import GPU_NODE_DAEMONSETS, Requests
 
-SYSTEM = INSTANCE_TYPES["t3a.medium"]
-GPU = INSTANCE_TYPES["g6.xlarge"]
+SYSTEM = SYSTEM_INSTANCE_TYPES["t3a.medium"]
+GPU = GPU_INSTANCE_TYPES["g6.xlarge"]
 
 SIMULATED = {"kwok.x-k8s.io/node": "fake"}
 """The annotation by which kwok knows its nodes; a real node beside them is left alone."""
@@ -43,8 +43,10 @@ def allocatable(instance: InstanceType) -> dict[str, str]:
 
 def node_manifest(instance: InstanceType, name: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
     """A simulated Node. One with a GPU has the GPU node group's labels and taint; `labels` come on top."""
-    group_labels = names.gpu_node_labels(instance.gpu.product) if instance.gpu else {}
-    taint = {"key": names.GPU_TAINT.key, "value": names.GPU_TAINT.value, "effect": names.GPU_TAINT.effect}
+    group_labels, taints = {}, []
+    if isinstance(instance, GpuInstanceType):
+        group_labels = names.gpu_node_labels(instance.gpu.product)
+        taints = [{"key": names.GPU_TAINT.key, "value": names.GPU_TAINT.value, "effect": names.GPU_TAINT.effect}]
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -53,7 +55,7 @@ def node_manifest(instance: InstanceType, name: str, labels: dict[str, str] | No
             "annotations": SIMULATED,
             "labels": _eks_labels(instance, name) | group_labels | (labels or {}),
         },
-        "spec": {"taints": [taint] if instance.gpu else []},
+        "spec": {"taints": taints},
         "status": {"capacity": capacity(instance), "allocatable": allocatable(instance)},
     }
 
@@ -104,12 +106,13 @@ def _resources(instance: InstanceType, cpu_millis: int, memory_mib: int, disk_by
         "ephemeral-storage": str(disk_bytes),
         "pods": str(_MAX_PODS),
     }
-    return resources | ({names.GPU_RESOURCE: "1"} if instance.gpu else {})
+    return resources | ({names.GPU_RESOURCE: "1"} if isinstance(instance, GpuInstanceType) else {})
 
 
 def _disk_bytes(instance: InstanceType) -> int:
     """The NVMe instance store where there is one (RAID0 puts the kubelet's folder there), else the root volume."""
-    return (instance.nvme_gb or _ROOT_DISK_GB) * _GB
+    disk_gb = instance.nvme_gb if isinstance(instance, GpuInstanceType) else _ROOT_DISK_GB
+    return disk_gb * _GB
 
 
 def _eks_labels(instance: InstanceType, name: str) -> dict[str, str]:

@@ -61,8 +61,13 @@ def _left_in_the_cluster(control_plane: ControlPlane) -> list[str]:
         plain: Any = api.sanitize_for_serialization(listing)
         return [item["metadata"]["name"] for item in plain["items"]]
 
-    return [f"namespace {name}" for name in named(core.list_namespace()) if name in ours] + [
-        f"chart {name}"
-        for name in named(core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))
-        if name.startswith("chart-")
+    classes = named(client.StorageV1Api(api).list_storage_class())
+    return [
+        *(f"namespace {name}" for name in named(core.list_namespace()) if name in ours),
+        *(f"storage-class {name}" for name in classes),
+        *(
+            f"chart {name}"
+            for name in named(core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))
+            if name.startswith("chart-")
+        ),
     ]

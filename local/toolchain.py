@@ -121,9 +121,8 @@ def ensure(*tools: Tool) -> dict[Tool, Path]:
 
 def crds() -> list[Path]:
     """Manifests of the prometheus-operator's custom resources that the program creates."""
-    kinds = ("podmonitors", "prometheusrules", "servicemonitors")
-    folder = "example/prometheus-operator-crd"
-    return _module_files(_PROMETHEUS_OPERATOR, [f"{folder}/monitoring.coreos.com_{kind}.yaml" for kind in kinds])
+    manifest = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+    return _module_files(_PROMETHEUS_OPERATOR, [manifest])
 
 
 def kwok_stages() -> list[Path]:

@@ -10,9 +10,9 @@ PULUMI: Final = "v3.259.0"
 PULUMI_MINIMUM: Final = (3, 259)
 
 KUBERNETES: Final = "v1.35.4"
-KUBERNETES_LIBRARIES: Final = "v0.35.4"
+KUBERNETES_LIBRARIES: Final = KUBERNETES.replace("v1.", "v0.", 1)
 """The published version of `k8s.io/api` and its siblings, which Kubernetes itself keeps in its own tree."""
-KUBERNETES_MINOR: Final = 35
+KUBERNETES_MINOR: Final = int(KUBERNETES.split(".")[1])
 
 ETCD: Final = "v3.6.8"
 KWOK: Final = "v0.8.0"

@@ -33,7 +33,7 @@ from botocore.exceptions import (
 )
 from pydantic import ValidationError
 
-from loraserve.desired import Adapter, InvalidDesiredState, explain
+from loraserve.desired import ADAPTER_PREFIX, Adapter, InvalidDesiredState, explain
 from loraserve.errors import LoraserveError
 from loraserve.gate import FILES, MAX_WEIGHTS_BYTES, UnsafeAdapter, inspect, open_regular
 from loraserve.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, digest_of
@@ -253,7 +253,7 @@ class _ReportingFile(io.FileIO):
 
 
 def _key(adapter: Adapter, file: str) -> str:
-    return f"llm-models/{adapter.model}/{adapter.version}/{file}"
+    return f"{ADAPTER_PREFIX}/{adapter.model}/{adapter.version}/{file}"
 
 
 def _describe(path: Path) -> FileEntry:

@@ -25,6 +25,8 @@ from pydantic_core import ErrorDetails
 from loraserve.errors import LoraserveError
 
 MAX_RANK = 512
+ADAPTER_PREFIX = "llm-models"
+"""Adapters lie under llm-models/{model}/{version}/ in the bucket."""
 
 
 def _matching(pattern: str, meaning: str) -> AfterValidator:
@@ -152,6 +154,8 @@ def _explain_field(root: str, detail: ErrorDetails) -> str:
             problem = "is missing; add it"
         case "extra_forbidden":
             problem = "is not a known key; correct its spelling or remove it"
+        case "tuple_type":
+            problem = "must be a list"
         case "value_error":
             problem = detail["msg"].removeprefix("Value error, ")
         case _:

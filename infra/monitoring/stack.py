@@ -8,7 +8,9 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra import addons, pod_resources, versions
+from infra import pod_resources
+from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, on_gpu_nodes, requesting
+from infra.isolation import create_namespace
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.scraping import vllm_service_monitor
 from infra.names import MONITORING_NAMESPACE
@@ -33,7 +35,7 @@ _RULES_HIDDEN_BY_EKS = (
 )
 
 
-def stack_values(grafana_secret: Any, volume_gib: int) -> dict[str, Any]:
+def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str, Any]:
     """Chart values: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
     return {
         **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
@@ -44,18 +46,18 @@ def stack_values(grafana_secret: Any, volume_gib: int) -> dict[str, Any]:
         "alertmanager": {"enabled": False},
         "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
         "prometheusOperator": {
-            "resources": addons.requests(_OPERATOR),
+            "resources": requesting(_OPERATOR),
             # Its webhook's certificate is made by a Helm hook, and `Chart` runs no hooks: the operator would wait for ever.
             "admissionWebhooks": {"enabled": False},
             "tls": {"enabled": False},
         },
-        "kube-state-metrics": {"resources": addons.requests(_KUBE_STATE_METRICS)},
+        "kube-state-metrics": {"resources": requesting(_KUBE_STATE_METRICS)},
         "prometheus-node-exporter": {
-            "resources": addons.requests(pod_resources.NODE_EXPORTER),
+            "resources": requesting(pod_resources.NODE_EXPORTER),
             "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
         },
         "grafana": {
-            "resources": addons.requests(_GRAFANA),
+            "resources": requesting(_GRAFANA),
             "admin": {"existingSecret": grafana_secret, "userKey": "user", "passwordKey": "password"},
             "sidecar": {
                 "dashboards": {"label": _DASHBOARD_LABEL, "labelValue": "1"},
@@ -70,7 +72,7 @@ def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
     spec: dict[str, Any] = {
         **take_all,
         "retention": f"{RETENTION_DAYS}d",
-        "resources": addons.requests(_PROMETHEUS),
+        "resources": requesting(_PROMETHEUS),
     }
     if volume_gib:
         claim = {
@@ -89,7 +91,7 @@ def grafana_commands() -> dict[str, str]:
     """How a person gets to Grafana."""
     kubectl = f"kubectl --namespace {MONITORING_NAMESPACE}"
     return {
-        "forward": f"{kubectl} port-forward service/{versions.KUBE_PROMETHEUS_STACK.name}-grafana 3000:80",
+        "forward": f"{kubectl} port-forward service/{KUBE_PROMETHEUS_STACK.name}-grafana 3000:80",
         "user": _GRAFANA_USER,
         "passwordCommand": f"{kubectl} get secret {_GRAFANA_LOGIN} --output jsonpath='{{.data.password}}' | base64 --decode",
     }
@@ -102,14 +104,18 @@ class Monitoring(pulumi.ComponentResource):
         self,
         name: str,
         *,
-        namespace: pulumi.Input[str],
         serving_namespace: pulumi.Input[str],
         volume_gib: int,
-        storage_driver: pulumi.Resource | None,
+        volume_driver: pulumi.Resource | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
+        # The namespace goes before the driver that has to delete its volumes.
+        driver = [volume_driver] if volume_driver else []
+        namespace = create_namespace(
+            MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(parent=self, depends_on=driver)
+        )
         password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
         login = k8s.core.v1.Secret(
             _GRAFANA_LOGIN,
@@ -117,23 +123,21 @@ class Monitoring(pulumi.ComponentResource):
             string_data={"user": _GRAFANA_USER, "password": password.result},
             opts=child,
         )
-        storage = [_gp3(storage_driver, child)] if storage_driver else []
-        operator = addons.install_chart(
-            versions.KUBE_PROMETHEUS_STACK,
+        storage = [_gp3(volume_driver, child)] if volume_driver else []
+        operator = KUBE_PROMETHEUS_STACK.install(
             namespace=namespace,
-            values=stack_values(login.metadata.name, volume_gib),
-            opts=child,
-            depends_on=storage,
+            values=stack_values(_GRAFANA_LOGIN, volume_gib),
+            parent=self,
+            depends_on=[login, *storage],
         )
         # Custom resources come after the operator that knows their kind, and go before it.
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
         vllm_service_monitor(serving_namespace, after_operator)
-        addons.install_chart(
-            versions.DCGM_EXPORTER,
+        DCGM_EXPORTER.install(
             namespace=namespace,
-            values=addons.on_gpu_nodes()
-            | {"resources": addons.requests(pod_resources.DCGM_EXPORTER), "serviceMonitor": {"enabled": True}},
-            opts=child,
+            values=on_gpu_nodes()
+            | {"resources": requesting(pod_resources.DCGM_EXPORTER), "serviceMonitor": {"enabled": True}},
+            parent=self,
             depends_on=[operator],
         )
         k8s.core.v1.ConfigMap(

@@ -9,10 +9,7 @@ from moto.autoscaling.models import autoscaling_backends
 from moto.core.responses import ActionResult
 from moto.ec2.models import ec2_backends
 from moto.eks import urls
-from moto.eks.exceptions import (
-    InvalidRequestException,
-    ResourceNotFoundException,
-)
+from moto.eks.exceptions import ResourceNotFoundException
 from moto.eks.models import Cluster, Nodegroup
 
 from local.moto_gaps.eks_access import AccessCalls
@@ -22,7 +19,6 @@ from local.moto_gaps.eks_base import DEFAULT_VERSION, addons, entries, updated
 _KUBERNETES_VERSIONS = ("1.32", "1.33", "1.34", "1.35", "1.36")
 _CLUSTER = "clusters/(?P<name>[^/]+)"
 _PATHS = (
-    "addons/supported-versions",
     f"{_CLUSTER}/access-entries",
     f"{_CLUSTER}/access-entries/(?P<principalArn>.+)",
     f"{_CLUSTER}/addons",
@@ -55,7 +51,6 @@ class EksWithGaps(AddonCalls, AccessCalls):
             cluster,
             access_config={"authenticationMode": "CONFIG_MAP"} | given,
             upgrade_policy={"supportType": "EXTENDED"} | self.params.get("upgradePolicy", {}),
-            deletion_protection=self.params.get("deletionProtection", False),
             addons={},
             access_entries={},
         )
@@ -78,7 +73,6 @@ class EksWithGaps(AddonCalls, AccessCalls):
             cluster,
             access_config=vars(cluster)["access_config"] | self.params.get("accessConfig", {}),
             upgrade_policy=vars(cluster)["upgrade_policy"] | self.params.get("upgradePolicy", {}),
-            deletion_protection=self.params.get("deletionProtection", vars(cluster)["deletion_protection"]),
         )
         return updated("ConfigUpdate")
 
@@ -91,8 +85,6 @@ class EksWithGaps(AddonCalls, AccessCalls):
 
     def delete_cluster(self) -> ActionResult:
         cluster = self.cluster()
-        if vars(cluster)["deletion_protection"]:
-            raise InvalidRequestException(message="Deletion protection is enabled for the cluster")
         answer = super().delete_cluster()
         group = cluster.resources_vpc_config["clusterSecurityGroupId"]
         self._ec2.delete_security_group(group_id=group)
@@ -103,11 +95,9 @@ class EksWithGaps(AddonCalls, AccessCalls):
         super().create_nodegroup()
         group = cluster.nodegroups[self.params["nodegroupName"]]
         group.version = self.params.get("version", cluster.version)
-        group.release_version = self.params.get("releaseVersion", f"{group.version}.0-20260101")
         _set(
             group,
             update_config={"maxUnavailable": 1} | self.params.get("updateConfig", {}),
-            node_repair_config=self.params.get("nodeRepairConfig"),
             remote_access=None,
             warm_pool_config=self.params.get("warmPoolConfig"),
         )
@@ -128,7 +118,6 @@ class EksWithGaps(AddonCalls, AccessCalls):
     def update_nodegroup_version(self) -> ActionResult:
         group = self._node_group()
         group.version = self.params.get("version", self.cluster().version)
-        group.release_version = self.params.get("releaseVersion", f"{group.version}.0-20260101")
         group.launch_template = self.params.get("launchTemplate", group.launch_template)
         return updated("VersionUpdate")
 

@@ -25,7 +25,7 @@ class AccessCalls(EksCalls):
         if principal in entries(cluster):
             message = "The specified access entry resource is already in use on this cluster."
             raise ResourceInUseException(message=message)
-        entry = self.new_entry(cluster, principal, self.params.get("type", "STANDARD"), self.params)
+        entry = self.new_entry(cluster, principal, "STANDARD", self.params)
         return ActionResult({"accessEntry": entry})
 
     def describe_access_entry(self) -> ActionResult:
@@ -33,10 +33,6 @@ class AccessCalls(EksCalls):
 
     def list_access_entries(self) -> ActionResult:
         return ActionResult({"accessEntries": sorted(entries(self.cluster()))})
-
-    def update_access_entry(self) -> ActionResult:
-        self._entry().update(stamped(self.params, "kubernetesGroups", "username", created=False))
-        return ActionResult({"accessEntry": self._entry()})
 
     def delete_access_entry(self) -> ActionResult:
         del entries(self.cluster())[self._entry()["principalArn"]]
@@ -62,14 +58,14 @@ class AccessCalls(EksCalls):
         return self.one(entries(self.cluster()), self._get_param("principalArn"), "access entry")
 
     def new_entry(self, cluster: Cluster, principal: str, kind: str, given: dict[str, Any]) -> dict[str, Any]:
-        defaults = {"kubernetesGroups": [], "username": principal}
-        entry = defaults | stamped(given, "kubernetesGroups", "username", "tags")
-        entry |= {
+        entry = stamped(given, "tags") | {
             "accessEntryArn": self.arn(f"access-entry/{cluster.name}/{principal.rpartition(':')[2]}/{uuid.uuid4()}"),
             "clusterName": cluster.name,
+            "kubernetesGroups": [],
             "policies": {},
             "principalArn": principal,
             "type": kind,
+            "username": principal,
         }
         entries(cluster)[principal] = entry
         return entry

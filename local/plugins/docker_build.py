@@ -23,7 +23,7 @@ from local.plugins.provider import (
     serve,
 )
 
-_INTO_DIGEST = ("buildArgs", "contextHash", "labels", "platforms", "target")
+_INTO_DIGEST = ("buildArgs", "contextHash", "platforms")
 
 
 class Image(ResourceType):
@@ -32,25 +32,7 @@ class Image(ResourceType):
     token = "docker-build:index:Image"
     required = frozenset({"context", "push"})
     optional = frozenset(
-        {
-            "buildArgs",
-            "buildOnPreview",
-            "cacheFrom",
-            "cacheTo",
-            "contextHash",
-            "dockerfile",
-            "exports",
-            "labels",
-            "load",
-            "network",
-            "noCache",
-            "platforms",
-            "pull",
-            "registries",
-            "secrets",
-            "tags",
-            "target",
-        }
+        {"buildArgs", "buildOnPreview", "contextHash", "dockerfile", "network", "platforms", "registries", "tags"}
     )
 
     def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:

@@ -1,7 +1,8 @@
 """The `eks` plugin: the component `eks:index:Cluster`, with the children that the real one registers.
 
-Left out: a default node group, default security groups, Auto Mode, Fargate, and the real one's wait for the cluster's
-`/healthz`. Its kubeconfig is the file that `LORASERVE_KUBECONFIG` names: the cluster that stands in for EKS's.
+Left out: a default node group, default security groups, an OIDC provider, Auto Mode, Fargate, and the real one's wait
+for the cluster's `/healthz`. Its kubeconfig is the file that `LORASERVE_KUBECONFIG` names: the cluster that stands in
+for EKS's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import yaml
 from pulumi.runtime.proto import provider_pb2, resource_pb2, resource_pb2_grpc
 
 from local.plugins.provider import ConstructRequest, InvalidInput, Properties, Provider, ProviderError, serve
-from local.plugins.values import UNKNOWN, contains_unknown, from_struct, resource_reference, to_struct
+from local.plugins.values import UNKNOWN, from_struct, resource_reference, to_struct
 
 CLUSTER = "eks:index:Cluster"
 
-_SUBNETS = ("subnetIds", "publicSubnetIds", "privateSubnetIds")
-_PASSED_ON = ("version", "enabledClusterLogTypes", "upgradePolicy", "deletionProtection", "bootstrapSelfManagedAddons")
+_SUBNETS = ("publicSubnetIds", "privateSubnetIds")
+_PASSED_ON = ("name", "version", "enabledClusterLogTypes", "upgradePolicy")
 _ENDPOINT = ("endpointPrivateAccess", "endpointPublicAccess", "publicAccessCidrs")
 _KNOWN = frozenset(
     {
@@ -33,43 +34,29 @@ _KNOWN = frozenset(
         *_ENDPOINT,
         "accessEntries",
         "authenticationMode",
-        "clusterTags",
-        "corednsAddonOptions",
         "createOidcProvider",
         "kubeProxyAddonOptions",
-        "name",
-        "nodeAssociatePublicIpAddress",
-        "providerCredentialOpts",
         "skipDefaultNodeGroup",
         "skipDefaultSecurityGroups",
-        "tags",
-        "useDefaultVpcCni",
         "vpcCniOptions",
         "vpcId",
     }
 )
 _AWS_AUTH = frozenset({"instanceRole", "instanceRoles", "roleMappings", "userMappings"})
-_CNI_ENVIRONMENT = {
-    "enablePodEni": "ENABLE_POD_ENI",
-    "enablePrefixDelegation": "ENABLE_PREFIX_DELEGATION",
-    "externalSnat": "AWS_VPC_K8S_CNI_EXTERNALSNAT",
-    "warmEniTarget": "WARM_ENI_TARGET",
-    "warmIpTarget": "WARM_IP_TARGET",
-    "warmPrefixTarget": "WARM_PREFIX_TARGET",
-}
-_ADDON_OPTIONS = {"configurationValues", "resolveConflictsOnCreate", "resolveConflictsOnUpdate"}
-_CNI_OPTIONS = {*_ADDON_OPTIONS, *_CNI_ENVIRONMENT, "addonVersion", "enableNetworkPolicy", "serviceAccountRoleArn"}
-_PROXY_OPTIONS = {*_ADDON_OPTIONS, "enabled", "version"}
+_CONFLICT_OPTIONS = {"resolveConflictsOnCreate", "resolveConflictsOnUpdate"}
+_CNI_OPTIONS = {*_CONFLICT_OPTIONS, "addonVersion", "enableNetworkPolicy", "enablePrefixDelegation"}
+_PROXY_OPTIONS = {*_CONFLICT_OPTIONS, "version"}
+_ENTRY_OPTIONS = {"principalArn", "accessPolicies"}
 
 
 def construct_cluster(request: ConstructRequest) -> provider_pb2.ConstructResponse:
     """Registers the component and its children. Raises InvalidInput for what the real component would refuse."""
-    check(request.inputs, explicit_provider="aws" in request.raw.providers)
+    check(request.inputs)
     with grpc.insecure_channel(request.raw.monitorEndpoint) as channel:
         return _Construction(request, resource_pb2_grpc.ResourceMonitorStub(channel)).run()
 
 
-def check(inputs: Properties, *, explicit_provider: bool = False) -> None:
+def check(inputs: Properties) -> None:
     """Raises InvalidInput for an unknown property, and for combinations that cannot work."""
     mode = inputs.get("authenticationMode")
     _refuse_if(
@@ -86,24 +73,26 @@ def check(inputs: Properties, *, explicit_provider: bool = False) -> None:
     )
     for key in ("skipDefaultNodeGroup", "skipDefaultSecurityGroups"):
         _refuse_if(not inputs.get(key), key, "the stand-in cluster makes none: set it to true")
-    _refuse_if(not any(inputs.get(key) for key in _SUBNETS), "privateSubnetIds", "a cluster needs subnets in two zones")
     _refuse_if(
-        bool(inputs.get("subnetIds")) and any(inputs.get(key) for key in _SUBNETS[1:]),
-        "subnetIds",
-        "excludes publicSubnetIds and privateSubnetIds: use those two",
+        inputs.get("createOidcProvider") is not False,
+        "createOidcProvider",
+        "the stand-in cluster makes none: set it to false and declare an aws.iam.OpenIdConnectProvider",
     )
+    _refuse_if(not any(inputs.get(key) for key in _SUBNETS), "privateSubnetIds", "a cluster needs subnets in two zones")
     _refuse_if(
         not inputs.get("endpointPrivateAccess", False) and not inputs.get("endpointPublicAccess", True),
         "endpointPrivateAccess",
         "with neither the private nor the public endpoint nothing reaches the cluster",
     )
-    _refuse_if(
-        explicit_provider and "providerCredentialOpts" not in inputs,
-        "providerCredentialOpts",
-        "is needed beside an explicit aws.Provider, or the kubeconfig would use other credentials",
-    )
-    _check_options("vpcCniOptions", inputs, _CNI_OPTIONS)
-    _check_options("kubeProxyAddonOptions", inputs, _PROXY_OPTIONS)
+    for key, known, pin in (
+        ("vpcCniOptions", _CNI_OPTIONS, "addonVersion"),
+        ("kubeProxyAddonOptions", _PROXY_OPTIONS, "version"),
+    ):
+        options = inputs.get(key) or {}
+        _check_options(key, options, known)
+        _refuse_if(pin not in options, f"{key}.{pin}", "is needed here; add-on versions are pinned")
+    for name, entry in (inputs.get("accessEntries") or {}).items():
+        _check_options(f"accessEntries.{name}", entry, _ENTRY_OPTIONS)
 
 
 def _refuse_if(wrong: bool, key: str, reason: str) -> None:
@@ -111,8 +100,8 @@ def _refuse_if(wrong: bool, key: str, reason: str) -> None:
         raise InvalidInput(key, reason)
 
 
-def _check_options(key: str, inputs: Properties, known: set[str]) -> None:
-    for option in sorted((inputs.get(key) or {}).keys() - known):
+def _check_options(key: str, options: Properties, known: set[str]) -> None:
+    for option in sorted(options.keys() - known):
         raise InvalidInput(f"{key}.{option}", f"the stand-in cluster takes no such option; known: {sorted(known)}")
 
 
@@ -147,8 +136,7 @@ class _Construction:
         self._vpc_cni(cluster)
         for name, entry in sorted((self.inputs.get("accessEntries") or {}).items()):
             self._access_entry(name, entry, cluster)
-        provider = self._oidc_provider(cluster) if self.inputs.get("createOidcProvider") else None
-        outputs = self._outputs(cluster, role, provider)
+        outputs = self._outputs(cluster, role)
         state = to_struct(outputs)
         self.monitor.RegisterResourceOutputs(
             resource_pb2.RegisterResourceOutputsRequest(urn=self.parent, outputs=state)
@@ -219,7 +207,7 @@ class _Construction:
         role = self._child(
             "aws:iam/role:Role",
             "eksRole-role",
-            {"assumeRolePolicy": document, "description": "Allows EKS to manage clusters on your behalf."} | self._tags,
+            {"assumeRolePolicy": document, "description": "Allows EKS to manage clusters on your behalf."},
         )
         partition = self._call("aws:index/getPartition:getPartition", {})["partition"]
         policy = f"arn:{partition}:iam::aws:policy/AmazonEKSClusterPolicy"
@@ -236,65 +224,45 @@ class _Construction:
         vpc_config = {key: inputs[key] for key in _ENDPOINT if key in inputs}
         subnets = [inputs[key] for key in _SUBNETS if key in inputs]
         vpc_config["subnetIds"] = UNKNOWN if UNKNOWN in subnets else [subnet for group in subnets for subnet in group]
-        tags = {"Name": f"{self.name}-eksCluster"} | (inputs.get("tags") or {}) | (inputs.get("clusterTags") or {})
-        wanted = {key: inputs[key] for key in ("name", *_PASSED_ON) if key in inputs}
+        wanted = {key: inputs[key] for key in _PASSED_ON if key in inputs}
         if "authenticationMode" in inputs:
             wanted["accessConfig"] = {"authenticationMode": inputs["authenticationMode"]}
-        wanted |= {"roleArn": role["arn"], "vpcConfig": vpc_config, "tags": tags}
+        wanted |= {"roleArn": role["arn"], "vpcConfig": vpc_config, "tags": {"Name": f"{self.name}-eksCluster"}}
         return self._child("aws:eks/cluster:Cluster", "eksCluster", wanted, role, attachment)
 
     def _kube_proxy(self, cluster: _Registered) -> None:
-        options = self.inputs.get("kubeProxyAddonOptions") or {}
-        if options.get("enabled", True):
-            self._addon("kube-proxy", "kube-proxy", cluster, options, options.get("version"))
+        options = self.inputs["kubeProxyAddonOptions"]
+        self._addon("kube-proxy", options["version"], cluster, options)
 
     def _vpc_cni(self, cluster: _Registered) -> None:
-        if self.inputs.get("useDefaultVpcCni"):
-            return
-        options = self.inputs.get("vpcCniOptions") or {}
-        environment = {
-            variable: _text(options[option]) for option, variable in _CNI_ENVIRONMENT.items() if option in options
-        }
-        values: Properties = {"env": environment}
+        options = self.inputs["vpcCniOptions"]
+        values: Properties = {"env": {}}
+        if "enablePrefixDelegation" in options:
+            values["env"]["ENABLE_PREFIX_DELEGATION"] = json.dumps(options["enablePrefixDelegation"])
         if "enableNetworkPolicy" in options:
-            values["enableNetworkPolicy"] = _text(options["enableNetworkPolicy"])
-        values |= options.get("configurationValues") or {}
-        self._addon(
-            "vpc-cni", "vpc-cni", cluster, options | {"configurationValues": values}, options.get("addonVersion")
-        )
+            values["enableNetworkPolicy"] = json.dumps(options["enableNetworkPolicy"])
+        self._addon("vpc-cni", options["addonVersion"], cluster, options, json.dumps(values))
 
-    def _addon(self, name: str, addon: str, cluster: _Registered, options: Properties, pinned: str | None) -> None:
-        values = options.get("configurationValues")
+    def _addon(
+        self, addon: str, pinned: str, cluster: _Registered, options: Properties, values: str | None = None
+    ) -> None:
         self._child(
             "aws:eks/addon:Addon",
-            name,
+            addon,
             {
                 "addonName": addon,
-                "addonVersion": pinned or self._newest(addon, cluster["version"]),
+                "addonVersion": pinned,
                 "clusterName": cluster["name"],
-                "configurationValues": (UNKNOWN if contains_unknown(values) else json.dumps(values))
-                if values
-                else None,
+                "configurationValues": values,
                 "resolveConflictsOnCreate": options.get("resolveConflictsOnCreate", "OVERWRITE"),
                 "resolveConflictsOnUpdate": options.get("resolveConflictsOnUpdate", "OVERWRITE"),
-                "serviceAccountRoleArn": options.get("serviceAccountRoleArn"),
-            }
-            | self._tags,
+            },
             cluster,
         )
 
-    def _newest(self, addon: str, kubernetes: str) -> str:
-        """An unpinned add-on floats to its newest version, as with the real component."""
-        if kubernetes == UNKNOWN:
-            return UNKNOWN
-        args = {"addonName": addon, "kubernetesVersion": kubernetes, "mostRecent": True}
-        return self._call("aws:eks/getAddonVersion:getAddonVersion", args)["version"]
-
     def _access_entry(self, name: str, entry: Properties, cluster: _Registered) -> None:
         target = {"clusterName": cluster["name"], "principalArn": entry["principalArn"]}
-        wanted = {"kubernetesGroups": entry.get("kubernetesGroups"), "type": entry.get("type")}
-        wanted |= {"userName": entry.get("username"), "tags": entry.get("tags") or self._tags.get("tags")}
-        registered = self._child("aws:eks/accessEntry:AccessEntry", name, target | wanted, cluster)
+        registered = self._child("aws:eks/accessEntry:AccessEntry", name, target, cluster)
         for policy_name, policy in sorted((entry.get("accessPolicies") or {}).items()):
             self._child(
                 "aws:eks/accessPolicyAssociation:AccessPolicyAssociation",
@@ -304,15 +272,7 @@ class _Construction:
                 registered,
             )
 
-    def _oidc_provider(self, cluster: _Registered) -> _Registered:
-        wanted = {"url": _issuer(cluster), "clientIdLists": ["sts.amazonaws.com"]} | self._tags
-        return self._child("aws:iam/openIdConnectProvider:OpenIdConnectProvider", "oidcProvider", wanted, cluster)
-
-    @property
-    def _tags(self) -> Properties:
-        return {"tags": self.inputs["tags"]} if "tags" in self.inputs else {}
-
-    def _outputs(self, cluster: _Registered, role: _Registered, provider: _Registered | None) -> Properties:
+    def _outputs(self, cluster: _Registered, role: _Registered) -> Properties:
         issuer, vpc_config = _issuer(cluster), cluster["vpcConfig"]
         kubeconfig = UNKNOWN if cluster["endpoint"] == UNKNOWN else _kubeconfig()
         eks_cluster = resource_reference(cluster.urn, "" if cluster.id == UNKNOWN else cluster.id)
@@ -335,7 +295,7 @@ class _Construction:
             "kubeconfigJson": UNKNOWN if kubeconfig == UNKNOWN else json.dumps(kubeconfig),
             "nodeSecurityGroupId": "",
             "oidcIssuer": UNKNOWN if issuer == UNKNOWN else issuer.removeprefix("https://"),
-            "oidcProviderArn": provider["arn"] if provider else "",
+            "oidcProviderArn": "",
             "oidcProviderUrl": issuer,
         }
 
@@ -347,10 +307,6 @@ def _issuer(cluster: _Registered) -> str:
 
 def _member(value: Any, key: str) -> Any:
     return value.get(key, UNKNOWN) if isinstance(value, Mapping) else UNKNOWN
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _kubeconfig() -> Any:

@@ -102,7 +102,6 @@ class ResourceType:
     """Inputs whose change means a new object."""
     name_property: ClassVar[str | None] = None
     """The property that is auto-named from the resource's name where the program gives none."""
-    delete_before_replace: ClassVar[bool] = False
 
     def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:
         """The inputs with defaults filled in. Raises InvalidInput for an unknown, missing or malformed property."""
@@ -119,7 +118,7 @@ class ResourceType:
     def diff(self, olds: Properties, news: Properties) -> Diff:
         """Compares checked inputs with checked inputs."""
         changed = frozenset(key for key in olds.keys() | news.keys() if olds.get(key) != news.get(key))
-        return Diff(changed, changed & self.replace_on, self.delete_before_replace)
+        return Diff(changed, changed & self.replace_on)
 
     def preview(self, inputs: Properties, outputs: Properties) -> Properties:
         """The outputs that a create or an update would give, as far as they can be told without doing it.
@@ -170,8 +169,6 @@ class Provider:
     components: Mapping[str, Callable[[ConstructRequest], provider_pb2.ConstructResponse]] = field(default_factory=dict)
     configure: Callable[[Properties], None] = lambda _: None
     """Called once with the provider's configuration before anything else; raises InvalidInput."""
-    resolve: Callable[[str], ResourceType | None] = lambda _: None
-    """Finds a resource type that is not listed in `resources`, for a provider whose tokens are open-ended."""
     replace_on_config: Callable[[Properties, Properties], frozenset[str]] = lambda olds, news: frozenset()
     """The configuration keys whose change means another system, so that every resource is made anew."""
 
@@ -317,7 +314,7 @@ class _Servicer(provider_pb2_grpc.ResourceProviderServicer):
 
     def _kind(self, urn: str) -> ResourceType:
         token = urn.split("::")[2].split("$")[-1]
-        return self._provider.resolve(token) or _lookup(self._provider.name, self._provider.resources, token)
+        return _lookup(self._provider.name, self._provider.resources, token)
 
 
 @contextmanager

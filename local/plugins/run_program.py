@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 REPORTED = 32
 """Exit code of a program that failed and has told the user why."""
@@ -31,7 +32,7 @@ def _exit_with_host() -> None:
     os._exit(1)
 
 
-def _run(request: dict) -> int:
+def _run(request: dict[str, Any]) -> int:
     import pulumi
 
     pulumi.runtime.set_all_config(request["config"], request["secret_keys"])

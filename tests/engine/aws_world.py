@@ -157,11 +157,11 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
         ),
         "aws:ec2/securityGroup:SecurityGroup": ({"vpcId": world.vpc}, {"tags": {"a": "b"}}),
         "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": (
-            rule | {"referencedSecurityGroupId": world.groups[1]},
+            rule | {"cidrIpv4": "10.0.0.0/16"},
             {},
         ),
         "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": (
-            rule | {"cidrIpv4": "0.0.0.0/0", "description": "web"},
+            rule | {"cidrIpv4": "0.0.0.0/0"},
             {},
         ),
         "aws:ec2/instance:Instance": (
@@ -202,15 +202,10 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             {"role": world.roles[0].id, "policyArn": "arn:aws:iam::aws:policy/AmazonEKSClusterPolicy"},
             {},
         ),
-        "aws:iam/policy:Policy": (
-            {"policy": policy("s3:GetObject")},
-            {"policy": policy("s3:ListBucket"), "tags": {"a": "b"}},
-        ),
         "aws:iam/openIdConnectProvider:OpenIdConnectProvider": (
             {"url": "https://oidc.example.com/id/A", "clientIdLists": ["sts.amazonaws.com"]},
             {"tags": {"a": "b"}},
         ),
-        "aws:iam/instanceProfile:InstanceProfile": ({"role": world.roles[0].id}, {"role": world.roles[1].id}),
         "aws:s3/bucket:Bucket": ({"forceDestroy": True}, {"forceDestroy": False, "tags": {"a": "b"}}),
         "aws:s3/bucketVersioning:BucketVersioning": (bucket | {"versioningConfiguration": {"status": "Enabled"}}, {}),
         "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": (
@@ -233,7 +228,6 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             bucket | {"rules": [lifecycle | {"noncurrentVersionExpiration": {"noncurrentDays": 30}}]},
             {"rules": [lifecycle | {"abortIncompleteMultipartUpload": {"daysAfterInitiation": 7}}]},
         ),
-        "aws:s3/bucketObjectv2:BucketObjectv2": (bucket | {"key": "a/b", "content": "one"}, {"content": "two"}),
         "aws:eks/cluster:Cluster": (
             world.cluster_inputs(),
             {
@@ -252,13 +246,11 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
                 "labels": {"workload": "gpu", "old": "true"},
                 "taints": [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}],
                 "launchTemplate": {"id": world.template, "version": "1"},
-                "nodeRepairConfig": {"enabled": False},
             },
             {
                 "labels": {"workload": "gpu-vllm"},
                 "scalingConfig": {"minSize": 0, "desiredSize": 1, "maxSize": 3},
                 "taints": [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_EXECUTE"}],
-                "nodeRepairConfig": {"enabled": True},
                 "updateConfig": {"maxUnavailable": 2},
                 "warmPoolConfig": {"maxGroupPreparedCapacity": 1},
                 "tags": {"Purpose": "LLM Inference"},
@@ -268,10 +260,7 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             cluster | {"addonName": "vpc-cni", "addonVersion": "v1.20.3-eksbuild.1"},
             {"addonVersion": "v1.20.4-eksbuild.1", "configurationValues": '{"enableNetworkPolicy": "true"}'},
         ),
-        "aws:eks/accessEntry:AccessEntry": (
-            cluster | principal,
-            {"kubernetesGroups": ["viewers"], "tags": {"a": "b"}},
-        ),
+        "aws:eks/accessEntry:AccessEntry": (cluster | principal, {"tags": {"a": "b"}}),
         "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": (
             cluster
             | {"principalArn": world.roles[1].outputs["arn"], "accessScope": {"type": "cluster"}}
@@ -281,7 +270,6 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
         "aws:ecr/repository:Repository": (
             {"imageScanningConfiguration": {"scanOnPush": False}},
             {
-                "imageTagMutability": "IMMUTABLE",
                 "imageScanningConfiguration": {"scanOnPush": True},
                 "tags": {"a": "b"},
             },

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from deployed import World
+
+from tests.engine.deployed import World
 
 
 @pytest.fixture(scope="module")

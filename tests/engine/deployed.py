@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kubernetes import client, config
 from pulumi import automation
@@ -14,12 +15,21 @@ from pulumi import automation
 from local import engine, nodes
 from local.cloud import Cloud
 from local.control_plane import ControlPlane
+from tests.stack_values import PRODUCTION_CHOICES
 
 REGION = "eu-central-1"
-_PRODUCTION_CHOICES = {
-    "baseModelRevision": "0123456789abcdef0123456789abcdef01234567",
-    "privateAccessCidrs": ["192.168.0.0/24"],
-}
+T = TypeVar("T")
+_LIMIT_S = 60
+
+
+def eventually(look: Callable[[], T]) -> T:
+    """The first true answer. Fails once the limit has passed."""
+    deadline = time.monotonic() + _LIMIT_S
+    while time.monotonic() < deadline:
+        if answer := look():
+            return answer
+        time.sleep(0.2)
+    raise AssertionError(f"nothing within {_LIMIT_S} s")
 
 
 @dataclass
@@ -69,6 +79,10 @@ class Changes:
         """Everything but what stayed the same or was only read."""
         return {name: op for name, op in self.operations.items() if op not in ("same", "read")}
 
+    def count(self, operation: str) -> int:
+        """Resources that met this fate, such as `create`."""
+        return list(self.operations.values()).count(operation)
+
     def record(self, event: automation.events.EngineEvent) -> None:
         if event.resource_pre_event and event.resource_pre_event.metadata:
             metadata = event.resource_pre_event.metadata
@@ -101,7 +115,7 @@ class Deployment:
 
     def configure(self, **changes: Any) -> bool:
         """Writes the stack file as shipped, with these keys changed. Returns whether it differs from before."""
-        own = _PRODUCTION_CHOICES if self.name == "prod" else {}
+        own = PRODUCTION_CHOICES if self.name == "prod" else {}
         return engine.write_stack_file(self.project, self.name, own | changes)
 
     def up(self) -> Changes:

@@ -135,8 +135,8 @@ def test_an_error_names_the_type_and_what_aws_said(account: Account) -> None:
         ("aws:ec2/vpc:Vpc", {"cidrBlok": "10.0.0.0/16"}, "cidrBlok"),
         ("aws:ec2/vpc:Vpc", {}, "cidrBlock"),
         ("aws:iam/role:Role", {"assumeRolePolicy": "{}", "managedPolicyArns": []}, "managedPolicyArns"),
-        ("aws:iam/policy:Policy", {"policy": "not json"}, "JSON"),
-        ("aws:iam/policy:Policy", {"policy": policy("s3:" + "x" * 7000)}, "6144"),
+        ("aws:iam/rolePolicy:RolePolicy", {"role": "r", "policy": "not json"}, "JSON"),
+        ("aws:iam/rolePolicy:RolePolicy", {"role": "r", "policy": policy("s3:" + "x" * 10_240)}, "10240"),
     ],
 )
 def test_input_that_the_real_provider_would_refuse_is_refused(

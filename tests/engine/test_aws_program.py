@@ -50,9 +50,12 @@ cluster = eks.Cluster(
     endpoint_private_access=True,
     skip_default_node_group=True,
     skip_default_security_groups=True,
-    create_oidc_provider=True,
+    create_oidc_provider=False,
     upgrade_policy={"support_type": "STANDARD"},
-    vpc_cni_options=eks.VpcCniOptionsArgs(enable_network_policy=True, enable_prefix_delegation=True),
+    vpc_cni_options=eks.VpcCniOptionsArgs(
+        addon_version="v1.21.1-eksbuild.3", enable_network_policy=True, enable_prefix_delegation=True
+    ),
+    kube_proxy_addon_options=eks.KubeProxyAddonOptionsArgs(version="v1.35.0-eksbuild.2"),
 )
 nodes = aws.eks.NodeGroup(
     "nodes",
@@ -77,7 +80,6 @@ pulumi.export("core", cluster.core.cluster.name)
 pulumi.export("issuer", cluster.oidc_issuer)
 pulumi.export("kubeconfig", cluster.kubeconfig_json)
 pulumi.export("nodes", nodes.node_group_name)
-pulumi.export("provider", cluster.oidc_provider_arn)
 pulumi.export("security_group", cluster.cluster_security_group_id)
 pulumi.export("vpc", vpc.id)
 """
@@ -89,7 +91,6 @@ COMPONENT = {
     "aws:eks/addon:Addon": 2,
     "aws:eks/accessEntry:AccessEntry": 1,
     "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": 1,
-    "aws:iam/openIdConnectProvider:OpenIdConnectProvider": 1,
 }
 """What the component registers, itself included."""
 CREATED = 1 + 9 + sum(COMPONENT.values())
@@ -118,7 +119,10 @@ def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_
     assert outputs["account"] == ACCOUNT_ID
     assert outputs["security_group"].startswith("sg-")
     assert outputs["core"] == outputs["cluster"]
-    assert outputs["provider"] == f"arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{outputs['issuer']}"
+    assert outputs["issuer"].startswith(f"oidc.eks.{REGION}.amazonaws.com/id/")
+    network_rules = {"env": {"ENABLE_PREFIX_DELEGATION": "true"}, "enableNetworkPolicy": "true"}
+    cni = cloud.client("eks").describe_addon(clusterName=outputs["cluster"], addonName="vpc-cni")["addon"]
+    assert json.loads(cni["configurationValues"]) == network_rules
     assert json.loads(outputs["kubeconfig"]) == KUBECONFIG
     assert registered(project, parent="eks:index:Cluster") == COMPONENT
 
@@ -172,18 +176,23 @@ def inventory(cloud: Cloud) -> dict[str, set[str]]:
         ({"authenticationMode": "CONFIG_MAP", "accessEntries": {}}, "accessEntries: need authenticationMode"),
         ({"skipDefaultNodeGroup": False}, "skipDefaultNodeGroup"),
         ({"privateSubnetIds": []}, "privateSubnetIds"),
-        ({"subnetIds": ["subnet-1"]}, "subnetIds: excludes"),
+        ({"createOidcProvider": True}, "createOidcProvider: .*set it to false"),
         ({"endpointPrivateAccess": False, "endpointPublicAccess": False}, "endpointPrivateAccess"),
         ({"vpcCniOptions": {"enableNetworkPolicies": True}}, "vpcCniOptions.enableNetworkPolicies"),
+        ({"vpcCniOptions": {"enableNetworkPolicy": True}}, "vpcCniOptions.addonVersion: is needed"),
+        ({"accessEntries": {"admin": {"principalArn": "a", "kubernetesGroups": []}}}, "admin.kubernetesGroups"),
         ({"autoMode": {"enabled": True}}, "autoMode"),
     ],
 )
 def test_a_cluster_that_cannot_work_is_refused(change: Properties, complaint: str) -> None:
     inputs = {
         "authenticationMode": "API",
+        "createOidcProvider": False,
+        "kubeProxyAddonOptions": {"version": "v1.35.0-eksbuild.2"},
         "privateSubnetIds": ["subnet-1", "subnet-2"],
         "skipDefaultNodeGroup": True,
         "skipDefaultSecurityGroups": True,
+        "vpcCniOptions": {"addonVersion": "v1.21.1-eksbuild.3"},
     }
     check(inputs)
     with pytest.raises(InvalidInput, match=complaint):

@@ -11,10 +11,10 @@ import sys
 import time
 
 import pytest
-from deployed import Deployment, World
 
 from local.engine import CHECKOUT
 from local.receipt import left_behind
+from tests.engine.deployed import Deployment, World
 
 KILLS = 4
 SEED = 20261123
@@ -56,13 +56,16 @@ def recover(deployment: Deployment) -> None:
 def test_up_killed_at_random_points_converges(world: World) -> None:
     dev = Deployment(world, "dev")
     chance = random.Random(SEED)
+    kills = 0
     for _ in range(KILLS):
         if not kill_after(dev, created=chance.randint(1, 25)):
             break
+        kills += 1
         time.sleep(1)  # plugins notice that the engine is gone
         refused = dev.run("up", "--yes", "--skip-preview")
         assert "currently locked" in refused.stdout + refused.stderr
         recover(dev)
+    assert kills >= 2, "`up` ended before it could be killed: nothing was tested"
 
     dev.up()
     assert dev.up().touched == {}

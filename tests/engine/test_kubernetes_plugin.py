@@ -242,8 +242,9 @@ def test_an_unknown_field_is_named(objects: Objects) -> None:
 def test_a_missing_namespace_or_definition_is_explained(objects: Objects) -> None:
     with pytest.raises(ProviderError, match=r'namespaces "nowhere" not found. Either its namespace does not exist'):
         objects.create("ConfigMap", metadata={"namespace": "nowhere"})
-    with pytest.raises(ProviderError, match=r"does not know keda.sh/v1alpha1 ScaledObject yet"):
-        objects.create("ScaledObject", spec={})
+    widget = KubernetesObject(Kind("example.com/v1", "Widget", "widgets"), objects.connection)
+    with pytest.raises(ProviderError, match=r"does not know example.com/v1 Widget yet"):
+        widget.create(widget.check("x", {}, {}, b"seed"))
 
 
 def test_an_object_that_exists_already_is_not_taken_over_unless_asked(objects: Objects, kubeconfig: str) -> None:

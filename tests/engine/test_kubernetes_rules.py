@@ -31,11 +31,10 @@ def _inputs(kind: str, **properties: Any) -> Properties:
     [
         ("Secret", {"type": "Opaque"}, {"type": "kubernetes.io/tls"}, {"type"}),
         ("Secret", {"stringData": {"a": "1"}}, {"stringData": {"a": "2"}}, {"stringData"}),
-        ("Job", {"spec": {"template": {"a": 1}}}, {"spec": {"template": {"a": UNKNOWN}}}, {"spec.template"}),
-        ("Job", {"spec": {"parallelism": 1}}, {"spec": {"parallelism": 2}}, set()),
+        ("Deployment", {"spec": {"selector": {"a": "1"}}}, {"spec": {"selector": {"a": UNKNOWN}}}, {"spec.selector"}),
+        ("Deployment", {"spec": {"replicas": 1}}, {"spec": {"replicas": 2}}, set()),
         ("Service", {"spec": {"clusterIP": "None"}}, {"spec": {}}, {"spec.clusterIP"}),
         ("StorageClass", {"parameters": {"type": "gp2"}}, {"parameters": {"type": "gp3"}}, {"parameters"}),
-        ("RoleBinding", {"roleRef": {"name": "a"}}, {"roleRef": {"name": "b"}}, {"roleRef"}),
     ],
 )
 def test_what_kubernetes_cannot_change_in_place_is_replaced(

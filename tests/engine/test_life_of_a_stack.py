@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from deployed import Deployment, World
 from kubernetes import client
 
 from infra import names
 from local.receipt import left_behind
+from local.toolchain import Tool, ensure
+from tests.engine.deployed import Deployment, World, eventually
+from tests.stack_values import adapter
 
 GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
 DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"
 VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
+_FINALIZER_S = 3
 _REFUSED = r"AccessDenied|PreconditionFailed|\(403\)"
-
-
-def adapter(name: str, **changes: Any) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": name,
-        "model": f"mistral-7b-{name}",
-        "version": "v1",
-        "digest": "sha256:" + "0" * 64,
-        "rank": 8,
-        "targetModules": ["q_proj", "v_proj"],
-        "sizeBytes": 27_297_032,
-    }
-    return entry | changes
-
 
 BASELINE: dict[str, Any] = {"inferenceReplicas": 1, "adapters": [adapter("one")]}
 
@@ -70,39 +65,74 @@ def test_up_tells_how_to_reach_what_it_made(world: World, dev: Deployment) -> No
     world.cloud.client("s3").head_bucket(Bucket=dev.output("adapterBucket"))
 
 
-def test_the_serving_role_reads_the_catalog_and_nothing_else(world: World, dev: Deployment) -> None:
-    bucket = dev.output("adapterBucket")
-    administrator = world.cloud.client("s3")
-    for key in ("llm-models/faq/v1/manifest.json", "private/notes.txt"):
-        administrator.put_object(Bucket=bucket, Key=key, Body=b"{}", IfNoneMatch="*")
+def test_the_printed_commands_show_the_passwords(world: World, dev: Deployment) -> None:
+    assert re.fullmatch(r"\w{48}", printed(world, dev.output("model")["keyCommand"]))
+    grafana = dev.output("grafana")
+    assert grafana["user"] == "admin"
+    assert re.fullmatch(r"\w{24}", printed(world, grafana["passwordCommand"]))
+
+
+def printed(world: World, command: str) -> str:
+    """What a person sees who pastes the command into a shell."""
+    kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
+    environment = {"PATH": f"{kubectl.parent}:{os.environ['PATH']}", "KUBECONFIG": str(world.control_plane.kubeconfig)}
+    return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_made_in_aws_names_its_stack(world: World, dev: Deployment) -> None:
+    tag = {"Key": "loraserve/stack", "Value": "dev"}
+    assert tag in world.cloud.client("s3").get_bucket_tagging(Bucket=dev.output("adapterBucket"))["TagSet"]
+    (vpc,) = [vpc for vpc in world.cloud.client("ec2").describe_vpcs()["Vpcs"] if not vpc["IsDefault"]]
+    assert tag in vpc["Tags"]
+
+
+@pytest.fixture(scope="module")
+def published(world: World, dev: Deployment) -> dict[str, str]:
+    """An object of a published adapter, whose content is `{}`."""
+    address = {"Bucket": dev.output("adapterBucket"), "Key": "llm-models/faq/v1/manifest.json"}
+    world.cloud.client("s3").put_object(**address, Body=b"{}", IfNoneMatch="*")
+    return address
+
+
+@contextmanager
+def enforced_iam(world: World) -> Iterator[None]:
+    """Every call inside needs a policy that allows it."""
     world.cloud.enforce_iam()
-    s3 = serving_s3(world, dev.output("servingRole"))
-    assert s3.get_object(Bucket=bucket, Key="llm-models/faq/v1/manifest.json")["Body"].read() == b"{}"
-    refused = [
-        lambda: s3.get_object(Bucket=bucket, Key="private/notes.txt"),
-        lambda: s3.put_object(Bucket=bucket, Key="llm-models/faq/v2/manifest.json", Body=b"{}", IfNoneMatch="*"),
-        lambda: s3.delete_object(Bucket=bucket, Key="llm-models/faq/v1/manifest.json"),
-    ]
-    for call in refused:
-        with pytest.raises(ClientError, match=_REFUSED):
-            call()
-    world.cloud.enforce_iam(False)
+    try:
+        yield
+    finally:
+        world.cloud.enforce_iam(False)
+
+
+def test_the_serving_role_reads_the_catalog_and_nothing_else(
+    world: World, dev: Deployment, published: dict[str, str]
+) -> None:
+    private = published | {"Key": "private/notes.txt"}
+    world.cloud.client("s3").put_object(**private, Body=b"{}")
+    with enforced_iam(world):
+        s3 = serving_s3(world, dev.output("servingRole"))
+        assert s3.get_object(**published)["Body"].read() == b"{}"
+        for refused in (
+            lambda: s3.get_object(**private),
+            lambda: s3.put_object(**published | {"Key": "llm-models/faq/v2/manifest.json"}, IfNoneMatch="*"),
+            lambda: s3.delete_object(**published),
+        ):
+            with pytest.raises(ClientError, match=_REFUSED):
+                refused()
 
 
 def test_a_published_object_is_neither_overwritten_nor_deleted_even_by_an_administrator(
-    world: World, dev: Deployment
+    world: World, published: dict[str, str]
 ) -> None:
-    published = {"Bucket": dev.output("adapterBucket"), "Key": "llm-models/faq/v1/manifest.json"}
     s3 = world.cloud.client("s3")
-    world.cloud.enforce_iam()
-    for call in (
-        lambda: s3.put_object(**published, Body=b"other"),
-        lambda: s3.put_object(**published, Body=b"other", IfNoneMatch="*"),
-        lambda: s3.delete_object(**published),
-    ):
-        with pytest.raises(ClientError, match=_REFUSED):
-            call()
-    world.cloud.enforce_iam(False)
+    with enforced_iam(world):
+        for refused in (
+            lambda: s3.put_object(**published, Body=b"other"),
+            lambda: s3.put_object(**published, Body=b"other", IfNoneMatch="*"),
+            lambda: s3.delete_object(**published),
+        ):
+            with pytest.raises(ClientError, match=_REFUSED):
+                refused()
     assert s3.get_object(**published)["Body"].read() == b"{}"
 
 
@@ -218,8 +248,12 @@ def test_bad_configuration_is_refused_before_anything_changes(
     assert "Traceback" not in refusal
 
 
-def test_destroy_leaves_nothing_behind(world: World, dev: Deployment) -> None:
-    order = list(dev.destroy().operations)
+def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:
+    patch_monitor(world, {"metadata": {"finalizers": ["loraserve.test/held"]}})
+    with ThreadPoolExecutor() as executor:
+        operator_was_there = executor.submit(release_monitor, world)
+        order = list(dev.destroy().operations)
+    assert operator_was_there.result()
     assert len(order) > 90
     for earlier, later in (
         (
@@ -233,6 +267,23 @@ def test_destroy_leaves_nothing_behind(world: World, dev: Deployment) -> None:
     ):
         assert order.index(earlier) < order.index(later)
     assert left_behind(world.cloud, world.control_plane) == []
+
+
+def release_monitor(world: World) -> bool:
+    """Does an operator's work: takes the finalizer off a while after the deletion. Returns whether its chart was there."""
+    eventually(lambda: "deletionTimestamp" in patch_monitor(world, {})["metadata"])
+    time.sleep(_FINALIZER_S)
+    charts = [config_map["metadata"]["name"] for config_map in config_maps(world, names.MONITORING_NAMESPACE)]
+    patch_monitor(world, {"metadata": {"finalizers": None}})
+    return "chart-kube-prometheus-stack" in charts
+
+
+def patch_monitor(world: World, patch: dict[str, Any]) -> dict[str, Any]:
+    """Changes the ServiceMonitor of vLLM and returns it."""
+    monitors = client.CustomObjectsApi(world.api)
+    address = ("monitoring.coreos.com", "v1", names.SERVING_NAMESPACE, "servicemonitors", names.VLLM)
+    monitor: Any = monitors.patch_namespaced_custom_object(*address, patch)
+    return monitor
 
 
 def config_maps(world: World, namespace: str) -> list[dict[str, Any]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from deployed import Deployment, World
 from kubernetes import client
 
 from infra import names
 from infra.pod_resources import Requests
 from local import nodes
-
-T = TypeVar("T")
-_LIMIT_S = 60
+from local.receipt import left_behind
+from tests.engine.deployed import Deployment, World, eventually
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +31,10 @@ def test_the_same_pod_without_its_toleration_lands_nowhere(world: World, prod: D
     spec = {key: value for key, value in pod["spec"].items() if key not in ("tolerations", "nodeName")}
     body: Any = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "without-toleration"}, "spec": spec}
     world.core.create_namespaced_pod(names.SERVING_NAMESPACE, body)
-    told = eventually(lambda: why_unscheduled(world, "without-toleration"))
-    assert "untolerated taint" in told
-    world.core.delete_namespaced_pod("without-toleration", names.SERVING_NAMESPACE)
+    try:
+        assert "untolerated taint" in eventually(lambda: why_unscheduled(world, "without-toleration"))
+    finally:
+        world.core.delete_namespaced_pod("without-toleration", names.SERVING_NAMESPACE)
 
 
 def test_a_daemonset_that_leaves_too_little_room_is_noticed(world: World, prod: Deployment) -> None:
@@ -45,10 +42,12 @@ def test_a_daemonset_that_leaves_too_little_room_is_noticed(world: World, prod: 
     greedy: Any = nodes.daemon_set_manifest("greedy", Requests(100, 3 * 1024))
     apps = client.AppsV1Api(world.api)
     apps.create_namespaced_daemon_set(names.SYSTEM_NAMESPACE, greedy)
-    waiting = eventually(lambda: [p["metadata"]["name"] for p in vllm_pods(world) if p["status"]["phase"] == "Pending"])
-    assert "Insufficient memory" in eventually(lambda: why_unscheduled(world, waiting[0]))
-    apps.delete_namespaced_daemon_set("greedy", names.SYSTEM_NAMESPACE)
-    eventually(lambda: [p for p in vllm_pods(world) if p["status"]["phase"] == "Running"])
+    try:
+        (waiting,) = eventually(lambda: vllm_pods(world, "Pending"))
+        assert "Insufficient memory" in eventually(lambda: why_unscheduled(world, waiting["metadata"]["name"]))
+    finally:
+        apps.delete_namespaced_daemon_set("greedy", names.SYSTEM_NAMESPACE)
+    eventually(lambda: vllm_pods(world, "Running"))
 
 
 def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Deployment) -> None:
@@ -59,9 +58,18 @@ def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Depl
     assert vllm_pods(world)
 
 
-def vllm_pods(world: World) -> list[dict[str, Any]]:
-    pods = world.core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm")
-    return [pod for pod in world.plain(pods)["items"] if "deletionTimestamp" not in pod["metadata"]]
+def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: Deployment) -> None:
+    prod.configure(deletionProtection=False)
+    prod.up()
+    prod.destroy()
+    assert left_behind(world.cloud, world.control_plane) == []
+
+
+def vllm_pods(world: World, phase: str | None = None) -> list[dict[str, Any]]:
+    """Pods that are not on their way out, in any phase or in this one."""
+    pods = world.plain(world.core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm"))["items"]
+    staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    return [pod for pod in staying if phase in (None, pod["status"]["phase"])]
 
 
 def why_unscheduled(world: World, pod: str) -> str:
@@ -69,13 +77,3 @@ def why_unscheduled(world: World, pod: str) -> str:
         names.SERVING_NAMESPACE, field_selector=f"involvedObject.name={pod},reason=FailedScheduling"
     )
     return " ".join(event["message"] for event in world.plain(events)["items"])
-
-
-def eventually(look: Callable[[], T]) -> T:
-    """The first true answer. Fails once the limit has passed."""
-    deadline = time.monotonic() + _LIMIT_S
-    while time.monotonic() < deadline:
-        if answer := look():
-            return answer
-        time.sleep(0.2)
-    raise AssertionError(f"nothing within {_LIMIT_S} s")

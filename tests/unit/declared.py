@@ -7,57 +7,19 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pulumi
-import yaml
 from pulumi.runtime import config as runtime_config
 from pulumi.runtime import mocks
 
 from infra.names import PROJECT
+from tests.stack_values import stack_file, stack_values
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 ACCOUNT = "123456789012"
 CALLER = f"arn:aws:sts::{ACCOUNT}:assumed-role/deployer/session"
 ZONES = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
 ISSUER = "oidc.eks.eu-central-1.amazonaws.com/id/TEST"
-
-PRODUCTION_CHOICES = {
-    "baseModelRevision": "0123456789abcdef0123456789abcdef01234567",
-    "privateAccessCidrs": ["192.168.0.0/24"],
-}
-"""What Pulumi.prod.yaml leaves to its owner."""
-
-
-def adapter(name: str = "aws-rag-qa", **changes: Any) -> dict[str, Any]:
-    """An entry as `loraserve publish` prints it."""
-    entry: dict[str, Any] = {
-        "name": name,
-        "model": f"mistral-7b-{name}",
-        "version": "v1",
-        "digest": "sha256:" + "0" * 64,
-        "rank": 8,
-        "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-        "sizeBytes": 27_297_032,
-    }
-    return entry | changes
-
-
-def stack_values(stack: str, **changes: Any) -> dict[str, Any]:
-    """The program's own keys as the CLI would hand them over: defaults of Pulumi.yaml, then the stack file."""
-    project = yaml.safe_load((CHECKOUT / "Pulumi.yaml").read_text())["config"]
-    defaults = {key: schema["default"] for key, schema in project.items()}
-    own = {key: value for key, value in (defaults | stack_file(stack)).items() if key.startswith(f"{PROJECT}:")}
-    values = {key.removeprefix(f"{PROJECT}:"): value for key, value in own.items()}
-    if stack == "prod":
-        values |= PRODUCTION_CHOICES
-    return {key: value for key, value in (values | changes).items() if value is not None}
-
-
-def stack_file(stack: str) -> dict[str, Any]:
-    """The `config` section of a stack file."""
-    return yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +45,12 @@ class Program:
     def of_type(self, suffix: str) -> list[Resource]:
         """Resources whose type ends so, such as `eks/nodeGroup:NodeGroup`."""
         return [resource for resource in self.resources if resource.type.endswith(suffix)]
+
+    def policies(self) -> dict[str, Any]:
+        """Every policy document, by resource and property."""
+        keys = ("policy", "assumeRolePolicy")
+        texts = {f"{r.urn} {key}": r.inputs[key] for r in self.resources for key in keys if key in r.inputs}
+        return {where: json.loads(text) for where, text in texts.items() if isinstance(text, str)}
 
     def one(self, suffix: str, name: str | None = None) -> Resource:
         """The only resource of that type (and name)."""
@@ -151,6 +119,8 @@ class _Monitor(mocks.MockMonitor):
 
     def RegisterResource(self, request: Any) -> Any:
         response = super().RegisterResource(request)
+        if request.type == "pulumi:pulumi:Stack":
+            return response  # the SDK's, not the program's
         inputs = pulumi.runtime.rpc.deserialize_properties(request.object)
         self._program.resources.append(
             Resource(
@@ -174,10 +144,14 @@ def declare(
     offering: list[str] | None = None,
     gpu_quota: float = 64,
     secrets: Sequence[str] = (),
+    program: Program | None = None,
     **changes: Any,
 ) -> Program:
-    """Runs the program once. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values."""
-    program = Program()
+    """Runs the program once. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values.
+
+    A given `program` is filled, and so tells what was declared before an error.
+    """
+    program = program or Program()
     answers = _Aws(last_outputs or {}, ZONES if offering is None else offering, gpu_quota)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loraserve_support import BUCKET, FakeVllm, write_adapter
 
 from loraserve.agent.desired_file import DesiredFile
 from loraserve.agent.downloads import Downloads
@@ -18,8 +17,9 @@ from loraserve.agent.state import AdapterStatus, State
 from loraserve.agent.vllm import Vllm
 from loraserve.catalog import Catalog
 from loraserve.desired import Adapter, Base, DesiredState
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
 
-pytest_plugins = ["loraserve_fixtures"]
+pytest_plugins = ["tests.unit.catalog_fixtures"]
 
 Publish = Callable[..., Adapter]
 

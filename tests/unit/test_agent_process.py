@@ -12,15 +12,15 @@ from pathlib import Path
 import boto3
 import httpx
 import pytest
-from loraserve_support import BUCKET, FakeVllm, write_adapter
 from moto.server import ThreadedMotoServer
 
 from loraserve.agent.settings import InvalidSettings, Settings
 from loraserve.agent.state import AgentState, State
 from loraserve.catalog import Catalog
 from loraserve.desired import Base, DesiredState
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
 
-pytest_plugins = ["loraserve_fixtures"]
+pytest_plugins = ["tests.unit.catalog_fixtures"]
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from declared import adapter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import capacity, pod_resources
-from infra.capacity import Envelope, Serving, envelope, memory_problem, plan_memory, restart_reason
-from infra.instance_types import INSTANCE_TYPES
+from infra.capacity import Envelope, Serving, disk_problem, envelope, memory_problem, plan_memory, restart_reason
+from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES
 from infra.model_shapes import MISTRAL_7B_AWQ
 from loraserve.desired import Adapter
+from tests.stack_values import adapter
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 ALL = (*ATTENTION, "down_proj", "gate_proj", "up_proj")
@@ -28,7 +28,7 @@ def many(count: int, **changes: Any) -> list[Adapter]:
 
 
 def serving(slots: Envelope | None, **changes: Any) -> Serving:
-    defaults = {"max_model_len": 4096, "gpu_memory_utilization": 0.88, "instance": INSTANCE_TYPES["g6.xlarge"]}
+    defaults = {"max_model_len": 4096, "gpu_memory_utilization": 0.88, "instance": GPU_INSTANCE_TYPES["g6.xlarge"]}
     return Serving(model=MISTRAL_7B_AWQ, envelope=slots, **(defaults | changes))
 
 
@@ -135,23 +135,29 @@ def test_the_change_that_is_named_does_fit() -> None:
 
 def test_a_model_too_large_for_the_card_is_sent_to_a_larger_one() -> None:
     large = MISTRAL_7B_AWQ.model_copy(update={"weights_gib": 24.0})
-    told = memory_problem(Serving(large, INSTANCE_TYPES["g6.xlarge"], 4096, 0.88, None)) or ""
+    told = memory_problem(Serving(large, GPU_INSTANCE_TYPES["g6.xlarge"], 4096, 0.88, None)) or ""
     assert "gpuInstanceType g6e.xlarge" in told
 
 
 def test_a_model_too_large_for_every_card_is_told_so() -> None:
     huge = MISTRAL_7B_AWQ.model_copy(update={"weights_gib": 140.0})
-    told = memory_problem(Serving(huge, INSTANCE_TYPES["g6.xlarge"], 4096, 0.88, None)) or ""
+    told = memory_problem(Serving(huge, GPU_INSTANCE_TYPES["g6.xlarge"], 4096, 0.88, None)) or ""
     assert "use a smaller or a quantised base model" in told
 
 
+def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
+    two_gib = 2 * 1024**3
+    assert disk_problem(many(3, sizeBytes=two_gib)) is None
+    assert "loraserve:adapters need 12.0 GiB of disk" in (disk_problem(many(4, sizeBytes=two_gib)) or "")
+
+
 def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:
-    node = INSTANCE_TYPES["g6.xlarge"]
+    node = GPU_INSTANCE_TYPES["g6.xlarge"]
     assert pod_resources.node_fit_problem(node) is None
     beside = sum(requests.memory_mib for requests in pod_resources.GPU_NODE_DAEMONSETS.values())
-    assert 14 * 1024 + pod_resources.AGENT.memory_mib + beside > node.allocatable_memory_mib
+    assert 14 * 1024 + pod_resources.AGENT_REQUESTS.memory_mib + beside > node.allocatable_memory_mib
 
 
 def test_allocatable_cpu_is_what_the_eks_ami_leaves() -> None:
-    assert INSTANCE_TYPES["g6.xlarge"].allocatable_cpu_millis == 3920
-    assert INSTANCE_TYPES["t3a.medium"].allocatable_cpu_millis == 1930
+    assert GPU_INSTANCE_TYPES["g6.xlarge"].allocatable_cpu_millis == 3920
+    assert SYSTEM_INSTANCE_TYPES["t3a.medium"].allocatable_cpu_millis == 1930

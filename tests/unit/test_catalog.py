@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSResponse
-from loraserve_support import BUCKET, write_adapter
 
 from loraserve.catalog import (
     ATTEMPTS,
@@ -21,8 +20,9 @@ from loraserve.catalog import (
 )
 from loraserve.desired import Adapter, InvalidDesiredState
 from loraserve.gate import UnsafeAdapter
+from tests.unit.adapters_and_vllm import BUCKET, write_adapter
 
-pytest_plugins = ["loraserve_fixtures"]
+pytest_plugins = ["tests.unit.catalog_fixtures"]
 
 PREFIX = "llm-models/rag-qa/v1/"
 WEIGHTS = PREFIX + "adapter_model.safetensors"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from declared import stack_values
 
 from infra import settings
 from infra.cost import describe, idle_cost
+from tests.stack_values import stack_values
 
 
 def total(stack: str, region: str) -> float:
@@ -23,7 +23,7 @@ def test_the_sum_is_told_by_its_parts() -> None:
     parts = idle_cost(settings.parse(stack_values("dev")), "us-east-1", zones=2)
     assert parts
     assert parts["control plane"] == pytest.approx(73.0)
-    told = describe(parts)
+    told = describe(settings.parse(stack_values("dev")), "us-east-1", zones=2)
     assert f"about ${sum(parts.values()):.0f} a month" in told
     assert all(part in told for part in parts)
 
@@ -35,5 +35,4 @@ def test_each_zones_gateway_is_counted() -> None:
 
 
 def test_an_unknown_region_is_said_to_be_unknown() -> None:
-    parts = idle_cost(settings.parse(stack_values("dev")), "mars-north-1", zones=2)
-    assert "no list prices known" in describe(parts)
+    assert "no list prices known" in describe(settings.parse(stack_values("dev")), "mars-north-1", zones=2)

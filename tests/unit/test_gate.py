@@ -10,9 +10,9 @@ import pytest
 import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
-from loraserve_support import lora_shapes, safetensors_of, write_adapter
 
 from loraserve.gate import UnsafeAdapter, inspect, read_safetensors_header
+from tests.unit.adapters_and_vllm import lora_shapes, safetensors_of, write_adapter
 
 SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
 

@@ -7,9 +7,9 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from declared import Program, declare
 
 from infra import names
+from tests.unit.declared import Program, declare
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
 

@@ -8,10 +8,10 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from declared import declare
 
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.stack import stack_values
+from tests.unit.declared import declare
 
 SEEN_ON_A_RUNNING_VLLM = {
     "vllm:time_to_first_token_seconds_bucket",

@@ -6,9 +6,9 @@ from ipaddress import IPv4Network
 from itertools import combinations
 
 import pytest
-from declared import declare
 
 from infra.network import plan_subnets
+from tests.unit.declared import declare
 
 
 @pytest.mark.parametrize("cidr", ["10.0.0.0/16", "172.16.0.0/18", "192.168.0.0/20"])

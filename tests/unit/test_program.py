@@ -8,10 +8,11 @@ import sys
 from typing import Any
 
 import pytest
-from declared import CHECKOUT, Program, Resource, adapter, declare, stack_file
 
 from infra import names
 from infra.inference import grace_seconds
+from tests.stack_values import CHECKOUT, adapter, stack_file
+from tests.unit.declared import Program, declare
 
 STACKS = ["dev", "prod", "local"]
 
@@ -44,14 +45,11 @@ def environment(container: dict[str, Any]) -> dict[str, Any]:
     return {variable["name"]: variable.get("value") for variable in container["env"]}
 
 
-def policies(program: Program) -> list[dict[str, Any]]:
-    keys = ("policy", "assumeRolePolicy")
-    texts = [resource.inputs[key] for resource in program.resources for key in keys if key in resource.inputs]
-    return [json.loads(text) for text in texts if isinstance(text, str)]
-
-
-def gpu_group(program: Program) -> Resource:
-    return program.one("eks/nodeGroup:NodeGroup", names.GPU_NODE_GROUP)
+def restarts_announced(**changes: Any) -> list[str]:
+    """What a preview says where an adapter of a larger rank was declared."""
+    last = {"cluster": "c", "envelope": {"slots": 4, "rank": 8, "target_modules": ["k_proj"]}}
+    program = declare("dev", preview=True, last_outputs=last, adapters=[adapter(rank=64)], **changes)
+    return [message for message in program.messages if "restarts" in message]
 
 
 def test_no_two_resources_share_a_urn(program: Program) -> None:
@@ -60,8 +58,8 @@ def test_no_two_resources_share_a_urn(program: Program) -> None:
 
 
 def test_no_policy_holds_a_null(program: Program) -> None:
-    assert policies(program)
-    assert "null" not in json.dumps(policies(program))
+    assert program.policies()
+    assert "null" not in json.dumps(program.policies())
 
 
 def test_the_program_imports_without_the_serving_side() -> None:
@@ -70,54 +68,13 @@ def test_the_program_imports_without_the_serving_side() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-def test_local_leaves_charts_and_image_builds_out() -> None:
-    local = declare("local")
-    assert not local.of_type("helm.sh/v4:Chart")
-    assert not local.of_type("docker-build:index:Image")
-
-
-def test_the_gpu_group_has_the_specified_values(dev: Program) -> None:
-    inputs = gpu_group(dev).inputs
-    assert inputs["nodeGroupName"] == "gpu-vllm-nodes"
-    assert inputs["instanceTypes"] == ["g6.xlarge"]
-    assert inputs["scalingConfig"] == {"minSize": 0, "desiredSize": 0, "maxSize": 2}
-    assert inputs["labels"]["workload"] == "gpu-vllm"
-    assert inputs["labels"]["k8s.amazonaws.com/accelerator"] == "nvidia-l4"
-    assert inputs["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}]
-    assert inputs["tags"]["Purpose"] == "LLM Inference"
-
-
-def test_the_autoscaler_owns_the_desired_size(dev: Program) -> None:
-    assert gpu_group(dev).ignore_changes == ["scalingConfig.desiredSize"]
-
-
-def test_the_autoscaler_knows_an_empty_groups_nodes_from_its_tags(dev: Program) -> None:
-    tags = {r.inputs["tag"]["key"]: r.inputs["tag"]["value"] for r in dev.of_type("autoscaling/tag:Tag")}
-    template = "k8s.io/cluster-autoscaler/node-template"
-    for key, value in gpu_group(dev).inputs["labels"].items():
-        assert tags[f"{template}/label/{key}"] == value
-    assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
-    assert tags[f"{template}/resources/nvidia.com/gpu"] == "1"
-    assert tags[f"{template}/autoscaling-options/scaledownunneededtime"] == "10m0s"
-    disk = int(tags[f"{template}/resources/ephemeral-storage"].removesuffix("Gi"))
-    assert disk > int(vllm(dev)["resources"]["requests"]["ephemeral-storage"].removesuffix("Gi"))
-
-
 def test_the_pod_tolerates_and_selects_exactly_the_gpu_group(program: Program) -> None:
-    group = gpu_group(program).inputs
+    group = program.one("eks/nodeGroup:NodeGroup", names.GPU_NODE_GROUP).inputs
     taint = group["taints"][0]
     assert pod(program)["tolerations"] == [
         {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"}
     ]
     assert pod(program)["nodeSelector"].items() <= group["labels"].items()
-
-
-def test_nodes_leave_before_what_they_need_to_leave_cleanly(dev: Program) -> None:
-    for group in dev.of_type("eks/nodeGroup:NodeGroup"):
-        needs = " ".join(group.depends_on)
-        assert needs.count("RolePolicyAttachment") == 3
-        assert "eks:index:Cluster" in needs
-        assert needs.count("ec2/route:Route::") >= 3
 
 
 def test_kubernetes_objects_go_before_nodes_dns_and_cluster(dev: Program) -> None:
@@ -132,15 +89,6 @@ def test_kubernetes_objects_go_before_nodes_dns_and_cluster(dev: Program) -> Non
 def test_custom_resources_go_before_the_operator_that_knows_them(dev: Program) -> None:
     monitor = dev.one("monitoring.coreos.com/v1:ServiceMonitor")
     assert any("kube-prometheus-stack" in urn for urn in monitor.depends_on)
-
-
-def test_nodes_refuse_the_first_metadata_service_and_pods(program: Program) -> None:
-    for template in program.of_type("ec2/launchTemplate:LaunchTemplate"):
-        options = template.inputs["metadataOptions"]
-        assert options["httpTokens"] == "required"
-        assert options["httpPutResponseHopLimit"] == 1
-        assert "imageId" not in template.inputs
-        assert "instanceType" not in template.inputs
 
 
 def test_protection_follows_one_setting(dev: Program, prod: Program) -> None:
@@ -183,22 +131,9 @@ def test_a_too_small_gpu_quota_is_told_before_nodes_are_waited_for() -> None:
     assert not any("quota" in message for message in declare("dev", gpu_quota=8).messages)
 
 
-def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) -> None:
-    namespace = prod.one("core/v1:Namespace", names.MONITORING_NAMESPACE)
-    assert any("ebs-csi" in urn for urn in namespace.depends_on)
-
-
 @pytest.mark.parametrize("stack", STACKS)
-def test_every_aws_resource_is_tagged_with_its_stack(stack: str) -> None:
+def test_a_stack_file_names_its_stack_as_tag(stack: str) -> None:
     assert stack_file(stack)["aws:defaultTags"] == {"tags": {"loraserve/stack": stack}}
-
-
-def test_the_volume_driver_comes_only_with_a_volume(dev: Program, prod: Program) -> None:
-    assert [addon.inputs["addonName"] for addon in dev.of_type("eks/addon:Addon")] == ["coredns"]
-    assert sorted(addon.inputs["addonName"] for addon in prod.of_type("eks/addon:Addon")) == [
-        "aws-ebs-csi-driver",
-        "coredns",
-    ]
 
 
 def test_the_pod_is_hardened(program: Program) -> None:
@@ -281,9 +216,13 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
 
 
 def test_leaving_the_envelope_is_announced_in_preview() -> None:
-    last = {"cluster": "c", "envelope": {"slots": 4, "rank": 8, "target_modules": ["k_proj"]}}
-    program = declare("dev", preview=True, last_outputs=last, adapters=[adapter(rank=64)])
-    assert any("this restarts vLLM" in message and "rank 8 -> 64" in message for message in program.messages)
+    (told,) = restarts_announced(inferenceReplicas=1)
+    assert "this restarts vLLM" in told
+    assert "rank 8 -> 64" in told
+
+
+def test_no_restart_is_announced_where_nothing_runs() -> None:
+    assert restarts_announced(inferenceReplicas=0) == []
 
 
 def test_a_first_update_announces_no_restart() -> None:
@@ -322,12 +261,6 @@ def test_images_are_pinned(dev: Program) -> None:
     images = [c["image"] for c in [*pod(dev)["containers"], *pod(dev)["initContainers"]]]
     assert images[0] == "vllm/vllm-openai:v0.32.0"
     assert "@sha256:" in images[1]
-
-
-def test_charts_are_pinned(dev: Program) -> None:
-    charts = dev.of_type("helm.sh/v4:Chart")
-    assert len(charts) == 4
-    assert all(chart.inputs["version"] and chart.inputs["repositoryOpts"]["repo"] for chart in charts)
 
 
 def test_the_serving_namespace_enforces_restricted_pods(dev: Program) -> None:

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import yaml
-from loraserve_support import BUCKET, write_adapter
 
 from loraserve.catalog import Catalog
 from loraserve.cli import main
 from loraserve.desired import Adapter
+from tests.unit.adapters_and_vllm import BUCKET, write_adapter
 
-pytest_plugins = ["loraserve_fixtures"]
+pytest_plugins = ["tests.unit.catalog_fixtures"]
 
 
 def publish(folder: Path, *more: str, version: str = "v1") -> int:

@@ -12,7 +12,11 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
-from recovery_support import (
+
+from loraserve import recovery
+from loraserve.aws_objects import Connect
+from loraserve.cli import main
+from tests.unit.recovery_support import (
     ACCOUNT,
     MAKERS,
     PARTS,
@@ -27,10 +31,6 @@ from recovery_support import (
     make_route_table,
     make_vpc,
 )
-
-from loraserve import recovery
-from loraserve.aws_objects import Connect
-from loraserve.cli import main
 
 PROVIDER = "urn:pulumi:dev::loraserve::pulumi:providers:aws::default"
 

@@ -6,10 +6,21 @@ import json
 from typing import Any
 
 import pytest
-from declared import adapter, declare, stack_values
 
-from infra import preflight, settings
+from infra import pod_resources, preflight, settings
 from infra.errors import ConfigError
+from tests.stack_values import adapter, stack_values
+from tests.unit.declared import Program, declare
+
+OWN_MODEL_SHAPE = {
+    "hiddenSize": 2048,
+    "intermediateSize": 8192,
+    "numHiddenLayers": 16,
+    "numAttentionHeads": 32,
+    "numKeyValueHeads": 8,
+    "headDim": 64,
+    "weightsGib": 2.3,
+}
 
 
 def problems(stack: str = "dev", **changes: Any) -> str:
@@ -53,9 +64,7 @@ def test_an_instance_type_without_a_gpu_is_refused_with_those_that_have_one() ->
 
 
 def test_an_instance_type_too_small_for_the_pod_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from infra import pod_resources
-
-    monkeypatch.setattr(pod_resources, "VLLM", pod_resources.Requests(3000, 14 * 1024))
+    monkeypatch.setattr(pod_resources, "VLLM_REQUESTS", pod_resources.Requests(3000, 14 * 1024))
     assert "loraserve:gpuInstanceType g6.xlarge is too small" in problems()
 
 
@@ -66,6 +75,11 @@ def test_a_rank_vllm_does_not_allow_is_refused() -> None:
 def test_two_adapters_cannot_share_a_name() -> None:
     told = problems(adapters=[adapter("faq"), adapter("faq", version="v2")])
     assert "loraserve:adapters: two adapters have the name faq: rename or remove all but one" in told
+
+
+def test_an_adapter_cannot_have_the_base_models_name() -> None:
+    told = problems(adapters=[adapter("own-1b")], baseModel="own-1b", baseModelShape=json.dumps(OWN_MODEL_SHAPE))
+    assert "loraserve:adapters: 'own-1b' is the base model's name: rename that adapter" in told
 
 
 def test_an_adapter_entry_with_an_unknown_field_is_refused() -> None:
@@ -129,16 +143,8 @@ def test_an_unknown_base_model_needs_its_shape() -> None:
 
 
 def test_a_base_model_with_its_shape_is_accepted() -> None:
-    shape = {
-        "hiddenSize": 2048,
-        "intermediateSize": 8192,
-        "numHiddenLayers": 16,
-        "numAttentionHeads": 32,
-        "numKeyValueHeads": 8,
-        "headDim": 64,
-        "weightsGib": 2.3,
-    }
-    parsed = settings.parse(stack_values("dev", baseModel="acme/own-1b", baseModelShape=json.dumps(shape)))
+    shape = json.dumps(OWN_MODEL_SHAPE)
+    parsed = settings.parse(stack_values("dev", baseModel="acme/own-1b", baseModelShape=shape))
     assert parsed.model_shape.head_dim == 64
 
 
@@ -168,11 +174,15 @@ def test_a_region_with_too_few_zones_for_the_gpu_type_is_refused() -> None:
 
 
 def test_a_refused_configuration_declares_nothing() -> None:
+    program = Program()
     with pytest.raises(ConfigError):
-        declare("dev", gpuMinSize=3)
+        declare("dev", program=program, gpuMinSize=3)
+    assert program.resources == []
 
 
 def test_a_stack_file_for_another_account_declares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("declared.ACCOUNT", "210987654321")
+    monkeypatch.setattr("tests.unit.declared.ACCOUNT", "210987654321")
+    program = Program()
     with pytest.raises(ConfigError, match=r"aws:allowedAccountIds says this stack is for account 123456789012"):
-        declare("dev")
+        declare("dev", program=program)
+    assert program.resources == []

@@ -9,20 +9,8 @@ from typing import Any
 
 from local.plugins.provider import InvalidInput, Properties, contains_unknown
 
-_STRUCTURED = frozenset({"allowedAccountIds", "defaultTags", "endpoints"})
-_CREDENTIALS = {"accessKey": "aws_access_key_id", "secretKey": "aws_secret_access_key", "token": "aws_session_token"}
-_SETTINGS = _STRUCTURED | frozenset({"region", "profile", *_CREDENTIALS})
-_IGNORED = frozenset(
-    {
-        "skipCredentialsValidation",
-        "skipMetadataApiCheck",
-        "skipRegionValidation",
-        "skipRequestingAccountId",
-        "s3UsePathStyle",
-        "maxRetries",
-        "version",
-    }
-)
+_STRUCTURED = frozenset({"allowedAccountIds", "defaultTags"})
+_SETTINGS = _STRUCTURED | {"region", "version"}
 
 
 class Account:
@@ -35,18 +23,17 @@ class Account:
 
     def __init__(self) -> None:
         self.default_tags = {}
-        self._settings: Properties = {}
         self._session: Any = None
         self._clients: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def configure(self, config: Properties) -> None:
         """Takes the provider's configuration. Raises InvalidInput for an unknown key or another account's credentials."""
-        self._settings = _parse(config)
-        self.region = self._settings.get("region") or os.environ.get("AWS_REGION") or _no_region()
-        self.default_tags = (self._settings.get("defaultTags") or {}).get("tags") or {}
+        settings = _parse(config)
+        self.region = settings.get("region") or os.environ.get("AWS_REGION") or _no_region()
+        self.default_tags = (settings.get("defaultTags") or {}).get("tags") or {}
         self.id = self.client("sts").get_caller_identity()["Account"]
-        allowed = [str(account) for account in self._settings.get("allowedAccountIds") or []]
+        allowed = [str(account) for account in settings.get("allowedAccountIds") or []]
         if allowed and self.id not in allowed:
             raise InvalidInput(
                 "aws:allowedAccountIds",
@@ -68,35 +55,29 @@ class Account:
     def _connect(self, service: str) -> Any:
         import boto3  # importing it takes longer than everything else a no-op `up` does here
 
-        endpoint = self._endpoint(service)
         if self._session is None:
-            credentials = {name: self._settings[key] for key, name in _CREDENTIALS.items() if key in self._settings}
-            self._session = boto3.Session(
-                profile_name=self._settings.get("profile"), region_name=self.region, **credentials
-            )
-        return self._session.client(service, endpoint_url=endpoint)
+            self._session = boto3.Session(region_name=self.region)
+        return self._session.client(service, endpoint_url=_endpoint())
 
-    def _endpoint(self, service: str) -> str:
-        for endpoints in self._settings.get("endpoints", []):
-            if service in endpoints:
-                return endpoints[service]
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-            return endpoint
-        raise InvalidInput(
-            "AWS_ENDPOINT_URL",
-            "this stand-in for the aws plugin talks to the emulated AWS only, and that is not named; start it with "
-            "`make up`, or install the real plugin (`pulumi plugin install resource aws`) to reach AWS",
-        )
+
+def _endpoint() -> str:
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        return endpoint
+    raise InvalidInput(
+        "AWS_ENDPOINT_URL",
+        "this stand-in for the aws plugin talks to the emulated AWS only, and that is not named; start it with "
+        "`make up`, or install the real plugin (`pulumi plugin install resource aws`) to reach AWS",
+    )
 
 
 def _parse(config: Properties) -> Properties:
     for key in config:
-        if key not in _SETTINGS | _IGNORED:
-            raise InvalidInput(f"aws:{key}", f"no such setting here; known: {', '.join(sorted(_SETTINGS | _IGNORED))}")
-    known = {key: value for key, value in config.items() if key in _SETTINGS and not contains_unknown(value)}
+        if key not in _SETTINGS:
+            raise InvalidInput(f"aws:{key}", f"no such setting here; known: {', '.join(sorted(_SETTINGS))}")
     return {
         key: json.loads(value) if key in _STRUCTURED and isinstance(value, str) else value
-        for key, value in known.items()
+        for key, value in config.items()
+        if not contains_unknown(value)
     }
 
 

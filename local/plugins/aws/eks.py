@@ -30,38 +30,13 @@ class EksResource(AwsResource):
 class Cluster(EksResource):
     token = "aws:eks/cluster:Cluster"
     required = frozenset({"roleArn", "vpcConfig"})
-    optional = frozenset(
-        {
-            "accessConfig",
-            "bootstrapSelfManagedAddons",
-            "deletionProtection",
-            "enabledClusterLogTypes",
-            "encryptionConfig",
-            "kubernetesNetworkConfig",
-            "name",
-            "upgradePolicy",
-            "version",
-        }
-    )
-    mutable = frozenset(
-        {"accessConfig", "deletionProtection", "enabledClusterLogTypes", "upgradePolicy", "version", "vpcConfig"}
-    )
+    optional = frozenset({"accessConfig", "enabledClusterLogTypes", "name", "upgradePolicy", "version"})
+    mutable = frozenset({"accessConfig", "enabledClusterLogTypes", "upgradePolicy", "version", "vpcConfig"})
     name_property = "name"
 
     def make(self, inputs: Properties) -> str:
         name = inputs["name"]
-        wanted = pick(
-            inputs,
-            "accessConfig",
-            "bootstrapSelfManagedAddons",
-            "deletionProtection",
-            "kubernetesNetworkConfig",
-            "roleArn",
-            "upgradePolicy",
-            "version",
-        )
-        if "encryptionConfig" in inputs:
-            wanted["encryptionConfig"] = [inputs["encryptionConfig"]]
+        wanted = pick(inputs, "accessConfig", "roleArn", "upgradePolicy", "version")
         if inputs.get("enabledClusterLogTypes"):
             wanted["logging"] = _logging(inputs["enabledClusterLogTypes"])
         self.api.create_cluster(name=name, resourcesVpcConfig=inputs["vpcConfig"], tags=inputs["tagsAll"], **wanted)
@@ -76,9 +51,7 @@ class Cluster(EksResource):
             "accessConfig",
             "arn",
             "certificateAuthority",
-            "deletionProtection",
             "endpoint",
-            "kubernetesNetworkConfig",
             "name",
             "platformVersion",
             "roleArn",
@@ -119,7 +92,8 @@ def _cluster_updates(olds: Properties, news: Properties) -> list[dict[str, Any]]
         updates.append({"logging": _logging(news.get("enabledClusterLogTypes", []))})
     if changed("accessConfig"):
         updates.append({"accessConfig": pick(news["accessConfig"], "authenticationMode")})
-    updates += [{key: news[key]} for key in ("upgradePolicy", "deletionProtection") if changed(key)]
+    if changed("upgradePolicy"):
+        updates.append({"upgradePolicy": news["upgradePolicy"]})
     return updates
 
 
@@ -135,29 +109,24 @@ class NodeGroup(EksResource):
     optional = frozenset(
         {
             "amiType",
-            "capacityType",
-            "diskSize",
-            "forceUpdateVersion",
             "instanceTypes",
             "labels",
             "launchTemplate",
             "nodeGroupName",
-            "nodeRepairConfig",
-            "releaseVersion",
             "taints",
             "updateConfig",
             "version",
             "warmPoolConfig",
         }
     )
-    _configured = ("scalingConfig", "updateConfig", "nodeRepairConfig", "warmPoolConfig")
-    _versioned = ("launchTemplate", "releaseVersion", "version")
-    mutable = frozenset({*_configured, *_versioned, "labels", "taints", "forceUpdateVersion"})
+    _configured = ("scalingConfig", "updateConfig", "warmPoolConfig")
+    _versioned = ("launchTemplate", "version")
+    mutable = frozenset({*_configured, *_versioned, "labels", "taints"})
     name_property = "nodeGroupName"
 
     def make(self, inputs: Properties) -> str:
         names = {"clusterName": inputs["clusterName"], "nodegroupName": inputs["nodeGroupName"]}
-        same = ("amiType", "capacityType", "diskSize", "instanceTypes", "labels", "taints")
+        same = ("amiType", "instanceTypes", "labels", "taints")
         self.api.create_nodegroup(
             **names,
             nodeRole=inputs["nodeRoleArn"],
@@ -174,17 +143,13 @@ class NodeGroup(EksResource):
         kept = pick(
             found,
             "amiType",
-            "capacityType",
             "clusterName",
-            "diskSize",
             "instanceTypes",
             "labels",
-            "launchTemplate",
-            "releaseVersion",
             "status",
             "taints",
-            "version",
             *self._configured,
+            *self._versioned,
         )
         return kept | {
             "arn": found["nodegroupArn"],
@@ -206,8 +171,7 @@ class NodeGroup(EksResource):
             self.wait("nodegroup_active", **_group(resource_id))
         version = {key: news[key] for key in self._versioned if key in news and news[key] != olds.get(key)}
         if version:
-            force = bool(news.get("forceUpdateVersion"))
-            self.api.update_nodegroup_version(**_group(resource_id), **_template_as_text(version), force=force)
+            self.api.update_nodegroup_version(**_group(resource_id), **_template_as_text(version))
             self.wait("nodegroup_active", **_group(resource_id))
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
@@ -241,10 +205,11 @@ def _without_empty(**changes: Any) -> dict[str, Any]:
 
 class Addon(EksResource):
     token = "aws:eks/addon:Addon"
-    required = frozenset({"clusterName", "addonName"})
+    required = frozenset({"clusterName", "addonName", "addonVersion"})
     _settings = frozenset({"addonVersion", "configurationValues", "serviceAccountRoleArn"})
-    optional = _settings | {"preserve", "resolveConflictsOnCreate", "resolveConflictsOnUpdate"}
-    mutable = optional
+    _conflicts = frozenset({"resolveConflictsOnCreate", "resolveConflictsOnUpdate"})
+    mutable = _settings | _conflicts
+    optional = mutable - required
 
     def make(self, inputs: Properties) -> str:
         names = pick(inputs, "clusterName", "addonName")
@@ -270,7 +235,7 @@ class Addon(EksResource):
         self.wait("addon_active", **_addon(resource_id))
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
-        self.api.delete_addon(**_addon(resource_id), preserve=bool(inputs.get("preserve")))
+        self.api.delete_addon(**_addon(resource_id))
         self.wait("addon_deleted", **_addon(resource_id))
 
 
@@ -282,32 +247,20 @@ def _addon(resource_id: str) -> dict[str, str]:
 class AccessEntry(EksResource):
     token = "aws:eks/accessEntry:AccessEntry"
     required = frozenset({"clusterName", "principalArn"})
-    optional = frozenset({"kubernetesGroups", "type", "userName"})
-    mutable = frozenset({"kubernetesGroups", "userName"})
 
     def make(self, inputs: Properties) -> str:
-        self.api.create_access_entry(
-            **pick(inputs, "clusterName", "principalArn", "kubernetesGroups", "type"),
-            **({"username": inputs["userName"]} if "userName" in inputs else {}),
-            tags=inputs["tagsAll"],
-        )
+        self.api.create_access_entry(**pick(inputs, *self.required), tags=inputs["tagsAll"])
         return f"{inputs['clusterName']}:{inputs['principalArn']}"
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_access_entry(**_entry(resource_id))["accessEntry"]
-        return pick(found, "clusterName", "principalArn", "kubernetesGroups", "type") | {
+        return pick(found, *self.required) | {
             "accessEntryArn": found["accessEntryArn"],
             "arn": found["accessEntryArn"],
             "createdAt": found["createdAt"].isoformat(),
             "modifiedAt": found["modifiedAt"].isoformat(),
             "tagsAll": found.get("tags", {}),
-            "userName": found["username"],
         }
-
-    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        wanted = {"kubernetesGroups": news.get("kubernetesGroups", [])}
-        user = {"username": news["userName"]} if "userName" in news else {}
-        self.api.update_access_entry(**_entry(resource_id), **wanted, **user)
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
         self.api.delete_access_entry(**_entry(resource_id))

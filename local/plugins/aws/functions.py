@@ -8,7 +8,7 @@ from typing import Any
 
 from local.plugins.aws.account import Account
 from local.plugins.aws.shapes import pascal
-from local.plugins.provider import InvalidInput, Properties
+from local.plugins.provider import Properties
 
 Function = Callable[[Account, Properties], Properties]
 
@@ -72,18 +72,6 @@ def eks_clusters(account: Account, args: Properties) -> Properties:
     return args | {"id": account.region, "names": pages.paginate().build_full_result()["clusters"]}
 
 
-def eks_addon_version(account: Account, args: Properties) -> Properties:
-    answer = account.client("eks").describe_addon_versions(
-        addonName=args["addonName"], kubernetesVersion=args["kubernetesVersion"]
-    )
-    versions = [version for addon in answer["addons"] for version in addon["addonVersions"]]
-    if not versions:
-        raise InvalidInput("addonName", f"no version of {args['addonName']} for Kubernetes {args['kubernetesVersion']}")
-    default = next((item for item in versions if item["compatibilities"][0].get("defaultVersion")), versions[0])
-    chosen = versions[0] if args.get("mostRecent") else default
-    return args | {"id": args["addonName"], "version": chosen["addonVersion"]}
-
-
 FUNCTIONS: dict[str, Function] = {
     "aws:index/getCallerIdentity:getCallerIdentity": caller_identity,
     "aws:index/getPartition:getPartition": partition,
@@ -92,7 +80,6 @@ FUNCTIONS: dict[str, Function] = {
     "aws:ssm/getParameter:getParameter": ssm_parameter,
     "aws:ecr/getAuthorizationToken:getAuthorizationToken": ecr_authorization_token,
     "aws:eks/getClusters:getClusters": eks_clusters,
-    "aws:eks/getAddonVersion:getAddonVersion": eks_addon_version,
 }
 
 

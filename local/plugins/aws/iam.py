@@ -1,4 +1,4 @@
-"""aws:iam: roles, policies, instance profiles and OpenID Connect providers."""
+"""aws:iam: roles, their policies, and OpenID Connect providers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from local.plugins.aws.resource import AwsResource
 from local.plugins.aws.shapes import camel, pick, tag_list, tag_map
 from local.plugins.provider import InvalidInput, Properties, contains_unknown
 
-_POLICY_CHARACTERS = {"managed": 6144, "role": 10240}
+_POLICY_CHARACTERS = 10_240
+"""AWS's limit for all inline policies of a role, without white space."""
 
 
 class IamResource(AwsResource):
@@ -18,7 +19,7 @@ class IamResource(AwsResource):
 
     service = "iam"
     kind: ClassVar[str]
-    """IAM's name of the type in its calls, for example `instance_profile`."""
+    """IAM's name of the type in its calls, for example `open_id_connect_provider`."""
     identifier: ClassVar[str]
     """The parameter of those calls that takes the id."""
 
@@ -36,23 +37,22 @@ class Role(IamResource):
     identifier = "RoleName"
     taggable = True
     required = frozenset({"assumeRolePolicy"})
-    optional = frozenset({"name", "description", "path", "maxSessionDuration", "forceDetachPolicies"})
-    mutable = frozenset({"assumeRolePolicy", "description", "maxSessionDuration", "forceDetachPolicies"})
+    optional = frozenset({"name", "description"})
+    mutable = frozenset({"assumeRolePolicy", "description"})
     name_property = "name"
 
     def make(self, inputs: Properties) -> str:
-        options = {"Description": "description", "Path": "path", "MaxSessionDuration": "maxSessionDuration"}
         self.api.create_role(
             RoleName=inputs["name"],
             AssumeRolePolicyDocument=inputs["assumeRolePolicy"],
+            Description=inputs.get("description", ""),
             Tags=tag_list(inputs["tagsAll"]),
-            **{name: inputs[key] for name, key in options.items() if key in inputs},
         )
         return inputs["name"]
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         role = self.api.get_role(RoleName=resource_id)["Role"]
-        return pick(camel(role), "arn", "description", "path", "maxSessionDuration") | {
+        return pick(camel(role), "arn", "description") | {
             "name": role["RoleName"],
             "uniqueId": role["RoleId"],
             "createDate": role["CreateDate"].isoformat(),
@@ -63,23 +63,11 @@ class Role(IamResource):
     def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
         if olds.get("assumeRolePolicy") != news["assumeRolePolicy"]:
             self.api.update_assume_role_policy(RoleName=resource_id, PolicyDocument=news["assumeRolePolicy"])
-        if pick(olds, "description", "maxSessionDuration") != pick(news, "description", "maxSessionDuration"):
-            self.api.update_role(
-                RoleName=resource_id,
-                Description=news.get("description", ""),
-                MaxSessionDuration=news.get("maxSessionDuration", 3600),
-            )
+        if olds.get("description") != news.get("description"):
+            self.api.update_role(RoleName=resource_id, Description=news.get("description", ""))
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
-        if inputs.get("forceDetachPolicies"):
-            self._detach_all(resource_id)
         self.api.delete_role(RoleName=resource_id)
-
-    def _detach_all(self, role: str) -> None:
-        for policy in self.api.list_attached_role_policies(RoleName=role)["AttachedPolicies"]:
-            self.api.detach_role_policy(RoleName=role, PolicyArn=policy["PolicyArn"])
-        for name in self.api.list_role_policies(RoleName=role)["PolicyNames"]:
-            self.api.delete_role_policy(RoleName=role, PolicyName=name)
 
 
 class RolePolicy(IamResource):
@@ -90,7 +78,7 @@ class RolePolicy(IamResource):
     name_property = "name"
 
     def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:
-        return _with_checked_policy(super().check(name, news, olds, seed), _POLICY_CHARACTERS["role"])
+        return _with_checked_policy(super().check(name, news, olds, seed))
 
     def make(self, inputs: Properties) -> str:
         self.change("", {}, inputs)
@@ -125,55 +113,6 @@ class RolePolicyAttachment(IamResource):
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
         self.api.detach_role_policy(RoleName=inputs["role"], PolicyArn=inputs["policyArn"])
-
-
-class Policy(IamResource):
-    token = "aws:iam/policy:Policy"
-    kind = "policy"
-    identifier = "PolicyArn"
-    taggable = True
-    required = frozenset({"policy"})
-    optional = frozenset({"name", "description", "path"})
-    mutable = frozenset({"policy"})
-    name_property = "name"
-
-    def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:
-        return _with_checked_policy(super().check(name, news, olds, seed), _POLICY_CHARACTERS["managed"])
-
-    def make(self, inputs: Properties) -> str:
-        options = {"Description": "description", "Path": "path"}
-        created = self.api.create_policy(
-            PolicyName=inputs["name"],
-            PolicyDocument=inputs["policy"],
-            Tags=tag_list(inputs["tagsAll"]),
-            **{name: inputs[key] for name, key in options.items() if key in inputs},
-        )
-        return created["Policy"]["Arn"]
-
-    def find(self, resource_id: str, inputs: Properties) -> Properties | None:
-        policy = self.api.get_policy(PolicyArn=resource_id)["Policy"]
-        version = self.api.get_policy_version(PolicyArn=resource_id, VersionId=policy["DefaultVersionId"])
-        return pick(camel(policy), "arn", "path", "policyId", "attachmentCount") | {
-            "name": policy["PolicyName"],
-            "policy": _document(version["PolicyVersion"]["Document"]),
-            "tagsAll": tag_map(self.api.list_policy_tags(PolicyArn=resource_id)["Tags"]),
-        }
-
-    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        if olds["policy"] == news["policy"]:
-            return
-        self._drop_versions(resource_id)
-        self.api.create_policy_version(PolicyArn=resource_id, PolicyDocument=news["policy"], SetAsDefault=True)
-
-    def remove(self, resource_id: str, inputs: Properties) -> None:
-        self._drop_versions(resource_id)
-        self.api.delete_policy(PolicyArn=resource_id)
-
-    def _drop_versions(self, arn: str) -> None:
-        """A policy holds five versions at most: all but the default one go."""
-        for version in self.api.list_policy_versions(PolicyArn=arn)["Versions"]:
-            if not version["IsDefaultVersion"]:
-                self.api.delete_policy_version(PolicyArn=arn, VersionId=version["VersionId"])
 
 
 class OpenIdConnectProvider(IamResource):
@@ -211,49 +150,7 @@ class OpenIdConnectProvider(IamResource):
         self.api.delete_open_id_connect_provider(OpenIDConnectProviderArn=resource_id)
 
 
-class InstanceProfile(IamResource):
-    token = "aws:iam/instanceProfile:InstanceProfile"
-    kind = "instance_profile"
-    identifier = "InstanceProfileName"
-    taggable = True
-    required = frozenset({"role"})
-    optional = frozenset({"name", "path"})
-    mutable = frozenset({"role"})
-    name_property = "name"
-
-    def make(self, inputs: Properties) -> str:
-        name = inputs["name"]
-        path = {"Path": inputs["path"]} if "path" in inputs else {}
-        self.api.create_instance_profile(InstanceProfileName=name, Tags=tag_list(inputs["tagsAll"]), **path)
-        self.api.add_role_to_instance_profile(InstanceProfileName=name, RoleName=inputs["role"])
-        return name
-
-    def find(self, resource_id: str, inputs: Properties) -> Properties | None:
-        found = self.api.get_instance_profile(InstanceProfileName=resource_id)["InstanceProfile"]
-        return {
-            "arn": found["Arn"],
-            "name": found["InstanceProfileName"],
-            "path": found["Path"],
-            "role": found["Roles"][0]["RoleName"] if found["Roles"] else None,
-            "uniqueId": found["InstanceProfileId"],
-            "tagsAll": tag_map(found.get("Tags")),
-        }
-
-    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        if olds["role"] == news["role"]:
-            return
-        self.api.remove_role_from_instance_profile(InstanceProfileName=resource_id, RoleName=olds["role"])
-        self.api.add_role_to_instance_profile(InstanceProfileName=resource_id, RoleName=news["role"])
-
-    def remove(self, resource_id: str, inputs: Properties) -> None:
-        profile = self.api.get_instance_profile(InstanceProfileName=resource_id)["InstanceProfile"]
-        for role in profile["Roles"]:
-            self.api.remove_role_from_instance_profile(InstanceProfileName=resource_id, RoleName=role["RoleName"])
-        self.api.delete_instance_profile(InstanceProfileName=resource_id)
-
-
-def _with_checked_policy(inputs: Properties, characters: int) -> Properties:
-    """AWS counts a policy without its white space."""
+def _with_checked_policy(inputs: Properties) -> Properties:
     policy = inputs["policy"]
     if contains_unknown(policy):
         return inputs
@@ -261,8 +158,9 @@ def _with_checked_policy(inputs: Properties, characters: int) -> Properties:
         length = len(json.dumps(json.loads(policy), separators=(",", ":")))
     except (TypeError, ValueError) as error:
         raise InvalidInput("policy", f"must be a JSON document: {error}") from error
-    if length > characters:
-        raise InvalidInput("policy", f"has {length} characters; AWS takes {characters} at most: use fewer statements")
+    if length > _POLICY_CHARACTERS:
+        reason = f"has {length} characters; AWS takes {_POLICY_CHARACTERS} at most: use fewer statements"
+        raise InvalidInput("policy", reason)
     return inputs
 
 

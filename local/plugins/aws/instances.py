@@ -8,20 +8,7 @@ from local.plugins.aws.network import Ec2Resource, spelled
 from local.plugins.aws.shapes import camel, observed, pascal, pick
 from local.plugins.provider import UNKNOWN, Properties
 
-_TEMPLATE_DATA = frozenset(
-    {
-        "blockDeviceMappings",
-        "ebsOptimized",
-        "iamInstanceProfile",
-        "imageId",
-        "instanceType",
-        "metadataOptions",
-        "monitoring",
-        "tagSpecifications",
-        "userData",
-        "vpcSecurityGroupIds",
-    }
-)
+_TEMPLATE_DATA = frozenset({"blockDeviceMappings", "metadataOptions", "tagSpecifications", "userData"})
 _VERSIONS = ("latestVersion", "defaultVersion")
 _FLAGS = {"true": True, "false": False}
 
@@ -32,15 +19,14 @@ class LaunchTemplate(Ec2Resource):
     token = "aws:ec2/launchTemplate:LaunchTemplate"
     kind = "launch-template"
     describe = ("describe_launch_templates", "LaunchTemplateIds", "LaunchTemplates")
-    optional = _TEMPLATE_DATA | {"name", "description", "updateDefaultVersion"}
-    mutable = _TEMPLATE_DATA | {"description", "updateDefaultVersion"}
+    optional = _TEMPLATE_DATA | {"name", "updateDefaultVersion"}
+    mutable = _TEMPLATE_DATA | {"updateDefaultVersion"}
     name_property = "name"
 
     def make(self, inputs: Properties) -> str:
         created = self.api.create_launch_template(
             LaunchTemplateName=inputs["name"],
             LaunchTemplateData=_template_data(inputs),
-            VersionDescription=inputs.get("description", ""),
             **self.tagged(inputs),
         )
         return created["LaunchTemplate"]["LaunchTemplateId"]
@@ -59,12 +45,11 @@ class LaunchTemplate(Ec2Resource):
         }
 
     def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        if _template_data(olds) == _template_data(news) and olds.get("description") == news.get("description"):
+        if _template_data(olds) == _template_data(news):
             return
         created = self.api.create_launch_template_version(
             LaunchTemplateId=resource_id,
             LaunchTemplateData=_template_data(news),
-            VersionDescription=news.get("description", ""),
         )
         if news.get("updateDefaultVersion"):
             version = str(created["LaunchTemplateVersion"]["VersionNumber"])
@@ -81,10 +66,7 @@ class LaunchTemplate(Ec2Resource):
 
 
 def _template_data(inputs: Properties) -> dict[str, Any]:
-    data = pascal(_typed_devices(pick(inputs, *_TEMPLATE_DATA)))
-    if "VpcSecurityGroupIds" in data:
-        data["SecurityGroupIds"] = data.pop("VpcSecurityGroupIds")
-    return data
+    return pascal(_typed_devices(pick(inputs, *_TEMPLATE_DATA)))
 
 
 def _seen_data(data: dict[str, Any]) -> Properties:
@@ -92,8 +74,6 @@ def _seen_data(data: dict[str, Any]) -> Properties:
     specifications = seen.pop("tagSpecifications", [])
     if own := [item for item in specifications if item["resourceType"] != LaunchTemplate.kind]:
         seen["tagSpecifications"] = own
-    if "securityGroupIds" in seen:
-        seen["vpcSecurityGroupIds"] = seen.pop("securityGroupIds")
     return seen
 
 
@@ -114,7 +94,6 @@ class Instance(Ec2Resource):
         {
             "associatePublicIpAddress",
             "creditSpecification",
-            "iamInstanceProfile",
             "metadataOptions",
             "rootBlockDevice",
             "sourceDestCheck",
@@ -133,8 +112,6 @@ class Instance(Ec2Resource):
             **_network(inputs),
             **self.tagged(inputs),
         }
-        if "iamInstanceProfile" in inputs:
-            wanted["IamInstanceProfile"] = {"Name": inputs["iamInstanceProfile"]}
         if "rootBlockDevice" in inputs:
             ebs = pascal({"deleteOnTermination": True} | inputs["rootBlockDevice"])
             wanted["BlockDeviceMappings"] = [{"DeviceName": "/dev/xvda", "Ebs": ebs}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from local.plugins.aws.resource import AwsResource
-from local.plugins.aws.shapes import camel, parsed_json, pascal, pick, tag_list, tag_map
+from local.plugins.aws.shapes import camel, pascal, pick, tag_list, tag_map
 from local.plugins.provider import Properties
 
 
@@ -53,12 +53,11 @@ class Vpc(Ec2Resource):
     kind = "vpc"
     describe = ("describe_vpcs", "VpcIds", "Vpcs")
     required = frozenset({"cidrBlock"})
-    optional = frozenset({"enableDnsHostnames", "enableDnsSupport", "instanceTenancy"})
+    optional = frozenset({"enableDnsHostnames", "enableDnsSupport"})
     mutable = frozenset({"enableDnsHostnames", "enableDnsSupport"})
 
     def make(self, inputs: Properties) -> str:
-        wanted = pascal(pick(inputs, "cidrBlock", "instanceTenancy"))
-        vpc_id = self.api.create_vpc(**wanted, **self.tagged(inputs))["Vpc"]["VpcId"]
+        vpc_id = self.api.create_vpc(CidrBlock=inputs["cidrBlock"], **self.tagged(inputs))["Vpc"]["VpcId"]
         self.api.get_waiter("vpc_available").wait(VpcIds=[vpc_id], WaiterConfig={"Delay": 1})
         self.change(vpc_id, {}, inputs)
         return vpc_id
@@ -99,11 +98,11 @@ class Subnet(Ec2Resource):
     kind = "subnet"
     describe = ("describe_subnets", "SubnetIds", "Subnets")
     required = frozenset({"vpcId", "cidrBlock"})
-    optional = frozenset({"availabilityZone", "availabilityZoneId", "mapPublicIpOnLaunch"})
+    optional = frozenset({"availabilityZone", "mapPublicIpOnLaunch"})
     mutable = frozenset({"mapPublicIpOnLaunch"})
 
     def make(self, inputs: Properties) -> str:
-        wanted = pascal(pick(inputs, "vpcId", "cidrBlock", "availabilityZone", "availabilityZoneId"))
+        wanted = pascal(pick(inputs, "vpcId", "cidrBlock", "availabilityZone"))
         subnet_id = self.api.create_subnet(**wanted, **self.tagged(inputs))["Subnet"]["SubnetId"]
         self.change(subnet_id, {}, inputs)
         return subnet_id
@@ -150,27 +149,17 @@ class Eip(Ec2Resource):
     token = "aws:ec2/eip:Eip"
     kind = "elastic-ip"
     describe = ("describe_addresses", "AllocationIds", "Addresses")
-    optional = frozenset({"domain", "instance", "networkInterface"})
+    optional = frozenset({"domain"})
 
     def make(self, inputs: Properties) -> str:
         allocated = self.api.allocate_address(Domain=inputs.get("domain", "vpc"), **self.tagged(inputs))
-        target = pascal({"instanceId": inputs.get("instance"), "networkInterfaceId": inputs.get("networkInterface")})
-        target = {key: value for key, value in target.items() if value}
-        if target:
-            self.api.associate_address(AllocationId=allocated["AllocationId"], **target)
         return allocated["AllocationId"]
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.described(resource_id)
-        if found is None:
-            return None
-        target = {"instance": found.get("instanceId"), "networkInterface": found.get("networkInterfaceId")}
-        return found | {"arn": self.arn(resource_id)} | pick(target, *inputs)
+        return found and found | {"arn": self.arn(resource_id)}
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
-        association = (self.described(resource_id) or {}).get("associationId")
-        if association and not association.startswith("eipassoc-nat"):
-            self.api.disassociate_address(AssociationId=association)
         self.api.release_address(AllocationId=resource_id)
 
 
@@ -179,10 +168,10 @@ class NatGateway(Ec2Resource):
     kind = "natgateway"
     describe = ("describe_nat_gateways", "NatGatewayIds", "NatGateways")
     required = frozenset({"subnetId"})
-    optional = frozenset({"allocationId", "connectivityType"})
+    optional = frozenset({"allocationId"})
 
     def make(self, inputs: Properties) -> str:
-        wanted = pascal(pick(inputs, "subnetId", "allocationId", "connectivityType"))
+        wanted = pascal(pick(inputs, "subnetId", "allocationId"))
         created = self.api.create_nat_gateway(**wanted, **self.tagged(inputs))["NatGateway"]["NatGatewayId"]
         self._wait("nat_gateway_available", created)
         return created
@@ -222,7 +211,7 @@ class RouteTable(Ec2Resource):
 class Route(AwsResource):
     token = "aws:ec2/route:Route"
     service = "ec2"
-    targets = frozenset({"gatewayId", "natGatewayId", "networkInterfaceId", "vpcEndpointId"})
+    targets = frozenset({"gatewayId", "natGatewayId", "networkInterfaceId"})
     required = frozenset({"routeTableId", "destinationCidrBlock"})
     optional = targets
     mutable = targets
@@ -270,13 +259,11 @@ class VpcEndpoint(Ec2Resource):
     kind = "vpc-endpoint"
     describe = ("describe_vpc_endpoints", "VpcEndpointIds", "VpcEndpoints")
     required = frozenset({"vpcId", "serviceName"})
-    optional = frozenset({"vpcEndpointType", "routeTableIds", "policy"})
-    mutable = frozenset({"routeTableIds", "policy"})
+    optional = frozenset({"vpcEndpointType", "routeTableIds"})
+    mutable = frozenset({"routeTableIds"})
 
     def make(self, inputs: Properties) -> str:
         wanted = pascal(pick(inputs, "vpcId", "serviceName", "vpcEndpointType", "routeTableIds"))
-        if "policy" in inputs:
-            wanted["PolicyDocument"] = inputs["policy"]
         return self.api.create_vpc_endpoint(**wanted, **self.tagged(inputs))["VpcEndpoint"]["VpcEndpointId"]
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
@@ -286,8 +273,6 @@ class VpcEndpoint(Ec2Resource):
         lists = self.api.describe_prefix_lists(Filters=[{"Name": "prefix-list-name", "Values": [found["serviceName"]]}])
         if lists["PrefixLists"]:
             found["prefixListId"] = lists["PrefixLists"][0]["PrefixListId"]
-        if parsed_json(document := found.pop("policyDocument", None)) is not None:
-            found["policy"] = document
         return found | {"arn": self.arn(resource_id)}
 
     def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
@@ -297,8 +282,6 @@ class VpcEndpoint(Ec2Resource):
             wanted["AddRouteTableIds"] = sorted(after - before)
         if before - after:
             wanted["RemoveRouteTableIds"] = sorted(before - after)
-        if "policy" in news and news["policy"] != olds.get("policy"):
-            wanted["PolicyDocument"] = news["policy"]
         if wanted:
             self.api.modify_vpc_endpoint(VpcEndpointId=resource_id, **wanted)
 

@@ -1,4 +1,4 @@
-"""aws:s3: the bucket, its settings as resources of their own (pulumi-aws 7), and objects."""
+"""aws:s3: the bucket, and its settings as resources of their own (pulumi-aws 7)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Bucket(AwsResource):
     token = "aws:s3/bucket:Bucket"
     service = "s3"
     taggable = True
-    optional = frozenset({"bucket", "forceDestroy", "objectLockEnabled"})
+    optional = frozenset({"bucket", "forceDestroy"})
     mutable = frozenset({"forceDestroy"})
     name_property = "bucket"
 
@@ -25,8 +25,7 @@ class Bucket(AwsResource):
     def make(self, inputs: Properties) -> str:
         region = self.account.region
         where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        lock = {"ObjectLockEnabledForBucket": True} if inputs.get("objectLockEnabled") else {}
-        self.api.create_bucket(Bucket=inputs["bucket"], **where, **lock)
+        self.api.create_bucket(Bucket=inputs["bucket"], **where)
         if inputs["tagsAll"]:
             self._put_tags(inputs["bucket"], inputs["tagsAll"])
         return inputs["bucket"]
@@ -188,32 +187,3 @@ class BucketLifecycleConfiguration(_BucketSetting):
 
     def seen(self, answer: dict[str, Any]) -> Properties | None:
         return {"rules": camel(answer["Rules"])}
-
-
-class BucketObjectv2(AwsResource):
-    """An object whose content stands in the program."""
-
-    token = "aws:s3/bucketObjectv2:BucketObjectv2"
-    service = "s3"
-    required = frozenset({"bucket", "key", "content"})
-    optional = frozenset({"contentType"})
-    mutable = frozenset({"content", "contentType"})
-
-    def make(self, inputs: Properties) -> str:
-        self.api.put_object(Body=inputs["content"].encode(), **pascal(pick(inputs, "bucket", "key", "contentType")))
-        return f"{inputs['bucket']}/{inputs['key']}"
-
-    def find(self, resource_id: str, inputs: Properties) -> Properties | None:
-        found = self.api.get_object(**pascal(pick(inputs, "bucket", "key")))
-        return {
-            "arn": f"arn:{self.account.partition}:s3:::{resource_id}",
-            "content": found["Body"].read().decode(),
-            "etag": found["ETag"].strip('"'),
-            "versionId": found.get("VersionId", ""),
-        }
-
-    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        self.make(news)
-
-    def remove(self, resource_id: str, inputs: Properties) -> None:
-        self.api.delete_object(**pascal(pick(inputs, "bucket", "key")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from local.plugins.aws.network import Ec2Resource
-from local.plugins.aws.shapes import pick
+from local.plugins.aws.shapes import pascal, pick
 from local.plugins.provider import Properties
 
 
@@ -16,8 +16,7 @@ class SecurityGroup(Ec2Resource):
     kind = "security-group"
     describe = ("describe_security_groups", "GroupIds", "SecurityGroups")
     required = frozenset({"vpcId"})
-    optional = frozenset({"name", "description", "revokeRulesOnDelete"})
-    mutable = frozenset({"revokeRulesOnDelete"})
+    optional = frozenset({"name", "description"})
     name_property = "name"
 
     def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:
@@ -30,8 +29,8 @@ class SecurityGroup(Ec2Resource):
             VpcId=inputs["vpcId"],
             **self.tagged(inputs),
         )["GroupId"]
-        default_egress = self._group(group_id)["IpPermissionsEgress"]
-        if default_egress:
+        group = self.api.describe_security_groups(GroupIds=[group_id])["SecurityGroups"][0]
+        if default_egress := group["IpPermissionsEgress"]:
             self.api.revoke_security_group_egress(GroupId=group_id, IpPermissions=default_egress)
         return group_id
 
@@ -43,16 +42,7 @@ class SecurityGroup(Ec2Resource):
         return pick(found, "name", "description", "vpcId", "ownerId", "tagsAll") | {"arn": self.arn(resource_id)}
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
-        if inputs.get("revokeRulesOnDelete"):
-            group = self._group(resource_id)
-            if group["IpPermissions"]:
-                self.api.revoke_security_group_ingress(GroupId=resource_id, IpPermissions=group["IpPermissions"])
-            if group["IpPermissionsEgress"]:
-                self.api.revoke_security_group_egress(GroupId=resource_id, IpPermissions=group["IpPermissionsEgress"])
         self.api.delete_security_group(GroupId=resource_id)
-
-    def _group(self, group_id: str) -> dict[str, Any]:
-        return self.api.describe_security_groups(GroupIds=[group_id])["SecurityGroups"][0]
 
 
 class _Rule(Ec2Resource):
@@ -60,10 +50,8 @@ class _Rule(Ec2Resource):
 
     kind = "security-group-rule"
     describe = ("describe_security_group_rules", "SecurityGroupRuleIds", "SecurityGroupRules")
-    required = frozenset({"securityGroupId", "ipProtocol"})
-    optional = frozenset(
-        {"fromPort", "toPort", "cidrIpv4", "cidrIpv6", "prefixListId", "referencedSecurityGroupId", "description"}
-    )
+    required = frozenset({"securityGroupId", "ipProtocol", "cidrIpv4"})
+    optional = frozenset({"fromPort", "toPort"})
     direction: ClassVar[str]
 
     def make(self, inputs: Properties) -> str:
@@ -78,8 +66,7 @@ class _Rule(Ec2Resource):
         if found is None:
             return None
         found["securityGroupId"] = found.pop("groupId")
-        found["referencedSecurityGroupId"] = found.pop("referencedGroupInfo", {}).get("groupId")
-        found = pick(found, "ipProtocol", "securityGroupId", "tagsAll", *self.optional)
+        found = pick(found, "tagsAll", *self.required, *self.optional)
         return found | {"securityGroupRuleId": resource_id, "arn": self.arn(resource_id)}
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
@@ -97,20 +84,6 @@ class SecurityGroupEgressRule(_Rule):
     direction = "egress"
 
 
-_SOURCES = {
-    "cidrIpv4": ("IpRanges", "CidrIp"),
-    "cidrIpv6": ("Ipv6Ranges", "CidrIpv6"),
-    "prefixListId": ("PrefixListIds", "PrefixListId"),
-    "referencedSecurityGroupId": ("UserIdGroupPairs", "GroupId"),
-}
-
-
 def _permission(inputs: Properties) -> dict[str, Any]:
-    permission: dict[str, Any] = {"IpProtocol": inputs["ipProtocol"]}
-    ports = {"FromPort": inputs.get("fromPort"), "ToPort": inputs.get("toPort")}
-    permission |= {key: port for key, port in ports.items() if port is not None}
-    for key, (ranges, field) in _SOURCES.items():
-        if key in inputs:
-            note = {"Description": inputs["description"]} if "description" in inputs else {}
-            permission[ranges] = [{field: inputs[key]} | note]
-    return permission
+    permission = pascal(pick(inputs, "ipProtocol", "fromPort", "toPort"))
+    return permission | {"IpRanges": [{"CidrIp": inputs["cidrIpv4"]}]}

@@ -13,26 +13,22 @@ class Repository(AwsResource):
     token = "aws:ecr/repository:Repository"
     service = "ecr"
     taggable = True
-    optional = frozenset(
-        {"name", "forceDelete", "imageTagMutability", "imageScanningConfiguration", "encryptionConfigurations"}
-    )
-    mutable = frozenset({"forceDelete", "imageTagMutability", "imageScanningConfiguration"})
+    optional = frozenset({"name", "forceDelete", "imageScanningConfiguration"})
+    mutable = frozenset({"forceDelete", "imageScanningConfiguration"})
     name_property = "name"
 
     def check(self, name: str, news: Properties, olds: Properties, seed: bytes) -> Properties:
-        return {"imageTagMutability": "MUTABLE"} | super().check(name.lower(), news, olds, seed)
+        return super().check(name.lower(), news, olds, seed)
 
     def make(self, inputs: Properties) -> str:
-        wanted = pick(inputs, "imageTagMutability", "imageScanningConfiguration")
-        for encryption in inputs.get("encryptionConfigurations", []):
-            wanted["encryptionConfiguration"] = encryption
+        wanted = pick(inputs, "imageScanningConfiguration")
         self.api.create_repository(repositoryName=inputs["name"], tags=tag_list(inputs["tagsAll"]), **wanted)
         return inputs["name"]
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_repositories(repositoryNames=[resource_id])["repositories"][0]
         tags = self.api.list_tags_for_resource(resourceArn=found["repositoryArn"])["tags"]
-        return pick(found, "imageTagMutability", "imageScanningConfiguration", "registryId") | {
+        return pick(found, "imageScanningConfiguration", "registryId") | {
             "arn": found["repositoryArn"],
             "name": found["repositoryName"],
             "repositoryUrl": found["repositoryUri"],
@@ -40,9 +36,6 @@ class Repository(AwsResource):
         }
 
     def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
-        if olds["imageTagMutability"] != news["imageTagMutability"]:
-            mutability = news["imageTagMutability"]
-            self.api.put_image_tag_mutability(repositoryName=resource_id, imageTagMutability=mutability)
         if olds.get("imageScanningConfiguration") != news.get("imageScanningConfiguration"):
             scanning = news.get("imageScanningConfiguration", {"scanOnPush": False})
             self.api.put_image_scanning_configuration(repositoryName=resource_id, imageScanningConfiguration=scanning)
@@ -119,8 +112,8 @@ class LogGroup(AwsResource):
     token = "aws:cloudwatch/logGroup:LogGroup"
     service = "logs"
     taggable = True
-    optional = frozenset({"name", "retentionInDays", "skipDestroy"})
-    mutable = frozenset({"retentionInDays", "skipDestroy"})
+    optional = frozenset({"name", "retentionInDays"})
+    mutable = frozenset({"retentionInDays"})
     name_property = "name"
 
     def make(self, inputs: Properties) -> str:
@@ -150,8 +143,7 @@ class LogGroup(AwsResource):
             self.api.delete_retention_policy(logGroupName=resource_id)
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
-        if not inputs.get("skipDestroy"):
-            self.api.delete_log_group(logGroupName=resource_id)
+        self.api.delete_log_group(logGroupName=resource_id)
 
     def retag(self, resource_id: str, outputs: Properties, added: dict[str, str], removed: list[str]) -> None:
         if added:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-_TO_AWS = {"id": "ID", "sseAlgorithm": "SSEAlgorithm", "kmsMasterKeyId": "KMSMasterKeyID"}
+_TO_AWS = {"id": "ID", "sseAlgorithm": "SSEAlgorithm"}
 _FROM_AWS = {aws: pulumi for pulumi, aws in _TO_AWS.items()}
 _MAPS = frozenset({"tags", "tagsAll", "labels"})
 
@@ -68,10 +68,10 @@ def _same(wanted: Any, found: Any) -> bool:
     """Whether two spellings of one value agree: numbers and flags as text, JSON with other spacing."""
     if wanted == found or str(wanted).lower() == str(found).lower():
         return True
-    return parsed_json(wanted) is not None and parsed_json(wanted) == parsed_json(found)
+    return _parsed_json(wanted) is not None and _parsed_json(wanted) == _parsed_json(found)
 
 
-def parsed_json(value: Any) -> Any:
+def _parsed_json(value: Any) -> Any:
     """A JSON document given as text or as the structure itself; None where it is neither."""
     if not isinstance(value, str):
         return value if isinstance(value, Mapping | list) else None

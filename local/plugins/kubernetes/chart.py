@@ -19,9 +19,7 @@ from local.plugins.values import UNKNOWN, contains_unknown, resource_reference, 
 CHART = "kubernetes:helm.sh/v4:Chart"
 
 _REQUIRED = frozenset({"chart", "version", "namespace"})
-_OPTIONAL = frozenset(
-    {"dependencyUpdate", "includeHooks", "name", "repositoryOpts", "resourcePrefix", "skipAwait", "skipCrds", "values"}
-)
+_OPTIONAL = frozenset({"repositoryOpts", "values"})
 
 
 def construct_chart(request: ConstructRequest) -> provider_pb2.ConstructResponse:
@@ -88,7 +86,6 @@ def _receipt(request: ConstructRequest, parent: str) -> resource_pb2.RegisterRes
 
 def _receipt_object(request: ConstructRequest) -> struct_pb2.Struct:
     inputs = request.inputs
-    name = inputs.get("name", request.name)
     data = {
         "chart": inputs["chart"],
         "version": inputs["version"],
@@ -100,7 +97,7 @@ def _receipt_object(request: ConstructRequest) -> struct_pb2.Struct:
         {
             "apiVersion": CONFIG_MAP.api_version,
             "kind": CONFIG_MAP.name,
-            "metadata": {"name": f"chart-{name}", "namespace": inputs["namespace"]},
+            "metadata": {"name": f"chart-{request.name}", "namespace": inputs["namespace"]},
             "data": secret(data) if has_secrets else data,
         }
     )

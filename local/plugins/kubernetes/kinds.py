@@ -35,23 +35,8 @@ def _namespaced(api_version: str, name: str, plural: str, *immutable: str) -> Ki
     return Kind(api_version, name, plural, True, immutable)
 
 
-RBAC, MONITORING, KEDA = "rbac.authorization.k8s.io/v1", "monitoring.coreos.com/v1", "keda.sh/v1alpha1"
-
 CONFIG_MAP = _namespaced("v1", "ConfigMap", "configmaps", "immutable")
 SECRET = _namespaced("v1", "Secret", "secrets", "type", "immutable")
-POD = _namespaced("v1", "Pod", "pods", "spec")
-STORAGE_CLASS = _cluster(
-    "storage.k8s.io/v1",
-    "StorageClass",
-    "storageclasses",
-    *("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"),
-)
-STATEFUL_SET = _namespaced(
-    "apps/v1",
-    "StatefulSet",
-    "statefulsets",
-    *("spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"),
-)
 
 KINDS = (
     _cluster("v1", "Namespace", "namespaces"),
@@ -59,28 +44,14 @@ KINDS = (
     _namespaced("v1", "Service", "services", "spec.clusterIP"),
     CONFIG_MAP,
     SECRET,
-    POD,
-    _namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims", "spec"),
-    _namespaced("v1", "ResourceQuota", "resourcequotas", "spec.scopes"),
     _namespaced("apps/v1", "Deployment", "deployments", "spec.selector"),
-    _namespaced("apps/v1", "DaemonSet", "daemonsets", "spec.selector"),
-    STATEFUL_SET,
-    _namespaced("batch/v1", "Job", "jobs", "spec.selector", "spec.template", "spec.completions"),
     _namespaced("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     _namespaced("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
-    _namespaced(RBAC, "Role", "roles"),
-    _namespaced(RBAC, "RoleBinding", "rolebindings", "roleRef"),
-    _cluster(RBAC, "ClusterRole", "clusterroles"),
-    _cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings", "roleRef"),
-    STORAGE_CLASS,
-    _cluster("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", "value", "preemptionPolicy"),
-    _cluster("node.k8s.io/v1", "RuntimeClass", "runtimeclasses", "handler"),
     _cluster(
-        "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", "spec.group", "spec.scope"
+        "storage.k8s.io/v1",
+        "StorageClass",
+        "storageclasses",
+        *("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"),
     ),
-    _namespaced(MONITORING, "ServiceMonitor", "servicemonitors"),
-    _namespaced(MONITORING, "PodMonitor", "podmonitors"),
-    _namespaced(MONITORING, "PrometheusRule", "prometheusrules"),
-    _namespaced(KEDA, "ScaledObject", "scaledobjects"),
-    _namespaced(KEDA, "TriggerAuthentication", "triggerauthentications"),
+    _namespaced("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
 )

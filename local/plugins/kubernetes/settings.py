@@ -16,14 +16,7 @@ from local.plugins.provider import InvalidInput, Properties, contains_unknown
 if TYPE_CHECKING:
     from local.plugins.kubernetes.cluster import Cluster
 
-_WITHOUT_EFFECT_HERE = {
-    "clusterIdentifier",
-    "kubeClientSettings",
-    "pluginDownloadURL",
-    "suppressDeprecationWarnings",
-    "suppressHelmHookWarnings",
-    "version",
-}
+_SETTINGS = {"clusterIdentifier", "context", "enableServerSideApply", "kubeconfig", "namespace", "version"}
 _FLAGS = {
     "deleteUnreachable": "delete_unreachable",
     "enableConfigMapMutable": "config_map_mutable",
@@ -70,7 +63,7 @@ class Settings:
 def parse_settings(config: Properties) -> Settings:
     """Raises InvalidInput for what this stand-in does not know or cannot do."""
     config = {key: _decoded(value) for key, value in config.items()}
-    known = {"kubeconfig", "context", "namespace", "enableServerSideApply", *_FLAGS, *_WITHOUT_EFFECT_HERE}
+    known = _SETTINGS | _FLAGS.keys()
     for key in sorted(config.keys() - known):
         raise InvalidInput(key, f"the stand-in kubernetes provider takes no such setting; known: {sorted(known)}")
     if config.get("enableServerSideApply", True) is not True:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from local.plugins.kubernetes.cluster import ApiError, Cluster
-from local.plugins.kubernetes.kinds import POD, STORAGE_CLASS, Kind
+from local.plugins.kubernetes.kinds import Kind
 from local.plugins.provider import Properties, ProviderError, cancelled, current_operation, report
 
 SKIP_AWAIT = "pulumi.com/skipAwait"
@@ -121,41 +121,6 @@ def _deployment(_: Cluster, live: Properties) -> str | None:
     return f"{surplus} replicas of the old version are still there" if surplus else None
 
 
-def _daemon_set(_: Cluster, live: Properties) -> str | None:
-    status = live.get("status", {})
-    if status.get("observedGeneration", 0) < live["metadata"]["generation"]:
-        return "waiting for the DaemonSet controller"
-    wanted = status.get("desiredNumberScheduled", 0)
-    updated, available = status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0)
-    rolls = live["spec"].get("updateStrategy", {}).get("type") != "OnDelete"
-    if available < wanted or (rolls and updated < wanted):
-        return f"{available} of {wanted} pods are available ({updated} of the new version)"
-    return None
-
-
-def _stateful_set(_: Cluster, live: Properties) -> str | None:
-    status, wanted = live.get("status", {}), live["spec"].get("replicas", 1)
-    if status.get("observedGeneration", 0) < live["metadata"]["generation"]:
-        return "waiting for the StatefulSet controller"
-    ready, current = status.get("readyReplicas", 0), status.get("currentRevision") == status.get("updateRevision")
-    return None if ready >= wanted and current else f"{ready} of {wanted} replicas are ready"
-
-
-def _job(_: Cluster, live: Properties) -> str | None:
-    if _condition(live, "Failed").get("status") == "True":
-        raise _FailedError(f"the Job failed: {_condition(live, 'Failed').get('message', '')}")
-    done = _condition(live, "Complete").get("status") == "True"
-    return None if done else f"{live.get('status', {}).get('active', 0)} pods of the Job are running"
-
-
-def _pod(_: Cluster, live: Properties) -> str | None:
-    phase = live.get("status", {}).get("phase")
-    if phase == "Failed":
-        raise _FailedError(f"the Pod failed: {live['status'].get('message', '')}")
-    ready = phase == "Succeeded" or _condition(live, "Ready").get("status") == "True"
-    return None if ready else f"the Pod is {phase}"
-
-
 def _service(cluster: Cluster, live: Properties) -> str | None:
     spec = live["spec"]
     if spec.get("type") == "ExternalName" or spec.get("clusterIP") == "None" or not spec.get("selector"):
@@ -172,29 +137,10 @@ def _service(cluster: Cluster, live: Properties) -> str | None:
     return f"the Service has no ready pod behind it (selector {_selector(spec['selector'])})"
 
 
-def _volume_claim(cluster: Cluster, live: Properties) -> str | None:
-    phase = live.get("status", {}).get("phase")
-    storage_class = live["spec"].get("storageClassName")
-    found = cluster.get(STORAGE_CLASS, "", storage_class) if storage_class else None
-    waits_for_pod = bool(found) and found.get("volumeBindingMode") == "WaitForFirstConsumer"
-    return None if phase == "Bound" or waits_for_pod else f"the volume claim is {phase}"
-
-
-def _definition(_: Cluster, live: Properties) -> str | None:
-    established = _condition(live, "Established").get("status") == "True"
-    return None if established else "the definition is not established yet"
-
-
 _READY: dict[str, Callable[[Cluster, Properties], str | None]] = {
     "Namespace": _namespace,
     "Deployment": _deployment,
-    "DaemonSet": _daemon_set,
-    "StatefulSet": _stateful_set,
-    "Job": _job,
-    "Pod": _pod,
     "Service": _service,
-    "PersistentVolumeClaim": _volume_claim,
-    "CustomResourceDefinition": _definition,
 }
 
 
@@ -217,13 +163,11 @@ def _pod_troubles(cluster: Cluster, live: Properties) -> list[str]:
 
 
 def _pods(cluster: Cluster, live: Properties) -> list[Properties]:
-    if live["kind"] == POD.name:
-        return [live]
     selector = live.get("spec", {}).get("selector") or {}
     labels = selector.get("matchLabels") if live["kind"] != "Service" else selector
     if not labels:
         return []
-    return cluster.list(POD.path(live["metadata"]["namespace"]), labelSelector=_selector(labels))
+    return cluster.list(f"/api/v1/namespaces/{live['metadata']['namespace']}/pods", labelSelector=_selector(labels))
 
 
 def _troubles_of(cluster: Cluster, pod: Properties) -> list[str]:

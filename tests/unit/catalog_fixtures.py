@@ -6,10 +6,10 @@ from typing import Any
 
 import boto3
 import pytest
-from loraserve_support import BUCKET, FakeVllm
 from moto import mock_aws
 
 from loraserve.catalog import Catalog
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,59 @@
+"""Third-party Helm charts, and the values they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
+
+from infra.names import GPU_SELECTOR, GPU_TAINT
+from infra.pod_resources import Requests
+
+
+@dataclass(frozen=True)
+class HelmChart:
+    """A third-party chart at the one version this program was written against."""
+
+    name: str
+    version: str
+    repository: str
+
+    def install(
+        self,
+        *,
+        namespace: pulumi.Input[str],
+        values: Mapping[str, Any],
+        parent: pulumi.Resource,
+        depends_on: Sequence[pulumi.Resource] = (),
+    ) -> Chart:
+        """Installs it under its own name. `Chart` runs no Helm hooks: values must switch off what waits for one."""
+        return Chart(
+            self.name,
+            chart=self.name,
+            version=self.version,
+            namespace=namespace,
+            repository_opts=RepositoryOptsArgs(repo=self.repository),
+            values=values,
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on)),
+        )
+
+
+CLUSTER_AUTOSCALER = HelmChart("cluster-autoscaler", "9.59.0", "https://kubernetes.github.io/autoscaler")
+DEVICE_PLUGIN = HelmChart("nvidia-device-plugin", "0.20.0", "https://nvidia.github.io/k8s-device-plugin")
+DCGM_EXPORTER = HelmChart("dcgm-exporter", "4.8.2", "https://nvidia.github.io/dcgm-exporter/helm-charts")
+KUBE_PROMETHEUS_STACK = HelmChart(
+    "kube-prometheus-stack", "83.7.0", "https://prometheus-community.github.io/helm-charts"
+)
+
+
+def on_gpu_nodes() -> dict[str, Any]:
+    """Values that put a DaemonSet on the GPU nodes and nowhere else."""
+    return {"nodeSelector": GPU_SELECTOR, "tolerations": [GPU_TAINT.toleration()]}
+
+
+def requesting(amount: Requests) -> dict[str, Any]:
+    """Values of a container's requests."""
+    return {"requests": amount.quantities()}

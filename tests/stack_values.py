@@ -1,0 +1,48 @@
+"""What the stack files of this checkout say, and the values that tests add to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.names import PROJECT
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+PRODUCTION_CHOICES = {
+    "baseModelRevision": "0123456789abcdef0123456789abcdef01234567",
+    "privateAccessCidrs": ["192.168.0.0/24"],
+}
+"""What Pulumi.prod.yaml leaves to its owner."""
+
+
+def adapter(name: str = "aws-rag-qa", **changes: Any) -> dict[str, Any]:
+    """An entry as `loraserve publish` prints it."""
+    entry: dict[str, Any] = {
+        "name": name,
+        "model": f"mistral-7b-{name}",
+        "version": "v1",
+        "digest": "sha256:" + "0" * 64,
+        "rank": 8,
+        "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "sizeBytes": 27_297_032,
+    }
+    return entry | changes
+
+
+def stack_file(stack: str) -> dict[str, Any]:
+    """The `config` section of a stack file."""
+    return yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
+
+
+def stack_values(stack: str, **changes: Any) -> dict[str, Any]:
+    """The program's own keys as the CLI would hand them over: defaults of Pulumi.yaml, then the stack file."""
+    project = yaml.safe_load((CHECKOUT / "Pulumi.yaml").read_text())["config"]
+    defaults = {key: schema["default"] for key, schema in project.items()}
+    own = {key: value for key, value in (defaults | stack_file(stack)).items() if key.startswith(f"{PROJECT}:")}
+    values = {key.removeprefix(f"{PROJECT}:"): value for key, value in own.items()}
+    if stack == "prod":
+        values |= PRODUCTION_CHOICES
+    return {key: value for key, value in (values | changes).items() if value is not None}

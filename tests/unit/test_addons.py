@@ -1,0 +1,90 @@
+"""Third-party parts of the cluster, EKS add-ons and Helm charts: pinned, in step with Kubernetes, each on its nodes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from infra import names, versions
+from local import versions as local_versions
+from tests.unit.declared import Program, declare
+
+
+@pytest.fixture(scope="module")
+def dev() -> Program:
+    return declare("dev")
+
+
+@pytest.fixture(scope="module")
+def prod() -> Program:
+    return declare("prod")
+
+
+def addons(program: Program) -> dict[str, dict[str, Any]]:
+    return {addon.inputs["addonName"]: addon.inputs for addon in program.of_type("eks/addon:Addon")}
+
+
+def chart_values(program: Program, chart: str) -> dict[str, Any]:
+    return program.one("helm.sh/v4:Chart", chart).inputs["values"]
+
+
+def test_what_belongs_to_a_kubernetes_version_has_its_minor_version() -> None:
+    for version in (versions.CLUSTER_AUTOSCALER_IMAGE, versions.KUBE_PROXY, local_versions.KUBERNETES):
+        assert version.startswith(f"v{versions.KUBERNETES}.")
+
+
+def test_every_addon_is_pinned(prod: Program) -> None:
+    cluster = prod.one("eks:index:Cluster").inputs
+    pinned = [addon["addonVersion"] for addon in addons(prod).values()]
+    pinned += [cluster["vpcCniOptions"]["addonVersion"], cluster["kubeProxyAddonOptions"]["version"]]
+    assert len(pinned) == 4
+    assert all(re.fullmatch(r"v\d+\.\d+\.\d+-eksbuild\.\d+", version) for version in pinned)
+
+
+def test_coredns_takes_over_from_the_one_that_eks_starts_with(dev: Program) -> None:
+    assert addons(dev)["coredns"]["resolveConflictsOnCreate"] == "OVERWRITE"
+
+
+def test_the_volume_driver_comes_only_with_a_volume(dev: Program, prod: Program) -> None:
+    assert set(addons(dev)) == {"coredns"}
+    assert set(addons(prod)) == {"coredns", "aws-ebs-csi-driver"}
+
+
+def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) -> None:
+    namespace = prod.one("core/v1:Namespace", names.MONITORING_NAMESPACE)
+    assert any("ebs-csi" in urn for urn in namespace.depends_on)
+
+
+def test_charts_are_pinned(dev: Program) -> None:
+    charts = dev.of_type("helm.sh/v4:Chart")
+    assert len(charts) == 4
+    assert all(chart.inputs["version"] and chart.inputs["repositoryOpts"]["repo"] for chart in charts)
+
+
+def test_local_leaves_charts_and_image_builds_out() -> None:
+    local = declare("local")
+    assert not local.of_type("helm.sh/v4:Chart")
+    assert not local.of_type("docker-build:index:Image")
+
+
+def test_an_idle_gpu_node_is_removed_whatever_is_on_its_disk_and_found_again_from_zero(dev: Program) -> None:
+    arguments = chart_values(dev, "cluster-autoscaler")["extraArgs"]
+    assert arguments["skip-nodes-with-local-storage"] is False
+    assert arguments["node-info-cache-expire-time"] == "10m"
+
+
+def test_an_idle_gpu_node_is_kept_as_long_as_configured() -> None:
+    arguments = chart_values(declare("dev", gpuIdleMinutes=25), "cluster-autoscaler")["extraArgs"]
+    assert arguments["scale-down-unneeded-time"] == "25m"
+    assert arguments["scale-down-delay-after-add"] == "25m"
+
+
+@pytest.mark.parametrize("chart", ["nvidia-device-plugin", "dcgm-exporter"])
+def test_what_drives_gpus_runs_on_gpu_nodes_only(dev: Program, chart: str) -> None:
+    values = chart_values(dev, chart)
+    gpu_labels = dev.one("eks/nodeGroup:NodeGroup", names.GPU_NODE_GROUP).inputs["labels"]
+    assert values["nodeSelector"].items() <= gpu_labels.items()
+    assert values["nodeSelector"]
+    assert values["tolerations"] == [names.GPU_TAINT.toleration()]
