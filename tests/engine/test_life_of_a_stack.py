@@ -75,7 +75,11 @@ def test_the_printed_commands_show_the_passwords(world: World, dev: Deployment) 
 def printed(world: World, command: str) -> str:
     """What a person sees who pastes the command into a shell."""
     kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
-    environment = {"PATH": f"{kubectl.parent}:{os.environ['PATH']}", "KUBECONFIG": str(world.control_plane.kubeconfig)}
+    environment = {
+        "HOME": str(world.folder),
+        "PATH": f"{kubectl.parent}:{os.environ['PATH']}",
+        "KUBECONFIG": str(world.control_plane.kubeconfig),
+    }
     return subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -261,8 +265,8 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
             "kubernetes:helm.sh/v4:Chart kube-prometheus-stack",
         ),
         (VLLM, GPU_GROUP),
-        (GPU_GROUP, "aws:eks/cluster:Cluster loraserve-dev"),
-        ("aws:eks/cluster:Cluster loraserve-dev", "aws:ec2/vpc:Vpc loraserve-dev"),
+        (GPU_GROUP, "aws:eks/cluster:Cluster loraserve-dev-eksCluster"),
+        ("aws:eks/cluster:Cluster loraserve-dev-eksCluster", "aws:ec2/vpc:Vpc loraserve-dev"),
         ("aws:s3/bucketPolicy:BucketPolicy loraserve-dev-adapters", "aws:s3/bucket:Bucket loraserve-dev-adapters"),
     ):
         assert order.index(earlier) < order.index(later)
