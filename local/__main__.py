@@ -65,24 +65,25 @@ def down() -> None:
     if not state.exists():
         _console.print("Nothing to do: there is no local stack.")
         return
+    left: list[str] = []
     control_plane = ControlPlane.load(state / "cluster")
     cloud = _running_cloud(state)
     if cloud and control_plane:
         control_plane = ControlPlane.start(state / "cluster")  # repairs what a crash has stopped
         pulumi = _Pulumi(state, cloud, control_plane)
-        count = pulumi.resource_count()
         with _step("pulumi destroy --stack local"):
             pulumi.take_over()
+            count = pulumi.resource_count()
             pulumi.run("destroy", "--yes", "--skip-preview")
         left = receipt.left_behind(cloud, control_plane)
         _console.print(f"  {count} resources existed; left: {', '.join(left) or 'nothing'}")
-        if left:
-            raise SystemExit("the state folder is kept: remove what is left, or run `make down` again")
     with _step("stopping servers, removing the state folder"):
         for server in (cloud, control_plane):
             if server:
                 server.stop()
         shutil.rmtree(state)
+    if left:
+        raise SystemExit("`pulumi destroy` left something; here it is gone with the emulated AWS, but please report it")
 
 
 def status() -> None:
@@ -111,7 +112,7 @@ class _Pulumi:
         engine.write_stack_file(self._project, STACK, {})
 
     def take_over(self) -> None:
-        """Makes the stack where there is none, and lifts the lock of an update that did not live to lift it."""
+        """Makes the stack where there is none, and takes up after an update that was killed (docs/operations.md)."""
         self._call("stack", "select", "--create", STACK)
         subprocess.run(
             [self._cli, "cancel", "--yes", "--stack", STACK],
@@ -119,6 +120,11 @@ class _Pulumi:
             env=self._environment,
             capture_output=True,
         )
+        export = self._call("stack", "export", "--stack", STACK)
+        if json.loads(export)["deployment"].get("pending_operations"):
+            recover = [sys.executable, "-m", "loraserve", "recover", "--yes"]
+            subprocess.run(recover, cwd=engine.CHECKOUT, env=self._environment, input=export, text=True, check=False)
+            self._call("refresh", "--yes", "--skip-preview", "--clear-pending-creates", "--stack", STACK)
 
     def run(self, *arguments: str) -> None:
         """Shows the CLI's own output; a failure ends this program with the CLI's message above it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,32 @@ def test_up_is_repeatable_and_down_leaves_nothing(tmp_path: Path) -> None:
     assert not state.exists()
     assert running(state) == []
     assert (CHECKOUT / "Pulumi.local.yaml").read_bytes() == stack_file  # the CLI's salt went into a copy
+
+
+def test_up_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    try:
+        first = subprocess.Popen(
+            [sys.executable, "-m", "local", "up"],
+            cwd=CHECKOUT,
+            env=os.environ | {"LORASERVE_STATE": str(state)},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert first.stdout
+        for line in first.stdout:
+            if "aws:ec2:Subnet" in line and "created" in line:
+                os.killpg(first.pid, signal.SIGKILL)
+                break
+        first.communicate()
+        assert first.returncode == -signal.SIGKILL
+        again = local("up", state)
+        assert again.returncode == 0, again.stdout + again.stderr
+    finally:
+        down = local("down", state)
+    assert "left: nothing" in down.stdout
+    assert running(state) == []
 
 
 def test_down_without_a_stack_says_so(tmp_path: Path) -> None:
