@@ -4,6 +4,8 @@ PYTHON ?= python3
 CACHE ?= $(or $(LORASERVE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loraserve)
 UV := $(CACHE)/uv/bin/uv
 PY := .venv/bin/python
+# Without bytecode every start would compile the Pulumi SDKs anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help up down status install test check unit engine bench lock tools
 

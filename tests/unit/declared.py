@@ -59,6 +59,16 @@ class Program:
         return found[0]
 
 
+_as_shipped: dict[str, Program] = {}
+
+
+def declared(stack: str) -> Program:
+    """What a stack declares as shipped: run once, for tests that only look at it."""
+    if stack not in _as_shipped:
+        _as_shipped[stack] = declare(stack)
+    return _as_shipped[stack]
+
+
 class _Recorder(logging.Handler):
     def __init__(self, program: Program) -> None:
         super().__init__()

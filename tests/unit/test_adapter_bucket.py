@@ -7,12 +7,12 @@ import json
 import pytest
 
 from infra.adapter_bucket import bucket_policy
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declared
 
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
-    return declare("dev")
+    return declared("dev")
 
 
 def test_the_bucket_is_versioned(dev: Program) -> None:

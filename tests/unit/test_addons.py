@@ -9,17 +9,17 @@ import pytest
 
 from infra import names, versions
 from local import versions as local_versions
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declare, declared
 
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
-    return declare("dev")
+    return declared("dev")
 
 
 @pytest.fixture(scope="module")
 def prod() -> Program:
-    return declare("prod")
+    return declared("prod")
 
 
 def addons(program: Program) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def test_charts_are_pinned(dev: Program) -> None:
 
 
 def test_local_leaves_charts_and_image_builds_out() -> None:
-    local = declare("local")
+    local = declared("local")
     assert not local.of_type("helm.sh/v4:Chart")
     assert not local.of_type("docker-build:index:Image")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declared
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
 
@@ -31,7 +31,7 @@ DNS = Pod(SYSTEM, {"k8s-app": "kube-dns"})
 
 @pytest.fixture(scope="module")
 def policies() -> list[dict[str, Any]]:
-    program: Program = declare("dev")
+    program: Program = declared("dev")
     return [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
 
 

@@ -12,7 +12,7 @@ import pytest
 from infra import names
 from infra.inference import grace_seconds
 from tests.stack_values import CHECKOUT, adapter, stack_file
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declare, declared
 
 STACKS = ["dev", "prod", "local"]
 
@@ -230,7 +230,7 @@ def test_a_first_update_announces_no_restart() -> None:
 
 
 def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
-    args = " ".join(vllm(declare("dev"))["args"])
+    args = " ".join(vllm(declared("dev"))["args"])
     assert "--model=TheBloke/Mistral-7B-v0.1-AWQ" in args
     assert "lora" not in args
 
