@@ -119,24 +119,21 @@ class Deployment:
         return engine.write_stack_file(self.project, self.name, own | changes)
 
     def up(self) -> Changes:
-        """Raises automation.CommandError."""
-        changes = Changes()
-        changes.output = self.stack.up(on_event=changes.record).stdout
-        return changes
+        """Raises automation.CommandError, as the next three do."""
+        return self._run(self.stack.up)
 
     def preview(self) -> Changes:
-        changes = Changes()
-        changes.output = self.stack.preview(on_event=changes.record).stdout
-        return changes
+        return self._run(self.stack.preview)
 
     def refresh(self) -> Changes:
-        changes = Changes()
-        changes.output = self.stack.refresh(on_event=changes.record).stdout
-        return changes
+        return self._run(self.stack.refresh)
 
     def destroy(self) -> Changes:
+        return self._run(self.stack.destroy)
+
+    def _run(self, operation: Callable[..., Any]) -> Changes:
         changes = Changes()
-        changes.output = self.stack.destroy(on_event=changes.record).stdout
+        changes.output = operation(on_event=changes.record).stdout
         return changes
 
     def output(self, name: str) -> Any:
