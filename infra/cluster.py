@@ -89,7 +89,7 @@ class Cluster(pulumi.ComponentResource):
 
     def install_coredns(self, nodes: pulumi.Resource) -> aws.eks.Addon:
         """CoreDNS over the self-managed one that EKS starts with; its pods need the system nodes."""
-        return self._install_addon("coredns", versions.COREDNS, nodes)
+        return self._install_addon("coredns", versions.COREDNS, nodes, configuration={"replicaCount": 2})
 
     def install_ebs_csi_driver(self, nodes: pulumi.Resource) -> aws.eks.Addon:
         """The EBS CSI driver with a role of its own, for stacks that ask for a volume."""
@@ -102,7 +102,7 @@ class Cluster(pulumi.ComponentResource):
             managed_policy_arn=_EBS_CSI_POLICY,
             opts=pulumi.ResourceOptions(parent=self),
         )
-        return self._install_addon("aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, role)
+        return self._install_addon("aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, role=role)
 
     def kubernetes_provider(self, after: Sequence[pulumi.Resource]) -> k8s.Provider:
         """Reaches the cluster's API. What it makes goes before `after` and the cluster do."""
@@ -121,14 +121,20 @@ class Cluster(pulumi.ComponentResource):
         )
 
     def _install_addon(
-        self, addon: str, version: str, nodes: pulumi.Resource, role: WorkloadRole | None = None
+        self,
+        addon: str,
+        version: str,
+        nodes: pulumi.Resource,
+        *,
+        configuration: dict[str, int] | None = None,
+        role: WorkloadRole | None = None,
     ) -> aws.eks.Addon:
         return aws.eks.Addon(
             f"{self.name}-{addon}",
             cluster_name=self.name,
             addon_name=addon,
             addon_version=version,
-            configuration_values=json.dumps({"replicaCount": 2}) if addon == "coredns" else None,
+            configuration_values=json.dumps(configuration) if configuration else None,
             resolve_conflicts_on_create="OVERWRITE",
             resolve_conflicts_on_update="OVERWRITE",
             service_account_role_arn=role.arn if role else None,

@@ -50,7 +50,7 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
     if gateways:
         parts[f"{gateways} x NAT gateway"] = gateways * HOURS * prices.nat_gateway
     parts["public addresses"] = max(gateways, 1) * HOURS * _PUBLIC_ADDRESS_HOURLY
-    if settings.monitoring_enabled and settings.prometheus_volume_gib:
+    if settings.needs_volume_driver:
         parts["Prometheus volume"] = settings.prometheus_volume_gib * prices.gp3
     return parts
 

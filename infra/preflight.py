@@ -17,30 +17,28 @@ _GPU_QUOTA = "L-DB2E81BA"
 
 def check(settings: Settings, cluster_name: str) -> list[str]:
     """All of them; returns the zones to build in."""
-    check_account()
-    check_first_access(settings.cluster_access, cluster_name)
+    caller = check_account()
+    check_first_access(settings.cluster_access, cluster_name, caller)
     check_gpu_quota(settings)
     return find_zones(settings)
 
 
-def check_account() -> None:
-    """Raises ConfigError where this stack file is for another account than the credentials in use."""
+def check_account() -> str:
+    """The caller's ARN. Raises ConfigError where this stack file is for another account than the credentials in use."""
     allowed = allowed_account()
     try:
-        caller = aws.get_caller_identity().account_id
+        caller = aws.get_caller_identity()
     except Exception as error:
         raise ConfigError([f"{_other_account(allowed)} (AWS said: {error})"]) from None
-    if caller != allowed:
-        raise ConfigError([f"{_other_account(allowed)} (they are for {caller})"])
+    if caller.account_id != allowed:
+        raise ConfigError([f"{_other_account(allowed)} (they are for {caller.account_id})"])
+    return caller.arn
 
 
-def check_first_access(access: Sequence[ClusterAccess], cluster_name: str) -> None:
+def check_first_access(access: Sequence[ClusterAccess], cluster_name: str, caller: str) -> None:
     """Whoever makes the cluster becomes its administrator, and EKS refuses a second entry for the same principal."""
-    if cluster_name in aws.eks.get_clusters().names:
-        return
-    principal = principal_name(aws.get_caller_identity().arn)
-    own = [entry.name for entry in access if principal_name(entry.principal_arn) == principal]
-    if own:
+    own = [entry.name for entry in access if principal_name(entry.principal_arn) == principal_name(caller)]
+    if own and cluster_name not in aws.eks.get_clusters().names:
         raise ConfigError(
             [
                 f"{PROJECT}:clusterAccess entry {', '.join(own)} is you: who makes the cluster becomes its administrator, "
