@@ -48,6 +48,7 @@ _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
 _CACHE_VOLUME_GIB = 25
 _SHARED_MEMORY_GIB = 1
+_CPU_KV_CACHE_GIB = "1"
 
 
 def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
@@ -58,13 +59,19 @@ def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
         f"--tokenizer-revision={settings.base_model_revision}",
         f"--port={VLLM_PORT}",
         f"--max-model-len={settings.max_model_len}",
-        f"--gpu-memory-utilization={settings.gpu_memory_utilization}",
+        *_device_args(settings),
         f"--max-num-seqs={MAX_NUM_SEQS}",
         f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
         f"--shutdown-timeout={settings.longest_generation_seconds}",
         *([f"--chat-template={_TEMPLATE_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
         *(envelope.flags() if envelope else []),
     ]
+
+
+def _device_args(settings: Settings) -> list[str]:
+    if settings.vllm_device == "cpu":
+        return ["--dtype=bfloat16"]
+    return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
 
 
 def vllm_environment(lora: bool) -> dict[str, str]:
@@ -269,6 +276,7 @@ class Inference(pulumi.ComponentResource):
                 # boto3 reads only this one.
                 _variable("AWS_DEFAULT_REGION", self._identity.region),
                 _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
+                *([_variable("AWS_ENDPOINT_URL", endpoint)] if (endpoint := self._settings.aws_endpoint_url) else []),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
             "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
@@ -287,11 +295,13 @@ class Inference(pulumi.ComponentResource):
         settings = self._settings
         environment = [
             *(_variable(key, value) for key, value in vllm_environment(bool(self._envelope)).items()),
+            *([_variable("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)] if settings.vllm_device == "cpu" else []),
             self._secret_variable("VLLM_API_KEY", _API_KEY),
         ]
         if settings.hub_token:
             environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
-        disk = {"ephemeral-storage": f"{pod_resources.NODE_DISK_GIB}Gi"}
+        needs = pod_resources.ON_CPU if settings.vllm_device == "cpu" else pod_resources.ON_GPU
+        disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
         return {
             "name": VLLM,
             "image": settings.vllm_image or versions.vllm_image(),
@@ -306,8 +316,8 @@ class Inference(pulumi.ComponentResource):
             "readiness_probe": _probe("/health", VLLM_PORT, delay=5, period=10),
             "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
             "resources": _resources(
-                pod_resources.with_gpu(pod_resources.VLLM_REQUESTS) | disk,
-                pod_resources.with_gpu(pod_resources.VLLM_LIMITS),
+                pod_resources.with_gpu(needs.requests) | disk,
+                pod_resources.with_gpu(needs.limits),
             ),
             "security_context": _hardened(),
             "volume_mounts": [

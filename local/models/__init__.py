@@ -1,0 +1,1 @@
+"""The local stack's base model and adapters: tiny, but really trained, so that answers tell who gave them."""
