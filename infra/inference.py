@@ -15,6 +15,7 @@ from infra.capacity import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
+    BASE_DIR,
     DESIRED_STATE_DIR,
     DESIRED_STATE_FILE,
     GPU_SELECTOR,
@@ -46,7 +47,6 @@ _API_KEY = "api-key"
 _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
-_CACHE_VOLUME_GIB = 25
 _SHARED_MEMORY_GIB = 1
 _CPU_KV_CACHE_GIB = "1"
 
@@ -54,9 +54,7 @@ _CPU_KV_CACHE_GIB = "1"
 def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
     """vLLM's start-up flags: computed, so that an adapter inside the envelope changes none of them."""
     return [
-        f"--model={settings.base_model}",
-        f"--revision={settings.base_model_revision}",
-        f"--tokenizer-revision={settings.base_model_revision}",
+        *base_model_flags(settings),
         f"--port={VLLM_PORT}",
         f"--max-model-len={settings.max_model_len}",
         *_device_args(settings),
@@ -74,11 +72,29 @@ def _device_args(settings: Settings) -> list[str]:
     return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
 
 
-def vllm_environment(lora: bool) -> dict[str, str]:
+def base_model_flags(settings: Settings) -> list[str]:
+    """Where vLLM finds the base model; a mirrored one is served under the same name."""
+    if folder := base_folder(settings):
+        return [f"--model={folder}", f"--served-model-name={settings.base_model}"]
+    return [
+        f"--model={settings.base_model}",
+        f"--revision={settings.base_model_revision}",
+        f"--tokenizer-revision={settings.base_model_revision}",
+    ]
+
+
+def base_folder(settings: Settings) -> str | None:
+    """Where the agent puts mirrored base weights; other weights have another folder, so a change replaces the pod."""
+    mirror = settings.base_model_mirror
+    return f"{BASE_DIR}/{mirror.folder_name}" if mirror else None
+
+
+def vllm_environment(lora: bool, offline: bool = False) -> dict[str, str]:
     """No telemetry; every path that vLLM, Triton, Inductor and the hub client write to lies on the cache volume."""
     return {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
         **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora else {}),
         "HOME": f"{_CACHE_DIR}/home",
         # PyTorch asks for the user's name, and an arbitrary user id has none.
@@ -182,7 +198,7 @@ class Inference(pulumi.ComponentResource):
     def _create_desired_state(self) -> core.ConfigMap:
         document = pulumi.Output.from_input(self._identity.bucket).apply(
             lambda bucket: DesiredState(
-                base=Base(name=self._settings.base_model),
+                base=Base(name=self._settings.base_model, mirror=self._settings.base_model_mirror),
                 bucket=bucket,
                 region=self._identity.region,
                 adapters=self._settings.adapters,
@@ -258,7 +274,8 @@ class Inference(pulumi.ComponentResource):
         }
 
     def _agent_container(self) -> core.ContainerArgsDict:
-        """A native sidecar: it starts before vLLM and stops after it."""
+        """A native sidecar: it starts before vLLM, which waits for its start-up probe, and stops after it."""
+        base = base_folder(self._settings)
         return {
             "name": "agent",
             "image": self._image,
@@ -267,6 +284,7 @@ class Inference(pulumi.ComponentResource):
             "env": [
                 _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
+                *([_variable("LORASERVE_BASE_FOLDER", base)] if base else []),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
                 self._secret_variable("VLLM_API_KEY", _API_KEY),
@@ -279,6 +297,9 @@ class Inference(pulumi.ComponentResource):
                 *([_variable("AWS_ENDPOINT_URL", endpoint)] if (endpoint := self._settings.aws_endpoint_url) else []),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
+            "startup_probe": _probe(
+                "/startupz", AGENT_PORT, period=1, failures=self._settings.startup_budget_minutes * 60
+            ),
             "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
             "readiness_probe": _probe("/readyz", AGENT_PORT, period=10),
             "resources": _resources(pod_resources.AGENT_REQUESTS.quantities(), pod_resources.AGENT_LIMITS.quantities()),
@@ -286,16 +307,20 @@ class Inference(pulumi.ComponentResource):
             "volume_mounts": [
                 {"name": "desired-state", "mount_path": DESIRED_STATE_DIR, "read_only": True},
                 {"name": "adapters", "mount_path": ADAPTER_DIR},
+                *([{"name": "base", "mount_path": BASE_DIR}] if base else []),
                 {"name": "tmp", "mount_path": "/tmp", "sub_path": "agent"},
                 {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
             ],
         }
 
     def _vllm_container(self) -> core.ContainerArgsDict:
-        settings = self._settings
+        settings, base = self._settings, base_folder(self._settings)
         environment = [
-            *(_variable(key, value) for key, value in vllm_environment(bool(self._envelope)).items()),
             *([_variable("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)] if settings.vllm_device == "cpu" else []),
+            *(
+                _variable(key, value)
+                for key, value in vllm_environment(bool(self._envelope), offline=bool(base)).items()
+            ),
             self._secret_variable("VLLM_API_KEY", _API_KEY),
         ]
         if settings.hub_token:
@@ -322,6 +347,7 @@ class Inference(pulumi.ComponentResource):
             "security_context": _hardened(),
             "volume_mounts": [
                 {"name": "adapters", "mount_path": ADAPTER_DIR, "read_only": True},
+                *([{"name": "base", "mount_path": BASE_DIR, "read_only": True}] if base else []),
                 {"name": "cache", "mount_path": _CACHE_DIR},
                 {"name": "tmp", "mount_path": "/tmp", "sub_path": VLLM},
                 {"name": "shared-memory", "mount_path": "/dev/shm"},
@@ -339,10 +365,12 @@ class Inference(pulumi.ComponentResource):
             "expiration_seconds": TOKEN_SECONDS,
             "path": TOKEN_FILE,
         }
+        mirrored = self._settings.base_model_mirror
+        cache = pod_resources.MIRRORED_CACHE_VOLUME_GIB if mirrored else pod_resources.CACHE_VOLUME_GIB
         volumes: list[core.VolumeArgsDict] = [
             {"name": "desired-state", "config_map": {"name": self._desired_state.metadata.name}},
             {"name": "adapters", "empty_dir": {"size_limit": f"{pod_resources.ADAPTER_VOLUME_GIB}Gi"}},
-            {"name": "cache", "empty_dir": {"size_limit": f"{_CACHE_VOLUME_GIB}Gi"}},
+            {"name": "cache", "empty_dir": {"size_limit": f"{cache}Gi"}},
             {"name": "tmp", "empty_dir": {}},
             {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
             {
@@ -350,6 +378,8 @@ class Inference(pulumi.ComponentResource):
                 "projected": {"sources": [{"service_account_token": token}]},
             },
         ]
+        if mirrored:
+            volumes.append({"name": "base", "empty_dir": {"size_limit": f"{pod_resources.BASE_VOLUME_GIB}Gi"}})
         if self._chat_template:
             volumes.append({"name": "chat-template", "config_map": {"name": self._chat_template.metadata.name}})
         return volumes

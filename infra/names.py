@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraserve.desired import ADAPTER_PREFIX
+from loraserve.desired import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 
 PROJECT = "loraserve"
 
@@ -79,11 +79,11 @@ DNS_PORT = 53
 METRICS_PORT_NAME = "metrics"
 HTTP_PORT_NAME = "http"
 
-BASE_MODEL_PREFIX = "base-models"
-"""Mirrored base weights."""
 CATALOG_PREFIXES = (ADAPTER_PREFIX, BASE_MODEL_PREFIX)
 
 ADAPTER_DIR = "/mnt/adapters"
+BASE_DIR = "/mnt/base"
+"""Mirrored base weights; like the adapters shared with vLLM under the same path."""
 DESIRED_STATE_DIR = "/etc/loraserve"
 DESIRED_STATE_FILE = "desired.json"
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from infra.instance_types import InstanceType
 from infra.names import GPU_RESOURCE, PROJECT
 
+_GIB = 1024**3
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -40,6 +42,11 @@ ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(500, 512)
 ADAPTER_VOLUME_GIB = 10
+BASE_VOLUME_GIB = 20
+"""Base weights, where they are mirrored."""
+CACHE_VOLUME_GIB = 25
+"""Compile caches, and base weights from a hub."""
+MIRRORED_CACHE_VOLUME_GIB = 5
 
 DEVICE_PLUGIN = Requests(50, 64)
 DCGM_EXPORTER = Requests(100, 256)
@@ -73,4 +80,14 @@ def node_fit_problem(instance: InstanceType) -> str | None:
         f"{PROJECT}:gpuInstanceType {instance.name} is too small: the pod and its DaemonSets ask for {cpu}m CPU and "
         f"{memory} MiB, the node has {instance.allocatable_cpu_millis}m and {instance.allocatable_memory_mib} MiB: "
         "choose g6.xlarge or larger"
+    )
+
+
+def base_disk_problem(weights_bytes: int) -> str | None:
+    """Why the pod's disk does not hold mirrored base weights of this size; None where it does."""
+    if weights_bytes <= BASE_VOLUME_GIB * _GIB:
+        return None
+    return (
+        f"{PROJECT}:baseModelMirror has {weights_bytes / _GIB:.1f} GiB of weights, and the pod has {BASE_VOLUME_GIB} GiB "
+        "of disk for them: mirror a smaller or a quantised model"
     )

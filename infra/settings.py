@@ -32,7 +32,7 @@ from infra.errors import ConfigError
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
-from loraserve.desired import Adapter, explain
+from loraserve.desired import Adapter, Mirror, explain
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
@@ -86,6 +86,7 @@ class Settings(_Section):
     base_model: Annotated[str, StringConstraints(min_length=1)]
     base_model_revision: Annotated[str, StringConstraints(min_length=1)]
     base_model_shape: ModelShape | None = None
+    base_model_mirror: Mirror | None = None
     max_model_len: Annotated[int, Field(ge=16)]
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)]
     chat_template_file: OptionalText
@@ -221,10 +222,10 @@ class Settings(_Section):
                 f"{PROJECT}:publicAccessCidrs opens the cluster's API to {', '.join(wide)}: list your own address ranges, "
                 "or none and use privateAccessCidrs"
             )
-        if not _is_commit(self.base_model_revision):
+        if not self.base_model_mirror and not _is_commit(self.base_model_revision):
             problems.append(
                 f"{PROJECT}:baseModelRevision {self.base_model_revision!r} moves: in production pin the full commit hash of "
-                f"{self.base_model} (shown by its hub under 'Files and versions', 'History')"
+                f"{self.base_model} (shown by its hub under 'Files and versions', 'History'), or mirror it"
             )
         return problems
 
@@ -256,6 +257,7 @@ class Settings(_Section):
             capacity.memory_problem(serving),
             pod_resources.node_fit_problem(self.gpu_instance),
             capacity.disk_problem(self.adapters),
+            pod_resources.base_disk_problem(self.base_model_mirror.size_bytes) if self.base_model_mirror else None,
         ]
         return [problem for problem in problems if problem]
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loraserve import log
-from loraserve.catalog import Catalog, OnProgress
-from loraserve.desired import Adapter
+from loraserve import base_weights, log
+from loraserve.bucket import Bucket, OnProgress
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter, Document
 from loraserve.errors import LoraserveError
 
 
@@ -41,6 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--name", help="what clients call the adapter (default: MODEL)")
     publish.set_defaults(command=_publish)
 
+    mirror = commands.add_parser(
+        "mirror",
+        help="upload the base model's weights to the bucket, where pods then fetch them",
+        description="Uploads a model's folder (config.json, *.safetensors, the tokenizer's files; nothing that could run) as "
+        "a new, immutable version and prints the setting for the stack config.",
+    )
+    mirror.add_argument("folder", type=Path, help="holds config.json and *.safetensors")
+    mirror.add_argument("--bucket", required=True, help="the stack's adapter bucket")
+    mirror.add_argument("--model", required=True, help="the stack's baseModel, such as mistralai/Mistral-7B-v0.1")
+    mirror.add_argument("--version", required=True, help="such as v1; a version can be mirrored only once")
+    mirror.set_defaults(command=_mirror)
+
     agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
     agent.set_defaults(command=_agent)
 
@@ -63,6 +76,13 @@ def _publish(options: argparse.Namespace) -> None:
     print(stack_config_entry(adapter))
 
 
+def _mirror(options: argparse.Namespace) -> None:
+    with _progress_bars() as progress:
+        mirrored = base_weights.mirror(Bucket(options.bucket), options.folder, options.model, options.version, progress)
+    print("Mirrored. Set in the stack config:", file=sys.stderr)
+    print("loraserve:baseModelMirror:\n  " + "\n  ".join(_yaml_lines(mirrored)))
+
+
 def _agent(_: argparse.Namespace) -> None:
     from loraserve.agent.main import run  # `publish` needs none of the agent's libraries
     from loraserve.agent.settings import Settings
@@ -80,8 +100,11 @@ def _recover(options: argparse.Namespace) -> int:
 
 def stack_config_entry(adapter: Adapter) -> str:
     """YAML, one item of a list. JSON values, so that a version such as 1.0 stays text."""
-    lines = [f"{key}: {json.dumps(value)}" for key, value in adapter.model_dump(mode="json", by_alias=True).items()]
-    return "- " + "\n  ".join(lines)
+    return "- " + "\n  ".join(_yaml_lines(adapter))
+
+
+def _yaml_lines(document: Document) -> list[str]:
+    return [f"{key}: {json.dumps(value)}" for key, value in document.model_dump(mode="json", by_alias=True).items()]
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from loraserve.errors import LoraserveError
 MAX_RANK = 512
 ADAPTER_PREFIX = "llm-models"
 """Adapters lie under llm-models/{model}/{version}/ in the bucket."""
+BASE_MODEL_PREFIX = "base-models"
+"""Mirrored base weights lie under base-models/{hub id}/{version}/."""
 
 
 def _matching(pattern: str, meaning: str) -> AfterValidator:
@@ -50,6 +52,13 @@ PathSegment = Annotated[
     _matching(
         r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?",
         "letters, digits and inner dots, hyphens or underscores, at most 63 characters, such as 'v1'",
+    ),
+]
+HubId = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?",
+        "a model's id on its hub, such as 'mistralai/Mistral-7B-v0.1'",
     ),
 ]
 Digest = Annotated[
@@ -92,11 +101,27 @@ class Adapter(Document):
     size_bytes: Annotated[int, Field(strict=True, gt=0)]
 
 
+class Mirror(Document):
+    """The base model's weights in the bucket, as `loraserve mirror` prints them."""
+
+    version: PathSegment
+    digest: Digest
+    """SHA-256 of the manifest.json, which in turn holds the digest of every file."""
+    size_bytes: Annotated[int, Field(strict=True, gt=0)]
+
+    @property
+    def folder_name(self) -> str:
+        """Of the weights on a pod's disk; other bytes have another."""
+        return f"{self.version}@{self.digest.removeprefix('sha256:')[:12]}"
+
+
 class Base(Document):
     """The base model all adapters share."""
 
     name: Annotated[str, StringConstraints(min_length=1)]
     """The id under which vLLM serves it."""
+    mirror: Mirror | None = None
+    """Where its weights lie in the bucket; None: vLLM takes them from the hub."""
 
 
 class DesiredState(Document):

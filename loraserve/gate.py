@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import stat
 from dataclasses import dataclass
-from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -13,23 +11,21 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraserve.desired import Rank, explain
-from loraserve.errors import LoraserveError
+from loraserve.files import UnsafeFile, open_regular
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_FILE_BYTES = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
 MAX_HEADER_BYTES = 32 << 20
 MAX_DIMENSIONS = 8
-MAX_WEIGHTS_BYTES = 5 << 30
-"""What S3 takes in one PUT."""
 
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight")
 
 
-class UnsafeAdapter(LoraserveError):
+class UnsafeAdapter(UnsafeFile):
     """The folder is not a LoRA adapter that may be served; the message says why and what to do."""
 
 
@@ -83,9 +79,10 @@ class _PeftConfig(BaseModel):
 
 
 def inspect(folder: Path) -> AdapterFacts:
-    """Checks the two PEFT files in `folder` and returns what they say. Raises UnsafeAdapter."""
+    """Checks the two PEFT files in `folder` and returns what they say. Raises UnsafeAdapter, UnsafeFile."""
     config = _read_config(folder)
-    with open_regular(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES) as weights:
+    _refuse_pickle(folder)
+    with open_regular(folder / WEIGHTS_FILE, MAX_FILE_BYTES[WEIGHTS_FILE]) as weights:
         tensors = read_safetensors_header(weights)
     modules = _check_tensors(tensors, config.r)
     if isinstance(config.target_modules, list):
@@ -99,37 +96,16 @@ def inspect(folder: Path) -> AdapterFacts:
     )
 
 
-def open_regular(path: Path, max_bytes: int) -> BufferedReader:
-    """Opens a regular file, never through a symlink, of at most `max_bytes`. Raises UnsafeAdapter."""
-    try:
-        # A pipe would block an open; it is refused below, by its type.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise UnsafeAdapter(_why_unreadable(path, error)) from None
-    file = os.fdopen(descriptor, "rb")
-    status = os.fstat(descriptor)
-    problem = ""
-    if not stat.S_ISREG(status.st_mode):
-        problem = "is not a regular file"
-    elif status.st_size > max_bytes:
-        problem = f"has {status.st_size} bytes, more than the {max_bytes} allowed"
-    if problem:
-        file.close()
-        raise UnsafeAdapter(f"{path.name} {problem}")
-    return file
-
-
-def _why_unreadable(path: Path, error: OSError) -> str:
-    if path.is_symlink():
-        return f"{path.name} is a symbolic link; copy the real file into the folder (cp -L)"
-    pickles = sorted(file.name for file in path.parent.glob("adapter_model*") if file.suffix in {".bin", ".pt", ".pth"})
-    if path.name == WEIGHTS_FILE and pickles:
-        return f"{pickles[0]} is a pickle, which can run code when read; save the adapter as {WEIGHTS_FILE} instead"
-    return f"{path.name} cannot be read: {error.strerror}"
+def _refuse_pickle(folder: Path) -> None:
+    pickles = sorted(file.name for file in folder.glob("adapter_model*") if file.suffix in {".bin", ".pt", ".pth"})
+    if pickles and not (folder / WEIGHTS_FILE).exists():
+        raise UnsafeAdapter(
+            f"{pickles[0]} is a pickle, which can run code when read; save the adapter as {WEIGHTS_FILE} instead"
+        )
 
 
 def _read_config(folder: Path) -> _PeftConfig:
-    with open_regular(folder / CONFIG_FILE, MAX_CONFIG_BYTES) as file:
+    with open_regular(folder / CONFIG_FILE, MAX_FILE_BYTES[CONFIG_FILE]) as file:
         text = file.read()
     try:
         config = _PeftConfig.model_validate_json(text)

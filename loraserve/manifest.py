@@ -1,30 +1,17 @@
 """manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
 
-import hashlib
 import json
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
-from loraserve.desired import Adapter, Document, Rank, Sha256Hex, TargetModules, explain
-from loraserve.gate import FILES, MAX_WEIGHTS_BYTES, AdapterFacts, UnsafeAdapter
+from loraserve.desired import Adapter, Document, Rank, TargetModules, explain
+from loraserve.files import FileEntry
+from loraserve.gate import FILES, MAX_FILE_BYTES, AdapterFacts, UnsafeAdapter
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-
-
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-class FileEntry(Document):
-    sha256: Sha256Hex
-    size: Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHTS_BYTES)]
-
-    @classmethod
-    def of(cls, content: bytes) -> Self:
-        return cls(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 class Manifest(Document):
@@ -43,6 +30,9 @@ class Manifest(Document):
     def _names_the_peft_files(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         if set(files) != set(FILES):
             raise ValueError(f"must name exactly {' and '.join(FILES)}")
+        for file, limit in MAX_FILE_BYTES.items():
+            if files[file].size > limit:
+                raise ValueError(f"{file} has {files[file].size} bytes, more than the {limit} allowed")
         return files
 
     @classmethod
@@ -79,13 +69,16 @@ class Manifest(Document):
             dtypes=self.dtypes,
         )
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
     def check_entry(self, adapter: Adapter) -> None:
         """vLLM's start-up flags are computed from the stack config, so its entry must tell the truth.
 
         Raises UnsafeAdapter.
         """
-        size_bytes = sum(file.size for file in self.files.values())
-        published = {"rank": self.rank, "targetModules": self.target_modules, "sizeBytes": size_bytes}
+        published = {"rank": self.rank, "targetModules": self.target_modules, "sizeBytes": self.size_bytes}
         entry = {"rank": adapter.rank, "targetModules": adapter.target_modules, "sizeBytes": adapter.size_bytes}
         for key, value in published.items():
             if entry[key] != value:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 
+from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.desired_file import DesiredFile
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.metrics import Metrics
@@ -28,10 +29,12 @@ def run(settings: Settings) -> None:
     metrics = Metrics()
     vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
     downloads = Downloads(settings.adapter_dir, functools.cache(Catalog), metrics, on_finished=wake.set)
-    reconciler = Reconciler(DesiredFile(settings.desired_file), vllm, downloads, metrics)
+    desired = DesiredFile(settings.desired_file)
+    reconciler = Reconciler(desired, vllm, downloads, metrics)
+    base_weights = BaseWeights(settings.base_folder, lambda: desired.state)
     metrics.follow(lambda: reconciler.report)
     try:
-        server = serve(AgentApi(reconciler, vllm, metrics), settings.port)
+        server = serve(AgentApi(reconciler, vllm, metrics, base_weights), settings.port)
     except OSError as error:
         raise InvalidSettings(f"cannot listen on LORASERVE_PORT {settings.port}: {error.strerror}") from None
     for number in (signal.SIGTERM, signal.SIGINT):

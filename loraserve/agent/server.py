@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.state import State
@@ -59,14 +60,16 @@ class Readiness:
 
 
 class AgentApi:
-    def __init__(self, reconciler: Reconciler, vllm: Vllm, metrics: Metrics) -> None:
+    def __init__(self, reconciler: Reconciler, vllm: Vllm, metrics: Metrics, base_weights: BaseWeights) -> None:
         self._reconciler = reconciler
         self._vllm = vllm
         self._metrics = metrics
+        self._base_weights = base_weights
         self._readiness = Readiness(reconciler, vllm)
         self.routes: dict[str, Callable[[], Answer]] = {
             "/v1/state": self.state,
             "/metrics": self.metrics,
+            "/startupz": self.startupz,
             "/readyz": self.readyz,
             "/livez": self.livez,
         }
@@ -82,15 +85,22 @@ class AgentApi:
             exported = ""
         return Answer(exported + self._metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    def startupz(self) -> Answer:
+        """Whether vLLM may start."""
+        return _unless(self._base_weights.obstacle, "started")
+
     def readyz(self) -> Answer:
-        obstacle = self._readiness.obstacle()
-        return Answer(f"{obstacle}\n", 503) if obstacle else Answer("ready\n")
+        return _unless(self._readiness.obstacle(), "ready")
 
     def livez(self) -> Answer:
         silence = time.monotonic() - self._reconciler.last_sign_of_life
         if silence > LONGEST_SILENCE_SECONDS:
             return Answer(f"the reconciler has been stuck for {silence:.0f} s\n", 503)
         return Answer("alive\n")
+
+
+def _unless(obstacle: str | None, well: str) -> Answer:
+    return Answer(f"{obstacle}\n", 503) if obstacle else Answer(f"{well}\n")
 
 
 def serve(api: AgentApi, port: int) -> http.server.ThreadingHTTPServer:

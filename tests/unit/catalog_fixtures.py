@@ -8,6 +8,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from loraserve.bucket import Bucket
 from loraserve.catalog import Catalog
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
@@ -30,6 +31,8 @@ def s3(aws: Any) -> Any:
     """The same, with an empty BUCKET."""
     for item in aws.list_objects_v2(Bucket=BUCKET).get("Contents", []):
         aws.delete_object(Bucket=BUCKET, Key=item["Key"])
+    for upload in aws.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
+        aws.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
     return aws
 
 
@@ -42,6 +45,21 @@ def open_catalog(aws: Any) -> Catalog:
 def catalog(s3: Any, open_catalog: Catalog) -> Catalog:
     """The catalog in the empty BUCKET; it never pauses before a retry."""
     return open_catalog
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Files of some kilobytes are sent and fetched in parts, of this size."""
+    size = 1 << 10
+    monkeypatch.setattr("loraserve.files.PART_BYTES", size)
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", size)
+    return size
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Bucket:
+    """The empty BUCKET; it never pauses before a retry."""
+    return Bucket(BUCKET, pause_seconds=0)
 
 
 @pytest.fixture

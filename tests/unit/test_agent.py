@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.desired_file import DesiredFile
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.metrics import Metrics
@@ -35,7 +36,7 @@ class Agent:
         downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
         self.reconciler = Reconciler(DesiredFile(desired), client, downloads, self.metrics, lambda: self.seconds)
         self.metrics.follow(lambda: self.reconciler.report)
-        self.api = AgentApi(self.reconciler, client, self.metrics)
+        self.api = AgentApi(self.reconciler, client, self.metrics, BaseWeights(None, lambda: None))
 
     def settle(self) -> dict[str, AdapterStatus]:
         """Returns every adapter's status by served name."""

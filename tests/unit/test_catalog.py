@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from loraserve.catalog import (
-    ATTEMPTS,
-    AdapterMissing,
-    Catalog,
-    CatalogUnavailable,
-    DigestMismatch,
-    VersionExists,
-    remove_partial_downloads,
-)
+from loraserve.bucket import ATTEMPTS, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
+from loraserve.catalog import Catalog, remove_partial_downloads
 from loraserve.desired import Adapter, InvalidDesiredState
 from loraserve.gate import UnsafeAdapter
 from tests.unit.adapters_and_vllm import BUCKET, write_adapter
@@ -64,7 +57,7 @@ def failing_downloads(catalog: Catalog, failures: int, status: int = 503) -> Ite
         urls.append(request.url)
         return AWSResponse(request.url, status, {}, NoBody()) if len(urls) <= failures else None
 
-    events = catalog._s3.meta.events
+    events = catalog._bucket._s3.meta.events
     events.register_first("before-send.s3.GetObject", answer)
     yield urls
     events.unregister("before-send.s3.GetObject", answer)
@@ -96,7 +89,7 @@ def test_the_manifest_holds_the_digest_of_every_file(s3: Any, published: Adapter
 
     assert published.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert manifest["files"] == {
-        file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "size": file.stat().st_size}
+        file.name: {"parts": [hashlib.sha256(file.read_bytes()).hexdigest()], "size": file.stat().st_size}
         for file in peft_folder.iterdir()
     }
     assert manifest["baseModel"] == "mistralai/Mistral-7B-v0.1"
@@ -125,7 +118,7 @@ def test_a_new_version_leaves_the_old_one(catalog: Catalog, published: Adapter, 
 def test_an_interrupted_publish_is_taken_up_again(s3: Any, catalog: Catalog, peft_folder: Path, disk: Path) -> None:
     first = catalog.publish(peft_folder, "rag-qa", "v1")
     s3.delete_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")
-    with pytest.raises(AdapterMissing):
+    with pytest.raises(ObjectMissing):
         catalog.fetch(first, disk)
 
     catalog.fetch(catalog.publish(peft_folder, "rag-qa", "v1"), disk)
@@ -216,7 +209,10 @@ def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, publish
     pickle = b"\x80\x04pickle"
     manifest = json.loads(s3.get_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")["Body"].read())
     replace(s3, WEIGHTS, lambda _: pickle)
-    manifest["files"]["adapter_model.safetensors"] = {"sha256": hashlib.sha256(pickle).hexdigest(), "size": len(pickle)}
+    manifest["files"]["adapter_model.safetensors"] = {
+        "parts": [hashlib.sha256(pickle).hexdigest()],
+        "size": len(pickle),
+    }
     forged = pin_manifest(s3, published, files=manifest["files"])
     forged = forged.model_copy(update={"size_bytes": sum(file["size"] for file in manifest["files"].values())})
 
@@ -228,7 +224,7 @@ def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, publish
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "size": 1}}}, "must name exactly"),
+        ({"files": {"../../etc/passwd": {"parts": ["0" * 64], "size": 1}}}, "must name exactly"),
         ({"schemaVersion": 2}, "schemaVersion"),
         ({"rank": 16}, "the stack config says rank 8"),
         ({"targetModules": ["q_proj"]}, "the stack config says targetModules"),
@@ -244,7 +240,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
 
 
 def test_a_missing_version_is_named(catalog: Catalog, published: Adapter, disk: Path) -> None:
-    with pytest.raises(AdapterMissing, match=r"s3://adapters-test/llm-models/rag-qa/v9/manifest\.json does not exist"):
+    with pytest.raises(ObjectMissing, match=r"s3://adapters-test/llm-models/rag-qa/v9/manifest\.json does not exist"):
         catalog.fetch(published.model_copy(update={"version": "v9"}), disk)
 
 

@@ -11,6 +11,7 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraserve.files import UnsafeFile
 from loraserve.gate import UnsafeAdapter, inspect, read_safetensors_header
 from tests.unit.adapters_and_vllm import lora_shapes, safetensors_of, write_adapter
 
@@ -18,7 +19,7 @@ SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
 
 
 def refusal(folder: Path) -> str:
-    with pytest.raises(UnsafeAdapter) as raised:
+    with pytest.raises(UnsafeFile) as raised:
         inspect(folder)
     return str(raised.value)
 

@@ -1,0 +1,35 @@
+"""Looks at the requests a Bucket makes, and interferes with them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from loraserve.bucket import Bucket
+
+
+class Killed(BaseException):
+    """Ends a transfer as a killed process would: nothing is cleaned up or reported."""
+
+
+@contextmanager
+def on_each_request(bucket: Bucket, act: Callable[[str], Any], operation: str = "*") -> Iterator[list[str]]:
+    """Calls `act` with the URL before each request; what it returns is the answer, None lets the request pass.
+
+    Yields the list of all URLs asked for, which grows.
+    """
+    urls: list[str] = []
+
+    def before_send(request: Any, **_: object) -> Any:
+        urls.append(request.url)
+        return act(request.url)
+
+    events, event = bucket._s3.meta.events, "before-send.s3" + ("" if operation == "*" else f".{operation}")
+    events.register_first(event, before_send)
+    try:
+        yield urls
+    finally:
+        events.unregister(event, before_send)
+
+
+def recording(bucket: Bucket, operation: str = "*") -> Any:
+    return on_each_request(bucket, lambda url: None, operation)
