@@ -80,6 +80,11 @@ def import_command(archive: Path, socket: Path = SOCKET) -> list[str]:
     return [*_ctr(socket), "images", "import", str(archive)]
 
 
+def run_command(reference: str, name: str, mounts: Sequence[str], cgroup: str) -> list[str]:
+    """Starts a container of an image and waits for it; the command in it follows these words."""
+    return [*_ctr(SOCKET), "run", "--rm", "--cgroup", f"/{cgroup}", *mounts, reference, name]
+
+
 def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     archives = {image: image.ensure_archive(say) for image in (pause, *images)}
     say("loading the images into containerd (6 GB, about 2 min)")

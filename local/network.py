@@ -68,9 +68,14 @@ class Network:
         return self.services[10]
 
     @property
+    def name(self) -> str:
+        """Tells this stack's things from those of others on this machine."""
+        return f"loraserve-{self.base.network_address.packed[1]}"
+
+    @property
     def host_interface(self) -> str:
-        """The link's end on this machine."""
-        return f"loraserve{self.base.network_address.packed[1]}"
+        """The link's end on this machine; at most 15 characters, with one more for its ports."""
+        return self.name
 
     def connect(self) -> None:
         """Makes the link's end on this machine, so that servers can listen on its address; it stays until `disconnect`.

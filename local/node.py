@@ -13,7 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,15 @@ class Node:
         """Makes the image of an OCI archive known to the node."""
         self.run(*containerd.import_command(archive))
 
+    def run_in_image(self, reference: str, command: Sequence[str], folders: Sequence[Path]) -> None:
+        """Runs a command in a container of an image that the node holds, as root, with these folders in it.
+
+        The folders have the same paths there as here. Raises ProcessError.
+        """
+        mounts = [f"--mount=type=bind,src={folder},dst={folder},options=rbind:rw" for folder in folders]
+        name = f"run-{uuid.uuid4().hex[:8]}"
+        self.run(*containerd.run_command(reference, name, mounts, f"{self._cgroup}/{name}"), *command)
+
     def run(self, *command: str) -> str:
         """Runs a command on the node. Raises ProcessError."""
         process = Process.load("node", self.state)
@@ -114,7 +124,7 @@ class Node:
 
     @property
     def _cgroup(self) -> str:
-        return f"loraserve-{self.network.base.network_address.packed[1]}"
+        return self.network.name
 
     def _write_configuration(self) -> None:
         tools = ensure(Tool.KUBELET, Tool.KUBE_PROXY)
