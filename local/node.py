@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from local.toolchain import Tool, ensure
 NAME = "gpu-1"
 CLUSTER_DOMAIN = "cluster.local"
 _INIT = Path(__file__).with_name("node_init.py")
+_CGROUP_EMPTY_S = 10
 _SERVICES = ("containerd", "kubelet", "kube-proxy")
 
 
@@ -252,8 +254,13 @@ def _only_child(pid: int) -> int | None:
 
 
 def _remove_cgroup(name: str) -> None:
-    for top in [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
-        folders = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True)
-        for folder in [*folders, top]:
-            with contextlib.suppress(FileNotFoundError):
-                folder.rmdir()
+    """Removes the groups, once the last process in them is gone. Raises ProcessError where one stays."""
+    deadline = time.monotonic() + _CGROUP_EMPTY_S
+    while left := [*Path("/sys/fs/cgroup").glob(name), *Path("/sys/fs/cgroup").glob(f"*/{name}")]:
+        for top in left:
+            for folder in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
+                with contextlib.suppress(OSError):  # busy while a process is still dying
+                    folder.rmdir()
+        if time.monotonic() > deadline:
+            raise ProcessError(f"Processes are left in the control group {left[0]}: {left[0]}/**/cgroup.procs names them.")
+        time.sleep(0.1)

@@ -7,7 +7,7 @@ import shutil
 import string
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,7 +122,7 @@ class LocalStack:
             with step("pulumi up --stack local (without the model: it makes the bucket)"):
                 self._apply(built | {"inferenceReplicas": 0})
             with step("base model and adapters: trained once, published"):
-                self._publish(vllm.reference)
+                self._publish()
         with step("pulumi up --stack local (waits until vLLM answers, about 70 s)"):
             self._apply(built | self._declared())
 
@@ -207,15 +207,17 @@ class LocalStack:
         engine.write_stack_file(self.state / "project", STACK, changes)
         self.pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
 
-    def _publish(self, vllm_image: str) -> None:
-        machine = self.node
-        assert machine
+    def train(self, *served_names: str) -> dict[str, Path]:
+        """PEFT folders of adapters that answer with their own name, made where they are missing."""
+        return models.adapters(served_names, self._run_in_vllm_image)
 
-        def run(command: Any, folders: Any) -> None:
-            machine.run_in_image(vllm_image, command, folders)
+    def _run_in_vllm_image(self, command: Sequence[str], folders: Sequence[Path]) -> None:
+        assert self.node
+        self.node.run_in_image(images.vllm().reference, command, folders)
 
-        base = models.base(run)
-        folders = models.adapters(ADAPTERS, run)
+    def _publish(self) -> None:
+        base = models.base(self._run_in_vllm_image)
+        folders = self.train(*ADAPTERS)
         bucket = self.pulumi.output("adapterBucket")
         declared: dict[str, Any] = self.pulumi.loraserve(
             "mirror", str(base), "--bucket", bucket, "--model", models.BASE_NAME, "--version", BASE_VERSION
