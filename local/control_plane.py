@@ -104,7 +104,7 @@ class ControlPlane:
     @property
     def stopped_parts(self) -> list[Tool]:
         """The parts that are not running; none when all is well."""
-        return [part for part in self._parts if Process.load(part, self.state) is None]
+        return [part for part in self.parts if Process.load(part, self.state) is None]
 
     def stop(self) -> None:
         """Stop every process. What the API server holds stays in the state folder."""
@@ -124,7 +124,7 @@ class ControlPlane:
     def _start(self, die_with_parent: bool) -> None:
         if not self.stopped_parts:
             return
-        tools = toolchain.ensure(*self._parts)
+        tools = toolchain.ensure(*self.parts)
         certificates.create(self.pki, self._server_addresses)
         self._choose_ports()
         self._write_kubeconfigs()
@@ -146,7 +146,7 @@ class ControlPlane:
         if self._ports_file.exists() and all(is_free(self._ports[part]) for part in self.stopped_parts):
             return
         self.stop()
-        self._ports_file.write_text(json.dumps(dict(zip(self._parts, free_ports(len(self._parts)), strict=True))))
+        self._ports_file.write_text(json.dumps(dict(zip(self.parts, free_ports(len(self.parts)), strict=True))))
 
     def _write_kubeconfigs(self) -> None:
         for name in certificates.CLIENTS:
@@ -286,7 +286,7 @@ class ControlPlane:
         return self.state / "network"
 
     @property
-    def _parts(self) -> list[Tool]:
+    def parts(self) -> list[Tool]:
         """In the order of their start. kwok would take over a real node."""
         return [part for part in _HEALTH if not (self.network and part is Tool.KWOK)]
 

@@ -262,5 +262,7 @@ def _remove_cgroup(name: str) -> None:
                 with contextlib.suppress(OSError):  # busy while a process is still dying
                     folder.rmdir()
         if time.monotonic() > deadline:
-            raise ProcessError(f"Processes are left in the control group {left[0]}: {left[0]}/**/cgroup.procs names them.")
+            raise ProcessError(
+                f"Processes are left in the control group {left[0]}: {left[0]}/**/cgroup.procs names them."
+            )
         time.sleep(0.1)

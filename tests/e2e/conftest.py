@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,13 +50,34 @@ def eventually(look: Callable[[], T], limit_s: float = _LIMIT_S) -> T:
     raise AssertionError(f"nothing within {limit_s:.0f} s: {trouble}")
 
 
+def kill_up(state: Path, once_printed: str) -> int:
+    """Starts `make up` and kills it once it has printed this; returns its exit code."""
+    up = subprocess.Popen(
+        [sys.executable, "-m", "local", "up"],
+        cwd=CHECKOUT,
+        env=os.environ | {"LORASERVE_STATE": str(state)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert up.stdout
+    for line in up.stdout:
+        if once_printed in line:
+            os.killpg(up.pid, signal.SIGKILL)
+            break
+    up.communicate()
+    return up.returncode
+
+
 @dataclass
 class Served:
     """The running stack, as a person and as an application see it."""
 
     stack: LocalStack
+    killed: int
+    """Exit code of the very first `make up`, which was killed half-way."""
     first_up: str
-    """What the first `make up` printed."""
+    """What the next `make up` printed."""
 
     def local(self, *words: str) -> str:
         """What `make WORD` prints; fails where it does."""
@@ -121,9 +143,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         pytest.skip("a node on this machine needs root")
     state = tmp_path_factory.mktemp("e2e") / "state"
     try:
+        killed = kill_up(state, "aws:ec2:Subnet loraserve-local-private-eu-central-1a created")
         up = run_local(state, "up")
         assert up.returncode == 0, up.stdout + up.stderr
-        yield Served(LocalStack(state), up.stdout)
+        yield Served(LocalStack(state), killed, up.stdout)
     finally:
         run_local(state, "down")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import signal
 
 import httpx
 import pytest
 
-from local.processes import ProcessError
+from local.processes import Process, ProcessError
 from tests.e2e.conftest import Served, eventually
 
 BASE = "loraserve/tiny-mistral"
@@ -18,6 +19,11 @@ def test_make_up_shows_what_each_model_answers(served: Served) -> None:
     for model, answer in ANSWERS.items():
         (line,) = [line for line in served.first_up.splitlines() if line.strip().startswith(f"{model} ")]
         assert line.endswith(answer)
+
+
+def test_up_goes_on_where_a_killed_one_stopped(served: Served) -> None:
+    assert served.killed == -signal.SIGKILL
+    assert "The local stack is up" in served.first_up
 
 
 def test_answers_tell_the_models_apart_and_repeat(served: Served) -> None:
@@ -154,8 +160,24 @@ def test_a_rebooted_node_brings_everything_back(served: Served) -> None:
     assert before.uid == after.uid
 
 
+def test_after_a_crash_of_the_machine_up_builds_the_stack_anew(served: Served) -> None:
+    control_plane, cloud, node = served.control_plane, served.stack.cloud, served.stack.node
+    assert cloud
+    assert node
+    for state, names_of in ((node.state, ["node"]), (control_plane.state, control_plane.parts), (cloud.state, ["aws"])):
+        for name in names_of:
+            process = Process.load(name, state)
+            assert process
+            process.signal(signal.SIGKILL)
+    node.network.disconnect()
+    assert "the emulated AWS has ended" in served.local("up")
+    assert served.answers() == ANSWERS
+
+
 def test_down_leaves_nothing(served: Served) -> None:
     """Last: it ends the stack that the others use."""
     down = served.local("down")
+    assert "resources existed; left: nothing" in down
     assert "left behind: nothing" in down
     assert not served.stack.state.exists()
+    assert "there is no local stack" in served.local("down")
