@@ -32,7 +32,7 @@ from infra.errors import ConfigError
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
-from loraserve.desired import Adapter, Mirror, explain
+from loraserve.desired import Adapter, Mirror, explain, is_hub_id
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
@@ -234,6 +234,8 @@ class Settings(_Section):
                 f"{PROJECT}:baseModelShape: nothing is known of {self.base_model}: give {fields} from its config.json "
                 "(weightsGib: the size of its weight files)"
             ]
+        if self.base_model_mirror and not is_hub_id(self.base_model):
+            return [f"{PROJECT}:baseModelMirror: {self.base_model!r} is no hub id: set baseModel to what was mirrored"]
         if any(adapter.name == self.base_model for adapter in self.adapters):
             return [f"{PROJECT}:adapters: {self.base_model!r} is the base model's name: rename that adapter"]
         strangers = {

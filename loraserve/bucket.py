@@ -199,7 +199,7 @@ class Bucket:
             if upload["Key"] == key and upload.get("ChecksumAlgorithm") == "SHA256":
                 there = {"Bucket": self.name, "Key": key, "UploadId": upload["UploadId"]}
                 etags = {part["PartNumber"]: part["ETag"] for part in self._pages("list_parts", "Parts", key, there)}
-                if etags and all(_is_part(path, entry, number, etag) for number, etag in etags.items()):
+                if all(_is_part(path, entry, number, etag) for number, etag in etags.items()):
                     return upload["UploadId"], etags
         begun = self._call(
             key, lambda: self._s3.create_multipart_upload(Bucket=self.name, Key=key, ChecksumAlgorithm="SHA256")

@@ -40,6 +40,8 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+
 AdapterName = Annotated[
     str,
     _matching(
@@ -54,13 +56,7 @@ PathSegment = Annotated[
         "letters, digits and inner dots, hyphens or underscores, at most 63 characters, such as 'v1'",
     ),
 ]
-HubId = Annotated[
-    str,
-    _matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?",
-        "a model's id on its hub, such as 'mistralai/Mistral-7B-v0.1'",
-    ),
-]
+HubId = Annotated[str, _matching(_HUB_ID, "a model's id on its hub, such as 'mistralai/Mistral-7B-v0.1'")]
 Digest = Annotated[
     str, _matching(r"sha256:[0-9a-f]{64}", "'sha256:' and 64 hexadecimal digits, as `loraserve publish` prints it")
 ]
@@ -163,6 +159,11 @@ class DesiredState(Document):
 def served_name(adapter: Adapter) -> str:
     """The name vLLM serves this version under; no two versions ever share one."""
     return f"{adapter.name}@{adapter.version}"
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` can name a model in the bucket."""
+    return re.fullmatch(_HUB_ID, text) is not None
 
 
 def explain(error: ValidationError, root: str = "") -> str:
