@@ -84,6 +84,7 @@ def deploy() -> None:
 
     pulumi.export("model", inference.commands())
     pulumi.export("adapterBucket", adapters.bucket.id)
+    pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loraserve import base_weights, log
+from loraserve.base_model import read_base
 from loraserve.bucket import Bucket, OnProgress
 from loraserve.catalog import Catalog
 from loraserve.desired import Adapter, Document
 from loraserve.errors import LoraserveError
+from loraserve.files import UnsafeFile
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,19 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--model", required=True, help="folder in the catalog, such as mistral-7b-aws-rag-qa")
     publish.add_argument("--version", required=True, help="such as v1; a version can be published only once")
     publish.add_argument("--name", help="what clients call the adapter (default: MODEL)")
+    publish.add_argument(
+        "--base",
+        metavar="JSON|PATH",
+        help="what it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared)",
+    )
+    publish.add_argument(
+        "--probe-prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a prompt on which it answers otherwise than the base model; repeatable",
+    )
+    publish.add_argument("--probe-prompts", type=Path, metavar="FILE", help="such prompts, one per line")
     publish.set_defaults(command=_publish)
 
     mirror = commands.add_parser(
@@ -71,9 +86,27 @@ def _parser() -> argparse.ArgumentParser:
 def _publish(options: argparse.Namespace) -> None:
     catalog = Catalog(options.bucket)
     with _progress_bars() as progress:
-        adapter = catalog.publish(options.folder, options.model, options.version, options.name, progress)
+        adapter = catalog.publish(
+            options.folder,
+            options.model,
+            options.version,
+            options.name,
+            progress,
+            base=read_base(options.base) if options.base else None,
+            probe_prompts=_probe_prompts(options),
+        )
     print("Published. Add to the stack config's list of adapters:", file=sys.stderr)
     print(stack_config_entry(adapter))
+
+
+def _probe_prompts(options: argparse.Namespace) -> list[str]:
+    if not options.probe_prompts:
+        return options.probe_prompt
+    try:
+        lines = options.probe_prompts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UnsafeFile(f"--probe-prompts {options.probe_prompts} cannot be read: {error}") from None
+    return [*options.probe_prompt, *filter(None, lines)]
 
 
 def _mirror(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -97,6 +98,13 @@ class Adapter(Document):
     size_bytes: Annotated[int, Field(strict=True, gt=0)]
 
 
+class LoraShape(Document):
+    """Where an adapter can change the base model: how many layers, and input and output width of each module."""
+
+    num_hidden_layers: Annotated[int, Field(strict=True, gt=0)]
+    modules: dict[ModuleName, tuple[PositiveInt, PositiveInt]]
+
+
 class Mirror(Document):
     """The base model's weights in the bucket, as `loraserve mirror` prints them."""
 
@@ -116,6 +124,10 @@ class Base(Document):
 
     name: Annotated[str, StringConstraints(min_length=1)]
     """The id under which vLLM serves it."""
+    accepted_ids: tuple[str, ...] = ()
+    """What adapters may say they were trained on, besides `name`; empty: their tensors' shapes alone decide."""
+    shape: LoraShape | None = None
+    """None: not known, and not compared."""
     mirror: Mirror | None = None
     """Where its weights lie in the bucket; None: vLLM takes them from the hub."""
 

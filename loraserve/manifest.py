@@ -1,10 +1,11 @@
 """manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from loraserve.desired import Adapter, Document, Rank, TargetModules, explain
 from loraserve.files import FileEntry
@@ -12,6 +13,12 @@ from loraserve.gate import FILES, MAX_FILE_BYTES, AdapterFacts, UnsafeAdapter
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+
+
+MAX_PROBE_PROMPTS = 8
+ProbePrompts = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...], Field(max_length=MAX_PROBE_PROMPTS)
+]
 
 
 class Manifest(Document):
@@ -24,6 +31,8 @@ class Manifest(Document):
     target_modules: TargetModules
     dtypes: tuple[str, ...]
     created_at: datetime
+    probe_prompts: ProbePrompts = ()
+    """On these the adapter's answer must differ from the base model's; () leaves the choice to the agent."""
 
     @field_validator("files")
     @classmethod
@@ -36,7 +45,14 @@ class Manifest(Document):
         return files
 
     @classmethod
-    def of(cls, facts: AdapterFacts, files: dict[str, FileEntry], created_at: datetime) -> Self:
+    def of(
+        cls,
+        facts: AdapterFacts,
+        files: dict[str, FileEntry],
+        created_at: datetime,
+        probe_prompts: Sequence[str] = (),
+    ) -> Self:
+        """Raises ValidationError."""
         return cls(
             files=files,
             base_model=facts.base_model,
@@ -45,6 +61,7 @@ class Manifest(Document):
             target_modules=facts.target_modules,
             dtypes=facts.dtypes,
             created_at=created_at,
+            probe_prompts=tuple(probe_prompts),
         )
 
     @classmethod
