@@ -199,5 +199,5 @@ def _explain_field(root: str, detail: ErrorDetails) -> str:
         case _:
             problem = detail["msg"]
     shown = bool(path) and isinstance(detail["input"], str | int | float | None)
-    given = f" (it is {detail['input']!r})" if shown else ""
+    given = f" (it is {detail['input']!r:.80})" if shown else ""
     return f"{path or 'document'}: {problem}{given}"

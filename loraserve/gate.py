@@ -21,6 +21,7 @@ MAX_FILE_BYTES = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
 MAX_HEADER_BYTES = 4 << 20
 """Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
 MAX_DIMENSIONS = 8
+MAX_NAME_LENGTH = 256
 
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight", re.ASCII)
@@ -148,7 +149,7 @@ def _check_modules(declared: list[str], layers: set[str]) -> None:
     """Every declared target must have a tensor and every tensor a target: the two files belong together."""
     names_of = {layer: _names_of(layer) for layer in sorted(layers)}
     if missing := set(declared).difference(*names_of.values()):
-        raise UnsafeAdapter(f"{CONFIG_FILE} targets {min(missing)!r}, but {WEIGHTS_FILE} has no tensor for it")
+        raise UnsafeAdapter(f"{CONFIG_FILE} targets {min(missing)!r:.80}, but {WEIGHTS_FILE} has no tensor for it")
     for layer, names in names_of.items():
         if names.isdisjoint(declared):
             raise UnsafeAdapter(f"{WEIGHTS_FILE} changes {layer!r}, which {CONFIG_FILE} does not target")
@@ -158,7 +159,7 @@ def _check_base(base: Base, trained_on: str, tensors: dict[str, Tensor]) -> None
     accepted = {base.name, *base.accepted_ids}
     if base.accepted_ids and trained_on not in accepted:
         raise UnsafeAdapter(
-            f"it was trained on {trained_on!r}, and this stack serves adapters of {', '.join(sorted(accepted))}: train it "
+            f"it was trained on {trained_on!r:.80}, and this stack serves adapters of {', '.join(sorted(accepted))}: train it "
             "on one of them, or add the id to acceptedBaseIds if it means the same weights"
         )
     if base.shape:
@@ -227,13 +228,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_tensor(name: str, entry: object) -> Tensor:
+    if len(name) > MAX_NAME_LENGTH:
+        raise _broken(f"a tensor's name is longer than {MAX_NAME_LENGTH} characters")
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end], **rest} if not rest:
             numbers = [*shape, begin, end]
         case _:
             raise _broken(f"the entry of tensor {name!r} is malformed")
     if dtype not in _DTYPE_BYTES:
-        raise _broken(f"tensor {name!r} has dtype {dtype!r}; save the adapter as one of {', '.join(_DTYPE_BYTES)}")
+        raise _broken(f"tensor {name!r} has dtype {dtype!r:.20}; save the adapter as one of {', '.join(_DTYPE_BYTES)}")
     if len(shape) > MAX_DIMENSIONS or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
         raise _broken(f"the shape or offsets of tensor {name!r} are out of range")
     if end - begin != prod(shape) * _DTYPE_BYTES[dtype]:

@@ -1,7 +1,6 @@
 """Objects in parts: created once, taken up again after a kill at any point, verified part by part."""
 
 import itertools
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from loraserve.bucket import Bucket, CatalogUnavailable, DigestMismatch, VersionExists
 from loraserve.files import FileEntry
 from tests.unit.adapters_and_vllm import BUCKET
-from tests.unit.s3_requests import Killed, on_each_request, recording
+from tests.unit.s3_requests import Killed, kill_after, on_each_request, once, recording
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -40,17 +39,6 @@ def upload(bucket: Bucket, source: Path) -> FileEntry:
 
 def stored(s3: Any) -> bytes:
     return s3.get_object(Bucket=BUCKET, Key=KEY)["Body"].read()
-
-
-def kill_after(requests: int) -> Callable[[str], None]:
-    counter, lock = itertools.count(1), threading.Lock()
-
-    def act(_: str) -> None:
-        with lock:
-            if next(counter) > requests:
-                raise Killed
-
-    return act
 
 
 def test_a_file_of_several_parts_comes_back_as_it_was(bucket: Bucket, s3: Any, source: Path, target: Path) -> None:
@@ -142,18 +130,6 @@ def test_of_two_publishers_of_other_bytes_one_is_told_that_it_lost(
     ):
         upload(bucket, source)
     assert stored(s3) == CONTENT[::-1]
-
-
-def once(action: Callable[[], object]) -> Callable[[str], None]:
-    lock, done = threading.Lock(), []
-
-    def act(_: str) -> None:
-        with lock:
-            if not done:
-                done.append(True)
-                action()
-
-    return act
 
 
 def test_a_killed_download_goes_on_with_the_parts_that_are_there(bucket: Bucket, source: Path, target: Path) -> None:

@@ -235,6 +235,14 @@ def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
     assert "lora" not in args
 
 
+def test_the_agent_and_the_gate_know_the_base_model() -> None:
+    program = declare("dev", acceptedBaseIds=["mistralai/Mistral-7B-v0.1"])
+    base = json.loads(program.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])["base"]
+    assert base["acceptedIds"] == ["mistralai/Mistral-7B-v0.1"]
+    assert base["shape"]["numHiddenLayers"] == 32
+    assert base["shape"]["modules"]["k_proj"] == [4096, 1024]
+
+
 MIRROR = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3}
 
 
