@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from loraserve.bucket import Bucket, DigestMismatch, OnProgress, VersionExists
-from loraserve.desired import ADAPTER_PREFIX, Adapter, Base, InvalidDesiredState, explain
+from loraserve.desired import ADAPTER_PREFIX, Adapter, Base
 from loraserve.files import PARTIAL_PREFIX, FileEntry, digest_of, put_in_place, write
 from loraserve.gate import FILES, MAX_FILE_BYTES, UnsafeAdapter, inspect
 from loraserve.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
@@ -45,29 +43,17 @@ class Catalog:
         It is checked against `base` where that is given; on `probe_prompts` it must answer otherwise than the base.
 
         An interrupted publish of the same bytes is taken up again.
-        Raises UnsafeFile, InvalidDesiredState (a bad name), VersionExists, CatalogUnavailable.
+        Raises UnsafeFile, InvalidDesiredState (a bad name or prompt), VersionExists, CatalogUnavailable.
         """
         facts = inspect(folder, base)
         files = {file: FileEntry.read(folder / file, MAX_FILE_BYTES[file]) for file in FILES}
-        try:
-            manifest = Manifest.of(facts, files, datetime.now(UTC), probe_prompts)
-            content = manifest.to_json()
-            adapter = Adapter(
-                name=name or model,
-                model=model,
-                version=version,
-                digest=digest_of(content),
-                rank=facts.rank,
-                target_modules=facts.target_modules,
-                size_bytes=manifest.size_bytes,
-            )
-        except ValidationError as error:
-            raise InvalidDesiredState(explain(error)) from None
+        manifest = Manifest.of(facts, files, datetime.now(UTC), probe_prompts)
+        adapter = manifest.entry(name or model, model, version)
         if self._bucket.exists(_key(adapter, MANIFEST_FILE)):
             raise VersionExists(f"{self._url(adapter)} is published already; publish as a new version, such as 'v2'")
         for file, entry in files.items():
             self._bucket.upload(_key(adapter, file), folder / file, entry, progress)
-        self._bucket.create(_key(adapter, MANIFEST_FILE), content)
+        self._bucket.create(_key(adapter, MANIFEST_FILE), manifest.to_json())
         return adapter
 
     def fetch(self, adapter: Adapter, into: Path, base: Base | None = None) -> Path:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
-from loraserve.desired import Adapter, Document, Rank, TargetModules, explain
-from loraserve.files import FileEntry
+from loraserve.desired import Adapter, Document, InvalidDesiredState, Rank, TargetModules, explain
+from loraserve.files import FileEntry, digest_of
 from loraserve.gate import FILES, MAX_FILE_BYTES, AdapterFacts, UnsafeAdapter
 
 MANIFEST_FILE = "manifest.json"
@@ -52,17 +52,20 @@ class Manifest(Document):
         created_at: datetime,
         probe_prompts: Sequence[str] = (),
     ) -> Self:
-        """Raises ValidationError."""
-        return cls(
-            files=files,
-            base_model=facts.base_model,
-            rank=facts.rank,
-            alpha=facts.alpha,
-            target_modules=facts.target_modules,
-            dtypes=facts.dtypes,
-            created_at=created_at,
-            probe_prompts=tuple(probe_prompts),
-        )
+        """Raises InvalidDesiredState: probe prompts that no agent could use."""
+        try:
+            return cls(
+                files=files,
+                base_model=facts.base_model,
+                rank=facts.rank,
+                alpha=facts.alpha,
+                target_modules=facts.target_modules,
+                dtypes=facts.dtypes,
+                created_at=created_at,
+                probe_prompts=tuple(probe_prompts),
+            )
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -85,6 +88,21 @@ class Manifest(Document):
             target_modules=self.target_modules,
             dtypes=self.dtypes,
         )
+
+    def entry(self, name: str, model: str, version: str) -> Adapter:
+        """What the stack config is to say of this version. Raises InvalidDesiredState: a bad name."""
+        try:
+            return Adapter(
+                name=name,
+                model=model,
+                version=version,
+                digest=digest_of(self.to_json()),
+                rank=self.rank,
+                target_modules=self.target_modules,
+                size_bytes=self.size_bytes,
+            )
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
 
     @property
     def size_bytes(self) -> int:

@@ -70,7 +70,9 @@ def test_a_config_that_vllm_would_not_serve_as_trained_is_refused(
 
 
 def test_a_refusal_stays_short_whatever_the_files_say(tmp_path: Path) -> None:
-    for config in ({"r": "x" * 10_000}, {"target_modules": ["x" * 10_000]}, {"base_model_name_or_path": "x" * 10_000}):
+    long = "x" * 10_000
+    configs: list[dict[str, Any]] = [{"r": long}, {"target_modules": [long]}, {"base_model_name_or_path": long}]
+    for config in configs:
         assert len(refusal(write_adapter(tmp_path, **config), BASE)) < 500
 
 
