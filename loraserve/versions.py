@@ -7,14 +7,12 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from loraserve.base_weights import BaseManifest
+from loraserve.base_weights import MAX_MANIFEST_BYTES, BaseManifest
 from loraserve.bucket import Bucket, DigestMismatch, ObjectMissing, OnProgress
 from loraserve.desired import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 from loraserve.errors import LoraserveError
 from loraserve.files import digest_of
 from loraserve.manifest import MANIFEST_FILE, Manifest
-
-MAX_MANIFEST_BYTES = 8 << 20
 
 
 class Damaged(LoraserveError):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,26 @@ def test_half_a_model_is_refused(
     for file in missing:
         (model_folder / file).unlink()
     with pytest.raises(InvalidDesiredState, match=reason):
+        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    assert keys(s3) == set()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: b"<html>no access</html>",
+        lambda _: b"",
+    ],
+    ids=["cut short", "longer", "an error page", "empty"],
+)
+def test_weights_that_were_not_downloaded_whole_are_refused(
+    s3: Any, bucket: Bucket, model_folder: Path, change: Callable[[bytes], bytes]
+) -> None:
+    shard = model_folder / SHARDS[1]
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(UnsafeFile, match=r"model-00002-of-00002\.safetensors is no safetensors file, or cut short"):
         base_weights.mirror(bucket, model_folder, MODEL, "v1")
     assert keys(s3) == set()
 
