@@ -247,9 +247,11 @@ class Bucket:
     def _read_part(self, key: str, entry: FileEntry, part: int, take: Callable[[bytes], object]) -> None:
         span, digest = entry.span(part), hashlib.sha256()
         answer = self._s3.get_object(Bucket=self.name, Key=key, Range=f"bytes={span.start}-{span.stop - 1}")
-        size = int(answer["ContentRange"].rpartition("/")[2])
         body = answer["Body"]
         with body:
+            if "ContentRange" not in answer:
+                raise CatalogUnavailable(f"{self.url(key)}: S3 sent all of it instead of the part that was asked for")
+            size = int(answer["ContentRange"].rpartition("/")[2])
             if size != entry.size:
                 raise _wrong_size(self.url(key), "more" if size > entry.size else "less")
             for chunk in body.iter_chunks(CHUNK_BYTES):

@@ -17,7 +17,7 @@ from pathlib import Path
 from loraserve.bucket import Bucket, DigestMismatch, OnProgress, VersionExists
 from loraserve.desired import ADAPTER_PREFIX, Adapter, Base
 from loraserve.files import PARTIAL_PREFIX, FileEntry, digest_of, put_in_place, write
-from loraserve.gate import FILES, MAX_FILE_BYTES, UnsafeAdapter, inspect
+from loraserve.gate import FILE_LIMITS, UnsafeAdapter, inspect
 from loraserve.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 
 
@@ -46,7 +46,7 @@ class Catalog:
         Raises UnsafeFile, InvalidDesiredState (a bad name or prompt), VersionExists, CatalogUnavailable.
         """
         facts = inspect(folder, base)
-        files = {file: FileEntry.read(folder / file, MAX_FILE_BYTES[file]) for file in FILES}
+        files = {file: FileEntry.read(folder / file, limit) for file, limit in FILE_LIMITS.items()}
         manifest = Manifest.of(facts, files, datetime.now(UTC), probe_prompts)
         adapter = manifest.entry(name or model, model, version)
         if self._bucket.exists(_key(adapter, MANIFEST_FILE)):

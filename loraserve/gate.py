@@ -15,9 +15,8 @@ from loraserve.files import UnsafeFile, open_regular
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
-
-MAX_FILE_BYTES = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
+FILE_LIMITS = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
+"""Every file an adapter consists of, and the bytes it may have."""
 MAX_HEADER_BYTES = 4 << 20
 """Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
 MAX_DIMENSIONS = 8
@@ -91,7 +90,7 @@ def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
     """
     config = _read_config(folder)
     _refuse_pickle(folder)
-    with open_regular(folder / WEIGHTS_FILE, MAX_FILE_BYTES[WEIGHTS_FILE]) as weights:
+    with open_regular(folder / WEIGHTS_FILE, FILE_LIMITS[WEIGHTS_FILE]) as weights:
         tensors = read_safetensors_header(weights)
     modules = _check_tensors(tensors, config.r)
     if isinstance(config.target_modules, list):
@@ -116,7 +115,7 @@ def _refuse_pickle(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> _PeftConfig:
-    with open_regular(folder / CONFIG_FILE, MAX_FILE_BYTES[CONFIG_FILE]) as file:
+    with open_regular(folder / CONFIG_FILE, FILE_LIMITS[CONFIG_FILE]) as file:
         text = file.read()
     try:
         config = _PeftConfig.model_validate_json(text)

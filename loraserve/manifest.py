@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from loraserve.desired import Adapter, Document, InvalidDesiredState, Rank, TargetModules, explain
 from loraserve.files import FileEntry, digest_of
-from loraserve.gate import FILES, MAX_FILE_BYTES, AdapterFacts, UnsafeAdapter
+from loraserve.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
@@ -37,9 +37,9 @@ class Manifest(Document):
     @field_validator("files")
     @classmethod
     def _names_the_peft_files(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        if set(files) != set(FILES):
-            raise ValueError(f"must name exactly {' and '.join(FILES)}")
-        for file, limit in MAX_FILE_BYTES.items():
+        if set(files) != set(FILE_LIMITS):
+            raise ValueError(f"must name exactly {' and '.join(FILE_LIMITS)}")
+        for file, limit in FILE_LIMITS.items():
             if files[file].size > limit:
                 raise ValueError(f"{file} has {files[file].size} bytes, more than the {limit} allowed")
         return files

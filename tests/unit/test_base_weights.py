@@ -267,7 +267,7 @@ def test_a_pod_never_fetches_other_weights_than_its_vllm_loads(
 def test_s3_being_down_at_the_start_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, bucket: Bucket, mirrored: Mirror, folder: Path
 ) -> None:
-    failing = iter([CatalogUnavailable("down"), ObjectMissing("not there"), OSError("disk")])
+    failing = iter([CatalogUnavailable("down"), ObjectMissing("not there"), OSError("disk"), KeyError("a bug")])
     fetch = base_weights.fetch
 
     def fetch_in_trouble(*arguments: Any) -> None:
