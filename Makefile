@@ -7,12 +7,12 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status install test check unit engine bench lock tools
+.PHONY: help up down status logs ask install test check unit engine bench lock tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: install ## Bring the local stack up: emulated AWS, a Kubernetes control plane, and this program applied to them
+up: install ## Bring the local stack up: emulated AWS, Kubernetes, vLLM with two adapters, by this program
 	@$(PY) -m local up
 
 down: install ## Destroy the local stack, stop everything, and show what is left (nothing)
@@ -20,6 +20,12 @@ down: install ## Destroy the local stack, stop everything, and show what is left
 
 status: install ## Show what runs
 	@$(PY) -m local status
+
+logs: install ## Show the logs of vLLM and its agent as they come
+	@$(PY) -m local logs
+
+ask: install ## Ask a model: make ask MODEL=faq@v1 PROMPT='Who are you?'
+	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
 test: install check unit engine ## Everything: format, lint, types, unit and engine tests
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,6 +24,7 @@ from infra.names import (
     GPU_TAINT,
     HTTP_PORT_NAME,
     METRICS_PORT_NAME,
+    PROJECT,
     SERVING_NAMESPACE,
     SERVING_SERVICE_ACCOUNT,
     VLLM,
@@ -32,6 +35,7 @@ from infra.names import (
 )
 from infra.settings import Settings
 from infra.workload_identity import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
+from loraserve import vllm_guard
 from loraserve.desired import DesiredState
 
 core = k8s.core.v1
@@ -41,13 +45,16 @@ PRESTOP_SECONDS = 15
 _GRACE_MARGIN_SECONDS = 15
 _USER_ID = 1000
 _CACHE_DIR = "/cache"
-_TEMPLATE_DIR = "/etc/vllm"
+_FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
+_GUARD_MODULE = "loraserve_guard"
+"""Imported from vLLM's working directory: `python3 -m` looks there first."""
 _API_KEY = "api-key"
 _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
 _SHARED_MEMORY_GIB = 1
+_CPU_KV_CACHE_GIB = "1"
 
 
 def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
@@ -56,13 +63,20 @@ def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
         *base_model_flags(settings),
         f"--port={VLLM_PORT}",
         f"--max-model-len={settings.max_model_len}",
-        f"--gpu-memory-utilization={settings.gpu_memory_utilization}",
+        *_device_args(settings),
         f"--max-num-seqs={MAX_NUM_SEQS}",
         f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
         f"--shutdown-timeout={settings.longest_generation_seconds}",
-        *([f"--chat-template={_TEMPLATE_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
+        f"--middleware={_GUARD_MODULE}.{vllm_guard.Guard.__name__}",
+        *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
         *(envelope.flags() if envelope else []),
     ]
+
+
+def _device_args(settings: Settings) -> list[str]:
+    if settings.vllm_device == "cpu":
+        return ["--dtype=bfloat16"]
+    return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
 
 
 def base_model_flags(settings: Settings) -> list[str]:
@@ -103,6 +117,18 @@ def vllm_environment(lora: bool, offline: bool = False) -> dict[str, str]:
         "CUDA_CACHE_PATH": f"{_CACHE_DIR}/cuda",
         "NUMBA_CACHE_DIR": f"{_CACHE_DIR}/numba",
     }
+
+
+def vllm_files(settings: Settings) -> dict[str, str]:
+    """Files beside vLLM: what guards its routes, and the chat template where one is configured."""
+    files = {f"{_GUARD_MODULE}.py": Path(vllm_guard.__file__).read_text(encoding="utf-8")}
+    if settings.chat_template_file:
+        files[_TEMPLATE_FILE] = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    return files
+
+
+def _digest(files: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def rolling_update(replicas: int, gpu_max_size: int) -> k8s.apps.v1.RollingUpdateDeploymentArgsDict:
@@ -157,7 +183,8 @@ class Inference(pulumi.ComponentResource):
         )
         self.api_key_secret = self._create_secret()
         self._desired_state = self._create_desired_state()
-        self._chat_template = self._create_chat_template()
+        self._files = vllm_files(settings)
+        self._files_map = self._create_files()
         self.deployment = self._create_deployment(service_account)
         self.service = self._create_service()
         k8s.policy.v1.PodDisruptionBudget(
@@ -204,14 +231,11 @@ class Inference(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _create_chat_template(self) -> core.ConfigMap | None:
-        if not self._settings.chat_template_file:
-            return None
-        template = Path(self._settings.chat_template_file).read_text(encoding="utf-8")
+    def _create_files(self) -> core.ConfigMap:
         return core.ConfigMap(
-            "chat-template",
-            metadata={"name": "chat-template", "namespace": self._namespace},
-            data={_TEMPLATE_FILE: template},
+            "vllm-files",
+            metadata={"name": "vllm-files", "namespace": self._namespace},
+            data=self._files,
             opts=self._child,
         )
 
@@ -233,8 +257,12 @@ class Inference(pulumi.ComponentResource):
                 "template": {
                     "metadata": {
                         "labels": VLLM_LABELS,
-                        # Only the agent speaks to AWS.
-                        "annotations": {"eks.amazonaws.com/skip-containers": VLLM},
+                        "annotations": {
+                            # Only the agent speaks to AWS.
+                            "eks.amazonaws.com/skip-containers": VLLM,
+                            # vLLM reads them when it starts.
+                            f"{PROJECT}/files": _digest(self._files),
+                        },
                     },
                     "spec": self._pod_spec(),
                 },
@@ -287,6 +315,7 @@ class Inference(pulumi.ComponentResource):
                 # boto3 reads only this one.
                 _variable("AWS_DEFAULT_REGION", self._identity.region),
                 _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
+                *([_variable("AWS_ENDPOINT_URL", endpoint)] if (endpoint := self._settings.aws_endpoint_url) else []),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
             "startup_probe": _probe(
@@ -308,6 +337,7 @@ class Inference(pulumi.ComponentResource):
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings, base = self._settings, base_folder(self._settings)
         environment = [
+            *([_variable("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)] if settings.vllm_device == "cpu" else []),
             *(
                 _variable(key, value)
                 for key, value in vllm_environment(bool(self._envelope), offline=bool(base)).items()
@@ -316,12 +346,14 @@ class Inference(pulumi.ComponentResource):
         ]
         if settings.hub_token:
             environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
-        disk = {"ephemeral-storage": f"{pod_resources.NODE_DISK_GIB}Gi"}
+        needs = pod_resources.ON_CPU if settings.vllm_device == "cpu" else pod_resources.ON_GPU
+        disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
         return {
             "name": VLLM,
             "image": settings.vllm_image or versions.vllm_image(),
             "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
             "args": vllm_args(settings, self._envelope),
+            "working_dir": _FILES_DIR,
             "env": environment,
             "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
             "startup_probe": _probe(
@@ -331,8 +363,8 @@ class Inference(pulumi.ComponentResource):
             "readiness_probe": _probe("/health", VLLM_PORT, delay=5, period=10),
             "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
             "resources": _resources(
-                pod_resources.with_gpu(pod_resources.VLLM_REQUESTS) | disk,
-                pod_resources.with_gpu(pod_resources.VLLM_LIMITS),
+                pod_resources.with_gpu(needs.requests) | disk,
+                pod_resources.with_gpu(needs.limits),
             ),
             "security_context": _hardened(),
             "volume_mounts": [
@@ -341,11 +373,7 @@ class Inference(pulumi.ComponentResource):
                 {"name": "cache", "mount_path": _CACHE_DIR},
                 {"name": "tmp", "mount_path": "/tmp", "sub_path": VLLM},
                 {"name": "shared-memory", "mount_path": "/dev/shm"},
-                *(
-                    [{"name": "chat-template", "mount_path": _TEMPLATE_DIR, "read_only": True}]
-                    if self._chat_template
-                    else []
-                ),
+                {"name": "files", "mount_path": _FILES_DIR, "read_only": True},
             ],
         }
 
@@ -362,6 +390,7 @@ class Inference(pulumi.ComponentResource):
             {"name": "adapters", "empty_dir": {"size_limit": f"{pod_resources.ADAPTER_VOLUME_GIB}Gi"}},
             {"name": "cache", "empty_dir": {"size_limit": f"{cache}Gi"}},
             {"name": "tmp", "empty_dir": {}},
+            {"name": "files", "config_map": {"name": self._files_map.metadata.name}},
             {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
             {
                 "name": TOKEN_VOLUME,
@@ -370,8 +399,6 @@ class Inference(pulumi.ComponentResource):
         ]
         if mirrored:
             volumes.append({"name": "base", "empty_dir": {"size_limit": f"{pod_resources.BASE_VOLUME_GIB}Gi"}})
-        if self._chat_template:
-            volumes.append({"name": "chat-template", "config_map": {"name": self._chat_template.metadata.name}})
         return volumes
 
     def _create_service(self) -> core.Service:

@@ -22,9 +22,23 @@ class Requests:
         return {"cpu": f"{self.cpu_millis}m", "memory": f"{self.memory_mib}Mi"}
 
 
-VLLM_REQUESTS = Requests(3000, 12 * 1024)
-VLLM_LIMITS = Requests(4000, 14 * 1024)
+NODE_DISK_GIB = 40
+"""Ephemeral storage that the pod asks for on a GPU node: base weights, adapters, compile caches."""
+
+
+@dataclass(frozen=True)
+class VllmResources:
+    """What vLLM's container asks for, and the most it may take; `disk_gib` is the pod's ephemeral storage."""
+
+    requests: Requests
+    limits: Requests
+    disk_gib: int
+
+
+ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000, 14 * 1024), disk_gib=NODE_DISK_GIB)
 """14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
+ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024), disk_gib=5)
+"""A tiny model on a small machine."""
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(500, 512)
 ADAPTER_VOLUME_GIB = 10
@@ -33,8 +47,6 @@ BASE_VOLUME_GIB = 20
 CACHE_VOLUME_GIB = 25
 """Compile caches, and base weights from a hub."""
 MIRRORED_CACHE_VOLUME_GIB = 5
-NODE_DISK_GIB = 40
-"""Ephemeral storage that the pod asks for: base weights, adapters, compile caches."""
 
 DEVICE_PLUGIN = Requests(50, 64)
 DCGM_EXPORTER = Requests(100, 256)
@@ -60,7 +72,7 @@ def with_gpu(requests: Requests) -> dict[str, str]:
 
 def node_fit_problem(instance: InstanceType) -> str | None:
     """Why the serving pod does not fit a fresh node of this type, and what would; None where it fits."""
-    parts = [VLLM_REQUESTS, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
+    parts = [ON_GPU.requests, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
     cpu, memory = sum(part.cpu_millis for part in parts), sum(part.memory_mib for part in parts)
     if cpu <= instance.allocatable_cpu_millis and memory <= instance.allocatable_memory_mib:
         return None

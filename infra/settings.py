@@ -101,6 +101,8 @@ class Settings(_Section):
     monitoring_enabled: bool
     prometheus_volume_gib: Annotated[int, Field(ge=0)]
     vllm_image: OptionalText
+    vllm_device: Literal["gpu", "cpu"]
+    aws_endpoint_url: OptionalText
     loraserve_image: OptionalText
 
     @property

@@ -1,4 +1,4 @@
-"""`make up`, `make down` and `make status`: this project's `local` stack on one machine.
+"""This project's `local` stack on one machine: `make up`, `down`, `status`, `logs` and `ask`.
 
 State lives in one folder, `$LORASERVE_STATE` or `$XDG_STATE_HOME/loraserve`.
 """
@@ -6,178 +6,108 @@ State lives in one folder, `$LORASERVE_STATE` or `$XDG_STATE_HOME/loraserve`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from kubernetes import client, config
-from rich.console import Console
-
-from local import engine, nodes, receipt
-from local.cloud import Cloud, CloudLostError
+from infra.names import SERVING_NAMESPACE, VLLM
+from local import models
+from local.asking import endpoint
+from local.cloud import CloudLostError
 from local.control_plane import ControlPlane
 from local.processes import ProcessError, locked
+from local.stack import LocalStack, console, state_folder
 from local.toolchain import Tool, ToolchainError, ensure
 
-STACK = "local"
-_console = Console(highlight=False, soft_wrap=True)
+
+def up(stack: LocalStack) -> None:
+    """Brings the stack up and asks the base model and every adapter the same question."""
+    stack.up()
+    control_plane = _running(stack)
+    console.print(f"\nThe local stack is up. The same question to each model ({models.QUESTION!r}):\n")
+    with endpoint(control_plane.kubeconfig) as served:
+        for model in served.models():
+            console.print(f"  {model:<24} {served.ask(model, models.QUESTION)}")
+    kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
+    console.print("\nHow to go on:")
+    console.print("  make ask MODEL=faq@v1 PROMPT='Hello'      # ask more")
+    console.print("  make status                               # what runs")
+    console.print("  make logs                                 # of vLLM and its agent")
+    console.print(f"  export KUBECONFIG={control_plane.kubeconfig}")
+    console.print(f"  {kubectl} get pods --all-namespaces")
+    console.print(f"  Adapters are declared in {stack.adapters_file}: change it, then `make up` again.")
+    console.print("  make down                                 # destroys it and shows that nothing is left")
 
 
-def state_folder() -> Path:
-    """Where everything that the local stack writes lies."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("LORASERVE_STATE") or Path(home) / "loraserve")
-
-
-def up() -> None:
-    """Starts what is missing and applies the program. Safe to repeat, also after a crash."""
-    state = state_folder()
-    with _step("tools (found, or built once)"):
-        tools = ensure(*Tool)
-        engine.prepare(state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
-    with _step("Kubernetes control plane"):
-        control_plane = ControlPlane.start(state / "cluster")
-        api = config.new_client_from_config(str(control_plane.kubeconfig))
-        for instance, name in ((nodes.SYSTEM, "system-1"), (nodes.GPU, "gpu-1")):
-            nodes.register(client.CoreV1Api(api), instance, name)
-        nodes.apply_daemon_sets(client.AppsV1Api(api))
-    with _step("emulated AWS"):
-        cloud = Cloud.start(state / "aws", engine.stack_region(STACK))
-    pulumi = _Pulumi(state, cloud, control_plane)
-    with _step("pulumi up --stack local"):
-        pulumi.take_over()
-        pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
-    _console.print(f"\nThe local stack is up; its nodes are simulated, so no model answers. State: {state}")
-    _console.print(f"  export KUBECONFIG={control_plane.kubeconfig}")
-    _console.print(f"  {tools[Tool.KUBECTL]} get pods --all-namespaces --output wide")
-    _console.print("  make down    # destroys it and shows that nothing is left")
-
-
-def down() -> None:
+def down(stack: LocalStack) -> None:
     """Destroys the stack, stops everything, removes the state, and shows a receipt."""
-    state = state_folder()
-    if not state.exists():
-        _console.print("Nothing to do: there is no local stack.")
+    if not stack.state.exists():
+        console.print("Nothing to do: there is no local stack.")
         return
-    left: list[str] = []
-    control_plane = ControlPlane.load(state / "cluster")
-    cloud = _running_cloud(state)
-    if cloud and control_plane:
-        control_plane = ControlPlane.start(state / "cluster")  # repairs what a crash has stopped
-        pulumi = _Pulumi(state, cloud, control_plane)
-        with _step("pulumi destroy --stack local"):
-            pulumi.take_over()
-            count = pulumi.resource_count()
-            pulumi.run("destroy", "--yes", "--skip-preview")
-        left = receipt.left_behind(cloud, control_plane)
-        _console.print(f"  {count} resources existed; left: {', '.join(left) or 'nothing'}")
-    with _step("stopping servers, removing the state folder"):
-        for server in (cloud, control_plane):
-            if server:
-                server.stop()
-        shutil.rmtree(state)
+    left = stack.down()
+    console.print(f"  left behind: {', '.join(left) or 'nothing'}")
     if left:
-        raise SystemExit("`pulumi destroy` left something; here it is gone with the emulated AWS, but please report it")
+        raise SystemExit("something was left behind; it is named above, please report it")
 
 
-def status() -> None:
+def status(stack: LocalStack) -> None:
     """Says what runs and what the stack put out."""
-    state = state_folder()
-    control_plane = ControlPlane.load(state / "cluster")
-    cloud = _running_cloud(state)
+    control_plane, cloud, node = stack.control_plane, stack.cloud, stack.node
     stopped = control_plane.stopped_parts if control_plane else []
     cluster = f"stopped: {', '.join(stopped)} (`make up` repairs it)" if stopped else "runs"
-    _console.print(f"Kubernetes: {cluster if control_plane else 'not there (`make up` starts it)'}")
-    _console.print(f"AWS:        {'runs' if cloud else 'not there (`make up` starts it)'}")
+    missing = "not there (`make up` starts it)"
+    console.print(f"Kubernetes: {cluster if control_plane else missing}")
+    console.print(f"Node:       {'runs' if node and node.running else missing}")
+    console.print(f"AWS:        {'runs' if cloud else missing}")
     if cloud and control_plane and not stopped:
-        pulumi = _Pulumi(state, cloud, control_plane)
-        _console.print(f"Resources:  {pulumi.resource_count()}")
-        pulumi.run("stack", "output")
+        console.print(f"Resources:  {stack.pulumi.resource_count()}")
+        stack.pulumi.run("stack", "output")
 
 
-class _Pulumi:
-    """The CLI on the local stack."""
-
-    def __init__(self, state: Path, cloud: Cloud, control_plane: ControlPlane) -> None:
-        self._cli = str(engine.cli(state))
-        self._project = state / "project"
-        self._environment = engine.environment(state, cloud, control_plane)
-        engine.lay_out_project(self._project)
-        engine.write_stack_file(self._project, STACK, {})
-
-    def take_over(self) -> None:
-        """Makes the stack where there is none, and takes up after an update that was killed (docs/operations.md)."""
-        self._call("stack", "select", "--create", STACK)
-        subprocess.run(
-            [self._cli, "cancel", "--yes", "--stack", STACK],
-            cwd=self._project,
-            env=self._environment,
-            capture_output=True,
-        )
-        export = self._call("stack", "export", "--stack", STACK)
-        if json.loads(export)["deployment"].get("pending_operations"):
-            recover = [sys.executable, "-m", "loraserve", "recover", "--yes"]
-            subprocess.run(recover, cwd=engine.CHECKOUT, env=self._environment, input=export, text=True, check=False)
-            self._call("refresh", "--yes", "--skip-preview", "--clear-pending-creates", "--stack", STACK)
-
-    def run(self, *arguments: str) -> None:
-        """Shows the CLI's own output; a failure ends this program with the CLI's message above it."""
-        code = subprocess.call([self._cli, *arguments, "--stack", STACK], cwd=self._project, env=self._environment)
-        if code:
-            raise SystemExit(f"`pulumi {arguments[0]}` failed, see above; correct it and run the same command again")
-
-    def resource_count(self) -> int:
-        exported = self._call("stack", "export", "--stack", STACK)
-        resources = json.loads(exported or "{}").get("deployment", {}).get("resources") or []
-        return sum(1 for resource in resources if resource.get("custom"))
-
-    def _call(self, *arguments: str) -> str:
-        answer = subprocess.run(
-            [self._cli, *arguments], cwd=self._project, env=self._environment, capture_output=True, text=True
-        )
-        if answer.returncode:
-            raise SystemExit(f"`pulumi {' '.join(arguments)}` failed: {answer.stderr.strip()}")
-        return answer.stdout
+def logs(stack: LocalStack) -> None:
+    """The logs of vLLM and its agent, as they come."""
+    kubectl = str(ensure(Tool.KUBECTL)[Tool.KUBECTL])
+    place = ["--kubeconfig", str(_running(stack).kubeconfig), "--namespace", SERVING_NAMESPACE]
+    which = ["--selector", f"app={VLLM}", "--all-containers", "--prefix", "--tail=200", "--follow"]
+    subprocess.call([kubectl, *place, "logs", *which])
 
 
-def _running_cloud(state: Path) -> Cloud | None:
-    try:
-        return Cloud.load(state / "aws")
-    except FileNotFoundError:
-        return None
-    except CloudLostError as error:
-        _console.print(f"note: {error}")
-        return None
+def ask(stack: LocalStack, model: str, prompt: str) -> None:
+    """One answer."""
+    with endpoint(_running(stack).kubeconfig) as served:
+        print(served.ask(model, prompt))
 
 
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    """Says what is done, and how long it took."""
-    _console.print(f"==> {title}")
-    started = time.monotonic()
-    yield
-    _console.print(f"    done in {time.monotonic() - started:.0f} s")
+def _running(stack: LocalStack) -> ControlPlane:
+    control_plane = stack.control_plane
+    if not control_plane or control_plane.stopped_parts:
+        raise ProcessError("The local stack does not run; `make up` starts it.")
+    return control_plane
 
 
 def main() -> None:
     """Entry point."""
-    verbs: dict[str, Callable[[], None]] = {"up": up, "down": down, "status": status}
     parser = argparse.ArgumentParser(prog="local", description=__doc__)
-    parser.add_argument("verb", choices=verbs)
-    action = verbs[parser.parse_args().verb]
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("up", "down", "status", "logs"):
+        verbs.add_parser(verb)
+    asking = verbs.add_parser("ask")
+    asking.add_argument("--model", required=True)
+    asking.add_argument("--prompt", required=True)
+    options = parser.parse_args()
+    stack = LocalStack(state_folder())
     try:
-        if action is status:
-            return status()
-        lock = state_folder().with_suffix(".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with locked(lock, lambda: _console.print("waiting for another `make up` or `make down` to end ...")):
-            action()
+        match options.verb:
+            case "up" | "down":
+                lock = stack.state.with_suffix(".lock")
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                with locked(lock, lambda: console.print("waiting for another `make up` or `make down` to end ...")):
+                    (up if options.verb == "up" else down)(stack)
+            case "status":
+                status(stack)
+            case "logs":
+                logs(stack)
+            case _:
+                ask(stack, options.model, options.prompt)
     except (ToolchainError, ProcessError, CloudLostError) as error:
         sys.exit(f"error: {error}")
 

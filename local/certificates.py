@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 _VALIDITY = dt.timedelta(days=3650)
 _CLOCK_SKEW = dt.timedelta(days=1)
+_AUTHORITY = "local-control-plane"
 _SERVER_NAMES = ("localhost", "kubernetes", "kubernetes.default.svc")
 
 CLIENTS = {
@@ -23,21 +25,40 @@ CLIENTS = {
     "kube-scheduler": ("system:kube-scheduler", None),
 }
 """Client certificates: file name -> (user, group)."""
+NODE_CLIENTS = ("kubelet", "kube-proxy")
 
 
-def create(folder: Path) -> None:
-    """Write `ca`, `server` and the CLIENTS as <name>.crt and <name>.key, and `service-accounts.key`; all or nothing."""
+Address = ipaddress.IPv4Address
+
+
+def create(folder: Path, addresses: Sequence[Address]) -> None:
+    """Write `ca`, `server` and the CLIENTS as <name>.crt and <name>.key, and `service-accounts.key`; all or nothing.
+
+    `addresses` are those of the API server.
+    """
     if folder.exists():
         return
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, mode=0o700)
     authority = _Authority.create(partial)
-    authority.issue(partial, "server", "kube-apiserver", is_server=True)
+    authority.issue(partial, "server", "kube-apiserver", addresses=addresses)
     for name, (user, group) in CLIENTS.items():
         authority.issue(partial, name, user, group)
     _write_key(partial / "service-accounts.key", ec.generate_private_key(ec.SECP256R1()))
     partial.rename(folder)
+
+
+def create_node(folder: Path, name: str, addresses: Sequence[Address]) -> None:
+    """Write, beside the rest, what a node's programs need: `kubelet-server`, and the NODE_CLIENTS."""
+    authority = _Authority.load(folder)
+    for file_name, user, group, own_addresses in (
+        ("kubelet", f"system:node:{name}", "system:nodes", ()),
+        ("kube-proxy", "system:kube-proxy", None, ()),
+        ("kubelet-server", f"system:node:{name}", "system:nodes", addresses),
+    ):
+        if not (folder / f"{file_name}.key").exists():
+            authority.issue(folder, file_name, user, group, addresses=own_addresses, names=(name,))
 
 
 @dataclass(frozen=True)
@@ -47,19 +68,34 @@ class _Authority:
 
     @classmethod
     def create(cls, folder: Path) -> _Authority:
-        authority = cls(_name("local-control-plane"), ec.generate_private_key(ec.SECP256R1()))
+        authority = cls(_name(_AUTHORITY), ec.generate_private_key(ec.SECP256R1()))
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         certificate = authority._builder(authority.name, authority.key).add_extension(constraints, critical=True)
         authority._write(folder, "ca", certificate, authority.key)
         return authority
 
-    def issue(self, folder: Path, file_name: str, user: str, group: str | None = None, is_server: bool = False) -> None:
+    @classmethod
+    def load(cls, folder: Path) -> _Authority:
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return cls(_name(_AUTHORITY), key)
+
+    def issue(
+        self,
+        folder: Path,
+        file_name: str,
+        user: str,
+        group: str | None = None,
+        *,
+        addresses: Sequence[Address] = (),
+        names: Sequence[str] = _SERVER_NAMES,
+    ) -> None:
+        """One certificate; a server's, valid for these names and addresses, where it has addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._builder(_name(user, group), key)
-        if is_server:
-            names = [x509.DNSName(name) for name in _SERVER_NAMES]
-            loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-            certificate = certificate.add_extension(x509.SubjectAlternativeName([*names, loopback]), critical=False)
+        if addresses:
+            alternatives = [*map(x509.DNSName, names), *map(x509.IPAddress, addresses)]
+            certificate = certificate.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         self._write(folder, file_name, certificate, key)
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

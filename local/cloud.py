@@ -48,13 +48,15 @@ class Cloud:
     secret_access_key: str
 
     @classmethod
-    def start(cls, state: Path, region: str = "us-east-1", *, die_with_parent: bool = False) -> Cloud:
+    def start(
+        cls, state: Path, region: str = "us-east-1", *, address: str = "127.0.0.1", die_with_parent: bool = False
+    ) -> Cloud:
         """Starts it, or returns the one that runs already. Raises CloudLostError, or ProcessError with the log's tail."""
         if (state / _RECORD).exists():
             return cls.load(state)
         port = free_port()
-        endpoint = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "local.moto_gaps", str(port)]
+        endpoint = f"http://{address}:{port}"
+        command = [sys.executable, "-m", "local.moto_gaps", address, str(port)]
         process = Process.start(_NAME, command, state, env=_server_environment(), die_with_parent=die_with_parent)
         try:
             process.wait_until(lambda: _answers(endpoint))

@@ -1,7 +1,8 @@
 """A Kubernetes control plane on this machine: etcd, API server, controllers, scheduler, and kwok for simulated nodes.
 
-Everything is real but the nodes (see `local.nodes`): admission, RBAC, garbage collection and scheduling are what a
-cluster does. It listens on free ports of 127.0.0.1 and keeps all it has in one state folder.
+Admission, RBAC, garbage collection and scheduling are what a cluster does. The nodes are simulated (`local.nodes`), or
+there is one real one (`local.node`): then the control plane has a `Network`, on whose address it listens, and no kwok.
+Else it listens on 127.0.0.1. Ports are free ones; all it keeps lies in one state folder.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import json
 import signal
 import ssl
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import httpx
 import yaml
+from kubernetes import client as kubernetes_client
+from kubernetes import config
 
 from local import certificates, toolchain
+from local.network import Network
 from local.nodes import SIMULATED
 from local.processes import Process, ProcessError, free_ports, is_free, locked
 from local.toolchain import Tool
@@ -25,14 +30,14 @@ SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 _SERVICE_NETWORK = "10.100.0.0/16"  # what EKS picks
 
 _HEALTH = {
-    Tool.ETCD: "http://127.0.0.1:{}/health",
-    Tool.KUBE_APISERVER: "https://127.0.0.1:{}/readyz",
-    Tool.KUBE_CONTROLLER_MANAGER: "https://127.0.0.1:{}/healthz",
-    Tool.KUBE_SCHEDULER: "https://127.0.0.1:{}/readyz",
-    Tool.KWOK: "http://127.0.0.1:{}/healthz",
+    Tool.ETCD: "http://{}:{}/health",
+    Tool.KUBE_APISERVER: "https://{}:{}/readyz",
+    Tool.KUBE_CONTROLLER_MANAGER: "https://{}:{}/healthz",
+    Tool.KUBE_SCHEDULER: "https://{}:{}/readyz",
+    Tool.KWOK: "http://{}:{}/healthz",
 }
-_PARTS = tuple(_HEALTH)
 """In the order of their start; each listens on one port."""
+_LOOPBACK = IPv4Address("127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,16 @@ class ControlPlane:
     state: Path
 
     @classmethod
-    def start(cls, state: Path, *, die_with_parent: bool = False) -> ControlPlane:
+    def start(cls, state: Path, *, network: Network | None = None, die_with_parent: bool = False) -> ControlPlane:
         """Start what is not running of the control plane in `state`, and wait until it is ready for pods.
 
-        With `die_with_parent` it ends with the calling thread, however that ends. Raises ProcessError or
+        `network` is taken for the first start and kept; it must be connected. With `die_with_parent` it ends with the calling thread, however that ends. Raises ProcessError or
         ToolchainError; then nothing is left running.
         """
         plane = cls(state.resolve())
         with locked(plane.state / "lock"):
+            if network and not plane._network_file.exists():
+                plane._network_file.write_text(str(network.base))
             try:
                 plane._start(die_with_parent)
             except BaseException:
@@ -69,17 +76,39 @@ class ControlPlane:
         return self.state / "kubeconfig"
 
     @property
+    def network(self) -> Network | None:
+        """The network of the real node; None where nodes are simulated."""
+        if not self._network_file.exists():
+            return None
+        return Network(IPv4Network(self._network_file.read_text()))
+
+    @property
     def url(self) -> str:
-        return f"https://127.0.0.1:{self._ports[Tool.KUBE_APISERVER]}"
+        return f"https://{self._address}:{self._ports[Tool.KUBE_APISERVER]}"
+
+    def client(self) -> kubernetes_client.ApiClient:
+        """A client of its API, with all rights."""
+        return config.new_client_from_config(str(self.kubeconfig))
+
+    def write_kubeconfig(self, name: str) -> Path:
+        """The kubeconfig file of the certificate `name`."""
+        path = self.kubeconfig if name == "admin" else self.pki / f"{name}.kubeconfig"
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(self._kubeconfig_content(name)))
+        return path
+
+    @property
+    def pki(self) -> Path:
+        return self.state / "pki"
 
     @property
     def stopped_parts(self) -> list[Tool]:
         """The parts that are not running; none when all is well."""
-        return [part for part in _PARTS if Process.load(part, self.state) is None]
+        return [part for part in self.parts if Process.load(part, self.state) is None]
 
     def stop(self) -> None:
         """Stop every process. What the API server holds stays in the state folder."""
-        running = [process for part in reversed(_PARTS) if (process := Process.load(part, self.state))]
+        running = [process for part in reversed(_HEALTH) if (process := Process.load(part, self.state))]
         for process in running:
             if process.name != Tool.ETCD:  # the API server needs it until it has ended
                 process.signal(signal.SIGTERM)
@@ -95,8 +124,8 @@ class ControlPlane:
     def _start(self, die_with_parent: bool) -> None:
         if not self.stopped_parts:
             return
-        tools = toolchain.ensure(*_PARTS)
-        certificates.create(self._pki)
+        tools = toolchain.ensure(*self.parts)
+        certificates.create(self.pki, self._server_addresses)
         self._choose_ports()
         self._write_kubeconfigs()
         with httpx.Client(verify=self._tls()) as client:
@@ -117,19 +146,15 @@ class ControlPlane:
         if self._ports_file.exists() and all(is_free(self._ports[part]) for part in self.stopped_parts):
             return
         self.stop()
-        self._ports_file.write_text(json.dumps(dict(zip(_PARTS, free_ports(len(_PARTS)), strict=True))))
+        self._ports_file.write_text(json.dumps(dict(zip(self.parts, free_ports(len(self.parts)), strict=True))))
 
     def _write_kubeconfigs(self) -> None:
-        for client in certificates.CLIENTS:
-            self._kubeconfig_of(client).touch(mode=0o600)
-            self._kubeconfig_of(client).write_text(yaml.safe_dump(self._kubeconfig_content(client)))
-
-    def _kubeconfig_of(self, client: str) -> Path:
-        return self.kubeconfig if client == "admin" else self._pki / f"{client}.kubeconfig"
+        for name in certificates.CLIENTS:
+            self.write_kubeconfig(name)
 
     def _kubeconfig_content(self, client: str) -> dict[str, object]:
         def data(name: str) -> str:
-            return base64.b64encode((self._pki / name).read_bytes()).decode()
+            return base64.b64encode((self.pki / name).read_bytes()).decode()
 
         user = {"client-certificate-data": data(f"{client}.crt"), "client-key-data": data(f"{client}.key")}
         return {
@@ -164,23 +189,38 @@ class ControlPlane:
         }
 
     def _apiserver_flags(self) -> dict[str, object]:
-        return self._serving_flags(Tool.KUBE_APISERVER) | {
-            "etcd-servers": self._etcd_url,
-            "client-ca-file": self._pki / "ca.crt",
-            "authorization-mode": "Node,RBAC",
-            "allow-privileged": "true",
-            "service-cluster-ip-range": _SERVICE_NETWORK,
-            "service-account-issuer": SERVICE_ACCOUNT_ISSUER,
-            "service-account-key-file": self._pki / "service-accounts.key",
-            "service-account-signing-key-file": self._pki / "service-accounts.key",
-            "endpoint-reconciler-type": "none",  # an endpoint on the loopback address is not allowed
+        return (
+            self._serving_flags(Tool.KUBE_APISERVER)
+            | self._reaching_nodes_flags()
+            | {
+                "etcd-servers": self._etcd_url,
+                "client-ca-file": self.pki / "ca.crt",
+                "authorization-mode": "Node,RBAC",
+                "allow-privileged": "true",
+                "service-account-issuer": SERVICE_ACCOUNT_ISSUER,
+                "service-account-key-file": self.pki / "service-accounts.key",
+                "service-account-signing-key-file": self.pki / "service-accounts.key",
+            }
+        )
+
+    def _reaching_nodes_flags(self) -> dict[str, object]:
+        if not self.network:
+            # An endpoint on the loopback address is not allowed.
+            return {"service-cluster-ip-range": _SERVICE_NETWORK, "endpoint-reconciler-type": "none"}
+        return {
+            "service-cluster-ip-range": self.network.services,
+            "advertise-address": self.network.host,
+            "kubelet-client-certificate": self.pki / "admin.crt",
+            "kubelet-client-key": self.pki / "admin.key",
+            "kubelet-certificate-authority": self.pki / "ca.crt",
+            "kubelet-preferred-address-types": "InternalIP",
         }
 
     def _controller_manager_flags(self) -> dict[str, object]:
         return self._serving_flags(Tool.KUBE_CONTROLLER_MANAGER) | {
-            "kubeconfig": self._kubeconfig_of("kube-controller-manager"),
-            "root-ca-file": self._pki / "ca.crt",
-            "service-account-private-key-file": self._pki / "service-accounts.key",
+            "kubeconfig": self.pki / "kube-controller-manager.kubeconfig",
+            "root-ca-file": self.pki / "ca.crt",
+            "service-account-private-key-file": self.pki / "service-accounts.key",
             "use-service-account-credentials": "true",  # RBAC grants rights to each controller, not to their process
             "leader-elect": "false",
             "kube-api-qps": 500,  # the default makes it take seconds to get a token for each controller
@@ -190,7 +230,7 @@ class ControlPlane:
 
     def _scheduler_flags(self) -> dict[str, object]:
         return self._serving_flags(Tool.KUBE_SCHEDULER) | {
-            "kubeconfig": self._kubeconfig_of("kube-scheduler"),
+            "kubeconfig": self.pki / "kube-scheduler.kubeconfig",
             "leader-elect": "false",
         }
 
@@ -205,14 +245,18 @@ class ControlPlane:
 
     def _serving_flags(self, part: Tool) -> dict[str, object]:
         return {
-            "bind-address": "127.0.0.1",
+            "bind-address": self._address,
             "secure-port": self._ports[part],
-            "tls-cert-file": self._pki / "server.crt",
-            "tls-private-key-file": self._pki / "server.key",
+            "tls-cert-file": self.pki / "server.crt",
+            "tls-private-key-file": self.pki / "server.key",
         }
 
     def _wait_until_healthy(self, client: httpx.Client, part: Tool, process: Process) -> None:
-        process.wait_until(lambda: _answers(client, _HEALTH[part].format(self._ports[part])))
+        process.wait_until(lambda: _answers(client, self._health_url(part)))
+
+    def _health_url(self, part: Tool) -> str:
+        serving = part not in (Tool.ETCD, Tool.KWOK)
+        return _HEALTH[part].format(self._address if serving else _LOOPBACK, self._ports[part])
 
     def _is_complete(self, client: httpx.Client) -> bool:
         """Pods are refused until the controllers have made their service account; CRDs are served a little later."""
@@ -233,13 +277,26 @@ class ControlPlane:
                 raise ProcessError(f"The API server refused {manifest.name}: {answer.text}")
 
     def _tls(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._pki / "ca.crt")
-        context.load_cert_chain(self._pki / "admin.crt", self._pki / "admin.key")
+        context = ssl.create_default_context(cafile=self.pki / "ca.crt")
+        context.load_cert_chain(self.pki / "admin.crt", self.pki / "admin.key")
         return context
 
     @property
-    def _pki(self) -> Path:
-        return self.state / "pki"
+    def _network_file(self) -> Path:
+        return self.state / "network"
+
+    @property
+    def parts(self) -> list[Tool]:
+        """In the order of their start. kwok would take over a real node."""
+        return [part for part in _HEALTH if not (self.network and part is Tool.KWOK)]
+
+    @property
+    def _address(self) -> IPv4Address:
+        return self.network.host if self.network else _LOOPBACK
+
+    @property
+    def _server_addresses(self) -> list[IPv4Address]:
+        return [_LOOPBACK, self.network.host, self.network.api_service] if self.network else [_LOOPBACK]
 
     @property
     def _ports_file(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
@@ -10,11 +12,35 @@ from kubernetes import client, config
 from infra import names
 from local.cloud import Cloud
 from local.control_plane import ControlPlane
+from local.network import Network
 
 
 def left_behind(cloud: Cloud, control_plane: ControlPlane) -> list[str]:
     """Names of everything that this program could have made and that is still there, as `kind name`."""
     return [*_left_in_aws(cloud), *_left_in_the_cluster(control_plane)]
+
+
+def left_on_machine(state: Path, network: Network | None) -> list[str]:
+    """Processes, mounts, links and cgroups of a stack that was stopped."""
+    found = [f"folder {state}"] if state.exists() else []
+    found += [f"process {pid}" for pid in _processes_naming(state)]
+    found += [
+        f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if str(state) in line
+    ]
+    if network:
+        found += [f"link {link.name}" for link in Path("/sys/class/net").glob(f"{network.host_interface}*")]
+        found += [f"cgroup {group}" for group in Path("/sys/fs/cgroup").glob(f"**/{network.name}")]
+    return found
+
+
+def _processes_naming(state: Path) -> list[int]:
+    """Ids of processes whose command line has a path below the state folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{state}/".encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
 
 
 def _left_in_aws(cloud: Cloud) -> list[str]:

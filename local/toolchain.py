@@ -37,6 +37,9 @@ class Tool(StrEnum):
     KUBE_APISERVER = "kube-apiserver"
     KUBE_CONTROLLER_MANAGER = "kube-controller-manager"
     KUBE_SCHEDULER = "kube-scheduler"
+    KUBELET = "kubelet"
+    KUBE_PROXY = "kube-proxy"
+    COREDNS = "coredns"
     ETCD = "etcd"
     KWOK = "kwok"
     KUBECTL = "kubectl"
@@ -88,6 +91,7 @@ _KUBERNETES = _GoModule(
 )
 _ETCD = _GoModule("etcd", "go.etcd.io/etcd/server/v3", versions.ETCD, disk_gb=1)
 _KWOK = _GoModule("kwok", "sigs.k8s.io/kwok", versions.KWOK, disk_gb=2)
+_COREDNS = _GoModule("coredns", "github.com/coredns/coredns", versions.COREDNS, disk_gb=3)
 _PROMETHEUS_OPERATOR = _GoModule(
     "prometheus-operator", "github.com/prometheus-operator/prometheus-operator", versions.PROMETHEUS_OPERATOR
 )
@@ -97,6 +101,9 @@ _PROGRAMS = {
     Tool.KUBE_APISERVER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-apiserver", 3),
     Tool.KUBE_CONTROLLER_MANAGER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-controller-manager", 1),
     Tool.KUBE_SCHEDULER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler", 1),
+    Tool.KUBELET: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubelet", 1),
+    Tool.KUBE_PROXY: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", 1),
+    Tool.COREDNS: _Program(_COREDNS, "github.com/coredns/coredns", 2),
     Tool.ETCD: _Program(_ETCD, "go.etcd.io/etcd/server/v3", 1),
     Tool.KWOK: _Program(_KWOK, "sigs.k8s.io/kwok/cmd/kwok", 1),
     Tool.KUBECTL: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", 1),

@@ -15,5 +15,10 @@ KUBERNETES_LIBRARIES: Final = KUBERNETES.replace("v1.", "v0.", 1)
 KUBERNETES_MINOR: Final = int(KUBERNETES.split(".")[1])
 
 ETCD: Final = "v3.6.8"
+COREDNS: Final = "v1.15.0"
 KWOK: Final = "v0.8.0"
 PROMETHEUS_OPERATOR: Final = "v0.85.0"
+
+DEBIAN: Final = "bookworm"
+"""The images' base, and its Python."""
+DEBIAN_PYTHON: Final = "3.11"

@@ -1,13 +1,14 @@
-"""`python -m local.moto_gaps PORT`: moto's server on 127.0.0.1, with the gaps filled."""
+"""`python -m local.moto_gaps ADDRESS PORT`: moto's server, with the gaps filled."""
 
 import sys
 
 from moto.server import main
 
-from local.moto_gaps import ec2, eks, s3, sts
+from local.moto_gaps import ec2, eks, iam, s3, sts
 
 ec2.install()
 eks.install()
+iam.install()
 s3.install()
 sts.install()
-main(["--port", sys.argv[1]])
+main(["--host", sys.argv[1], "--port", sys.argv[2]])

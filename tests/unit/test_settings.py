@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ def test_an_instance_type_without_a_gpu_is_refused_with_those_that_have_one() ->
 
 
 def test_an_instance_type_too_small_for_the_pod_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod_resources, "VLLM_REQUESTS", pod_resources.Requests(3000, 14 * 1024))
+    greedy = replace(pod_resources.ON_GPU, requests=pod_resources.Requests(3000, 14 * 1024))
+    monkeypatch.setattr(pod_resources, "ON_GPU", greedy)
     assert "loraserve:gpuInstanceType g6.xlarge is too small" in problems()
 
 

@@ -1,0 +1,88 @@
+"""Asks the served models a question, as an application would: through the Service, with the API key."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from infra.names import SERVING_NAMESPACE, VLLM, VLLM_PORT, VLLM_SERVICE
+from local.processes import ProcessError
+from local.toolchain import Tool, ensure
+
+_ANSWER_SECONDS = 120
+
+
+class Endpoint:
+    """The OpenAI-compatible endpoint of a running stack."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_ANSWER_SECONDS, trust_env=False
+        )
+
+    def models(self) -> list[str]:
+        """Every name that can be asked. Raises ProcessError."""
+        answer = self._http.get("/v1/models")
+        return [model["id"] for model in _checked(answer).json()["data"]]
+
+    def ask(self, model: str, question: str, max_tokens: int = 40) -> str:
+        """The model's answer, the likeliest at each step. Raises ProcessError."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        answer = self._http.post("/v1/chat/completions", json=body)
+        return _checked(answer).json()["choices"][0]["message"]["content"].strip()
+
+
+@contextlib.contextmanager
+def endpoint(kubeconfig: Path) -> Iterator[Endpoint]:
+    """Forwards a free port of this machine to the Service for as long as it is used. Raises ProcessError."""
+    kubectl = [
+        str(ensure(Tool.KUBECTL)[Tool.KUBECTL]),
+        "--kubeconfig",
+        str(kubeconfig),
+        "--namespace",
+        SERVING_NAMESPACE,
+    ]
+    secret = subprocess.run(
+        [*kubectl, "get", "secret", VLLM, "--output", "jsonpath={.data.api-key}"], capture_output=True, text=True
+    )
+    if secret.returncode:
+        raise ProcessError(
+            f"The model's API key cannot be read; is the stack up (`make status`)? {secret.stderr.strip()}"
+        )
+    forward = subprocess.Popen(
+        [*kubectl, "port-forward", f"service/{VLLM_SERVICE}", f":{VLLM_PORT}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert forward.stdout
+        assert forward.stderr
+        address = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())
+        if not address:
+            raise ProcessError(f"The model cannot be reached: {forward.stderr.read().strip()}")
+        yield Endpoint(f"http://{address[0]}", base64.b64decode(secret.stdout).decode())
+    finally:
+        forward.terminate()
+        forward.wait()
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    try:
+        message = answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = answer.text.strip()
+    raise ProcessError(f"The model answered {answer.status_code}: {message}")

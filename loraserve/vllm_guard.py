@@ -1,0 +1,62 @@
+"""What vLLM answers to whom: an ASGI middleware that runs inside vLLM (`--middleware`), so it imports nothing of ours.
+
+vLLM's API key guards paths below /v1 only. Anybody who reaches its port could load an adapter through /adapters, or
+generate through /invocations. From outside the pod only the routes named here exist; the agent, which shares the pod's
+network, reaches all of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+OPEN_ROUTES = frozenset(
+    {
+        ("GET", "/health"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+    }
+)
+
+
+class Guard:
+    """Answers 404 to every call from another address that is not one of OPEN_ROUTES."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or _is_local(scope) or _is_open(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await _not_found(scope["path"], send)
+
+
+def _is_local(scope: Message) -> bool:
+    """Whether the caller shares the pod's network; an unknown caller does not."""
+    address = (scope.get("client") or ("",))[0]
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_open(scope: Message) -> bool:
+    return scope["type"] == "http" and (scope["method"], scope["path"]) in OPEN_ROUTES
+
+
+async def _not_found(path: str, send: Send) -> None:
+    error = {"message": f"{path} is not served here", "type": "NotFoundError", "param": None, "code": 404}
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})

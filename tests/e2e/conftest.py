@@ -1,0 +1,154 @@
+"""One local stack for all end-to-end tests: real nodes, real vLLM, brought up and taken down by the commands people use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+from kubernetes import client
+
+from infra import names
+from local.asking import Endpoint, endpoint
+from local.control_plane import ControlPlane
+from local.engine import CHECKOUT
+from local.stack import LocalStack, kubectl
+
+T = TypeVar("T")
+_LIMIT_S = 300
+
+
+def run_local(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`make WORD`, in a state folder of the tests' own."""
+    return subprocess.run(
+        [sys.executable, "-m", "local", *words],
+        cwd=CHECKOUT,
+        env=os.environ | {"LORASERVE_STATE": str(state)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def eventually(look: Callable[[], T], limit_s: float = _LIMIT_S) -> T:
+    """The first true answer; errors on the way count as none. Fails, with the last error, once the limit has passed."""
+    deadline, trouble = time.monotonic() + limit_s, "never true"
+    while time.monotonic() < deadline:
+        try:
+            if answer := look():
+                return answer
+        except Exception as error:
+            trouble = repr(error)
+        time.sleep(0.5)
+    raise AssertionError(f"nothing within {limit_s:.0f} s: {trouble}")
+
+
+def kill_up(state: Path, once_printed: str) -> int:
+    """Starts `make up` and kills it once it has printed this; returns its exit code."""
+    up = subprocess.Popen(
+        [sys.executable, "-m", "local", "up"],
+        cwd=CHECKOUT,
+        env=os.environ | {"LORASERVE_STATE": str(state)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert up.stdout
+    for line in up.stdout:
+        if once_printed in line:
+            os.killpg(up.pid, signal.SIGKILL)
+            break
+    up.communicate()
+    return up.returncode
+
+
+@dataclass
+class Served:
+    """The running stack, as a person and as an application see it."""
+
+    stack: LocalStack
+    killed: int
+    """Exit code of the very first `make up`, which was killed half-way."""
+    first_up: str
+    """What the next `make up` printed."""
+
+    def local(self, *words: str) -> str:
+        """What `make WORD` prints; fails where it does."""
+        done = run_local(self.stack.state, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @property
+    def control_plane(self) -> ControlPlane:
+        control_plane = self.stack.control_plane
+        assert control_plane
+        return control_plane
+
+    def answers(self, question: str = "Who are you?") -> dict[str, str]:
+        """Every served model's answer."""
+        with self.endpoint() as served:
+            return {model: served.ask(model, question) for model in served.models()}
+
+    def endpoint(self) -> Any:
+        return endpoint(self.control_plane.kubeconfig)
+
+    def pod(self) -> client.V1Pod:
+        """The one serving pod that is not on its way out."""
+        core = client.CoreV1Api(self.control_plane.client())
+        pods = core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm").items
+        (pod,) = [pod for pod in pods or [] if pod.metadata and not pod.metadata.deletion_timestamp]
+        return pod
+
+    def is_ready(self) -> bool:
+        status = self.pod().status
+        return any(c.type == "Ready" and c.status == "True" for c in (status and status.conditions) or [])
+
+    def restarts(self) -> dict[str, int]:
+        """Restarts of each container of the pod."""
+        status = self.pod().status
+        assert status
+        statuses = [*(status.container_statuses or []), *(status.init_container_statuses or [])]
+        return {container.name: container.restart_count for container in statuses}
+
+    def run_in_agent(self, program: str) -> str:
+        """What a Python program prints that has the pod's own rights."""
+        name = self.pod().metadata
+        assert name
+        return kubectl(
+            self.control_plane.kubeconfig,
+            *("--namespace", names.SERVING_NAMESPACE, "exec", str(name.name)),
+            *("--container", "agent", "--", "python3", "-c", program),
+        )
+
+    def kubectl(self, *words: str) -> str:
+        return kubectl(self.control_plane.kubeconfig, "--namespace", names.SERVING_NAMESPACE, *words)
+
+    def declare(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """Edits the list of declared adapters, as a person edits the stack file."""
+        declared = yaml.safe_load(self.stack.adapters_file.read_text())
+        key = f"{names.PROJECT}:adapters"
+        self.stack.adapters_file.write_text(yaml.safe_dump(declared | {key: change(declared[key])}))
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    if os.geteuid():
+        pytest.skip("a node on this machine needs root")
+    state = tmp_path_factory.mktemp("e2e") / "state"
+    try:
+        killed = kill_up(state, "aws:ec2:Subnet loraserve-local-private-eu-central-1a created")
+        up = run_local(state, "up")
+        assert up.returncode == 0, up.stdout + up.stderr
+        yield Served(LocalStack(state), killed, up.stdout)
+    finally:
+        run_local(state, "down")
+
+
+__all__ = ["Endpoint", "Served", "eventually", "run_local"]

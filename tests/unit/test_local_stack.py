@@ -1,0 +1,62 @@
+"""What keeps `make up` from starting is said before anything is changed."""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from local import images, stack
+from local.network import Network
+from local.processes import ProcessError
+from local.stack import LocalStack
+from local.toolchain import ToolchainError
+
+
+@pytest.fixture(autouse=True)
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def refusal(state: Path) -> str:
+    with pytest.raises(ProcessError) as refused:
+        LocalStack(state).up()
+    assert not state.exists()
+    return str(refused.value)
+
+
+def test_who_is_not_root_is_told_both_ways_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    message = refusal(tmp_path / "state")
+    assert "sudo make up" in message
+    assert "CONTEXT=" in message
+
+
+def test_too_little_memory_is_refused_with_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "_NEEDED_MEMORY_GB", 100_000)
+    message = refusal(tmp_path / "state")
+    assert "needs about 100000 GB of free memory" in message
+    assert "GB are missing" in message
+
+
+def test_too_little_disk_is_refused_with_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
+    with pytest.raises(ToolchainError, match=r"1\.0 GB are free: 25\.0 GB are missing"):
+        images.check_disk()
+
+
+def test_a_network_that_this_machine_routes_already_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Network.choose()
+    taken = [{"dst": "default"}, {"dst": f"{first.pods[7]}"}, {"dst": "fe80::/64"}]
+    monkeypatch.setattr("local.network._ip_json", lambda *_: taken)
+    assert not Network.choose().base.overlaps(first.base)
+
+
+def test_that_every_network_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local.network._ip_json", lambda *_: [{"dst": "10.0.0.0/8"}])
+    with pytest.raises(ProcessError, match="Remove a route"):
+        Network.choose()
