@@ -8,16 +8,17 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import workload_identity
-from infra.names import ADAPTER_PREFIX, CATALOG_PREFIXES
+from infra.names import CATALOG_PREFIXES
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
 
 
-def bucket_policy(bucket_arn: str) -> str:
-    """TLS only; published objects can be created once and not overwritten, and adapters not deleted.
+def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
+    """TLS only; published objects can be created once, not overwritten, and deleted by the clean-up role alone.
 
-    A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not.
+    A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
+    good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
     published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
     return workload_identity.policy(
@@ -28,7 +29,27 @@ def bucket_policy(bucket_arn: str) -> str:
             published,
             {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
         ),
-        _deny("NoDelete", ["s3:DeleteObject", "s3:DeleteObjectVersion"], [f"{bucket_arn}/{ADAPTER_PREFIX}/*"]),
+        _deny("NoDelete", "s3:DeleteObject", published, {"ArnNotEquals": {"aws:PrincipalArn": gc_role_arn}}),
+        _deny("NoDeleteForGood", "s3:DeleteObjectVersion", published),
+    )
+
+
+def gc_policy(bucket_arn: str) -> str:
+    """What `loraserve gc` does: look at what there is, hide versions, drop unfinished uploads."""
+    published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
+    return workload_identity.policy(
+        {
+            "Sid": "Look",
+            "Effect": "Allow",
+            "Action": ["s3:ListBucket", "s3:ListBucketMultipartUploads"],
+            "Resource": bucket_arn,
+        },
+        {
+            "Sid": "Tidy",
+            "Effect": "Allow",
+            "Action": ["s3:DeleteObject", "s3:AbortMultipartUpload"],
+            "Resource": published,
+        },
     )
 
 
@@ -42,7 +63,9 @@ def _deny(
 class AdapterBucket(pulumi.ComponentResource):
     """A versioned, encrypted, private bucket. Destroying the stack empties it only where deletion is not protected."""
 
-    def __init__(self, name: str, *, deletion_protection: bool, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self, name: str, *, account: str, deletion_protection: bool, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
         super().__init__("loraserve:infra:AdapterBucket", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         self.bucket = aws.s3.Bucket(
@@ -61,6 +84,7 @@ class AdapterBucket(pulumi.ComponentResource):
         aws.s3.BucketOwnershipControls(
             name, bucket=bucket, rule={"object_ownership": "BucketOwnerEnforced"}, opts=child
         )
+        self.gc_role = self._create_gc_role(name, account)
         private = aws.s3.BucketPublicAccessBlock(
             name,
             bucket=bucket,
@@ -73,7 +97,7 @@ class AdapterBucket(pulumi.ComponentResource):
         aws.s3.BucketPolicy(
             name,
             bucket=bucket,
-            policy=self.bucket.arn.apply(bucket_policy),
+            policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn).apply(lambda arns: bucket_policy(*arns)),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[private]),
         )
         aws.s3.BucketLifecycleConfiguration(
@@ -91,3 +115,11 @@ class AdapterBucket(pulumi.ComponentResource):
             opts=child,
         )
         self.register_outputs({"bucket": bucket})
+
+    def _create_gc_role(self, name: str, account: str) -> aws.iam.Role:
+        """Assumed by whom an administrator of the account allows to, and for `loraserve gc` only."""
+        child = pulumi.ResourceOptions(parent=self)
+        trust = self.bucket.arn.apply(lambda arn: workload_identity.account_trust(account, arn.split(":")[1]))
+        role = aws.iam.Role(f"{name}-gc", assume_role_policy=trust, opts=child)
+        aws.iam.RolePolicy(f"{name}-gc", role=role.name, policy=self.bucket.arn.apply(gc_policy), opts=child)
+        return role

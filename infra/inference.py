@@ -36,7 +36,7 @@ from infra.names import (
 from infra.settings import Settings
 from infra.workload_identity import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
 from loraserve import vllm_guard
-from loraserve.desired import Base, DesiredState
+from loraserve.desired import DesiredState
 
 core = k8s.core.v1
 
@@ -218,7 +218,7 @@ class Inference(pulumi.ComponentResource):
     def _create_desired_state(self) -> core.ConfigMap:
         document = pulumi.Output.from_input(self._identity.bucket).apply(
             lambda bucket: DesiredState(
-                base=Base(name=self._settings.base_model, mirror=self._settings.base_model_mirror),
+                base=self._settings.base,
                 bucket=bucket,
                 region=self._identity.region,
                 adapters=self._settings.adapters,

@@ -44,7 +44,11 @@ def deploy() -> None:
     nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network)
     coredns = cluster.install_coredns(nodes.system)
     volume_driver = cluster.install_ebs_csi_driver(nodes.system) if config.needs_volume_driver else None
-    adapters = AdapterBucket(f"{cluster_name}-adapters", deletion_protection=config.deletion_protection)
+    adapters = AdapterBucket(
+        f"{cluster_name}-adapters",
+        account=settings.allowed_account(),
+        deletion_protection=config.deletion_protection,
+    )
     serving_role = WorkloadRole(
         f"{cluster_name}-serving",
         provider=cluster.oidc_provider,
@@ -84,6 +88,8 @@ def deploy() -> None:
 
     pulumi.export("model", inference.commands())
     pulumi.export("adapterBucket", adapters.bucket.id)
+    pulumi.export("catalogGcRole", adapters.gc_role.arn)
+    pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")

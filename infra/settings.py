@@ -32,7 +32,7 @@ from infra.errors import ConfigError
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
-from loraserve.desired import Adapter, Mirror, explain
+from loraserve.desired import Adapter, Base, Mirror, explain, is_hub_id
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
@@ -87,6 +87,7 @@ class Settings(_Section):
     base_model_revision: Annotated[str, StringConstraints(min_length=1)]
     base_model_shape: ModelShape | None = None
     base_model_mirror: Mirror | None = None
+    accepted_base_ids: tuple[str, ...] = ()
     max_model_len: Annotated[int, Field(ge=16)]
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)]
     chat_template_file: OptionalText
@@ -108,6 +109,16 @@ class Settings(_Section):
     def model_shape(self) -> ModelShape:
         """The base model's shape, declared or known."""
         return self.base_model_shape or KNOWN_MODELS[self.base_model]
+
+    @property
+    def base(self) -> Base:
+        """What the agent and the gate know of the base model."""
+        return Base(
+            name=self.base_model,
+            accepted_ids=self.accepted_base_ids,
+            shape=self.model_shape.lora_shape,
+            mirror=self.base_model_mirror,
+        )
 
     @property
     def gpu_instance(self) -> GpuInstanceType:
@@ -236,15 +247,17 @@ class Settings(_Section):
                 f"{PROJECT}:baseModelShape: nothing is known of {self.base_model}: give {fields} from its config.json "
                 "(weightsGib: the size of its weight files)"
             ]
+        if self.base_model_mirror and not is_hub_id(self.base_model):
+            return [f"{PROJECT}:baseModelMirror: {self.base_model!r} is no hub id: set baseModel to what was mirrored"]
         if any(adapter.name == self.base_model for adapter in self.adapters):
             return [f"{PROJECT}:adapters: {self.base_model!r} is the base model's name: rename that adapter"]
         strangers = {
             m for adapter in self.adapters for m in adapter.target_modules
-        } - self.model_shape.lora_modules.keys()
+        } - self.model_shape.lora_shape.modules.keys()
         if strangers:
             return [
                 f"{PROJECT}:adapters: target modules {', '.join(sorted(strangers))} are not LoRA layers of {self.base_model}: "
-                f"train on some of {', '.join(self.model_shape.lora_modules)}"
+                f"train on some of {', '.join(self.model_shape.lora_shape.modules)}"
             ]
         try:
             slots = self.envelope

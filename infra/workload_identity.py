@@ -28,6 +28,12 @@ def service_trust(service: str) -> str:
     return policy({"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"})
 
 
+def account_trust(account: str, partition: str) -> str:
+    """Lets those of an account assume the role whose own policies allow it."""
+    root = f"arn:{partition}:iam::{account}:root"
+    return policy({"Effect": "Allow", "Principal": {"AWS": root}, "Action": "sts:AssumeRole"})
+
+
 def service_account_trust(provider_arn: str, issuer: str, namespace: str, service_account: str) -> str:
     """Lets exactly one service account of one cluster assume the role; `issuer` has no `https://`."""
     return policy(

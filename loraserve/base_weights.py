@@ -6,6 +6,7 @@ As with adapters the manifest is uploaded last and so commits the version; equal
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,7 +14,17 @@ from pydantic import ValidationError, field_validator
 
 from loraserve.bucket import Bucket, DigestMismatch, OnProgress, VersionExists
 from loraserve.desired import BASE_MODEL_PREFIX, Document, HubId, InvalidDesiredState, Mirror, PathSegment, explain
-from loraserve.files import PARTIAL_PREFIX, FileEntry, UnsafeFile, check_room, digest_of, put_in_place, write
+from loraserve.files import (
+    MAX_FILE_BYTES,
+    PARTIAL_PREFIX,
+    FileEntry,
+    UnsafeFile,
+    check_room,
+    digest_of,
+    open_regular,
+    put_in_place,
+    write,
+)
 from loraserve.manifest import MANIFEST_FILE
 
 CONFIG_FILE = "config.json"
@@ -21,6 +32,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 DATA_SUFFIXES = {WEIGHTS_SUFFIX, ".json", ".jinja", ".txt", ".model", ".tiktoken"}
 """What vLLM reads and nothing runs: pickles and Python files are no data."""
 MAX_MANIFEST_BYTES = 8 << 20
+MAX_HEADER_BYTES = 100 << 20
 
 
 class BaseManifest(Document):
@@ -71,7 +83,11 @@ def mirror(bucket: Bucket, folder: Path, model: str, version: str, progress: OnP
     An interrupted upload of the same bytes is taken up again.
     Raises UnsafeFile, InvalidDesiredState (a bad name), VersionExists, CatalogUnavailable.
     """
-    files = {path.name: FileEntry.read(path) for path in data_files(folder)}
+    paths = data_files(folder)
+    for path in paths:
+        if path.suffix == WEIGHTS_SUFFIX:
+            _check_whole(path)
+    files = {path.name: FileEntry.read(path) for path in paths}
     try:
         manifest = BaseManifest(model=model, version=version, files=files)
     except ValidationError as error:
@@ -93,6 +109,20 @@ def data_files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.suffix in DATA_SUFFIXES and path.name != MANIFEST_FILE)
     except OSError as error:
         raise UnsafeFile(f"{folder} cannot be read: {error.strerror}; give the folder of one whole model") from None
+
+
+def _check_whole(path: Path) -> None:
+    """Notices a download that was cut short, before a pod does. Raises UnsafeFile."""
+    with open_regular(path, MAX_FILE_BYTES) as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(header_bytes, MAX_HEADER_BYTES)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            promised = 8 + header_bytes + max(ends)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            promised = None
+        if promised != file.seek(0, os.SEEK_END):
+            raise UnsafeFile(f"{path.name} is no safetensors file, or cut short; download it again")
 
 
 def fetch(bucket: Bucket, model: str, wanted: Mirror, folder: Path, progress: OnProgress = lambda *_: None) -> None:

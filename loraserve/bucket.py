@@ -74,10 +74,12 @@ class Bucket:
     """Credentials and endpoint come from the AWS SDK's environment. Safe to share by threads.
 
     `pause_seconds` is the longest wait before the first retry; it doubles with each further one.
-    Every method raises CatalogUnavailable.
+    Every method raises CatalogUnavailable. `role` is assumed for every request, where it is given.
     """
 
-    def __init__(self, name: str, region: str | None = None, pause_seconds: float = 0.5) -> None:
+    def __init__(
+        self, name: str, region: str | None = None, pause_seconds: float = 0.5, role: str | None = None
+    ) -> None:
         self.name = name
         self._pause_seconds = pause_seconds
         # Retries are made here, around a whole part; the SDK's own would end where the body begins.
@@ -87,7 +89,7 @@ class Bucket:
             retries={"total_max_attempts": 1},
             max_pool_connections=4 * WORKERS,
         )
-        self._s3 = boto3.Session(region_name=region).client("s3", config=config)
+        self._s3 = _session(region, role).client("s3", config=config)
 
     def url(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
@@ -199,12 +201,34 @@ class Bucket:
             if upload["Key"] == key and upload.get("ChecksumAlgorithm") == "SHA256":
                 there = {"Bucket": self.name, "Key": key, "UploadId": upload["UploadId"]}
                 etags = {part["PartNumber"]: part["ETag"] for part in self._pages("list_parts", "Parts", key, there)}
-                if etags and all(_is_part(path, entry, number, etag) for number, etag in etags.items()):
+                if all(_is_part(path, entry, number, etag) for number, etag in etags.items()):
                     return upload["UploadId"], etags
         begun = self._call(
             key, lambda: self._s3.create_multipart_upload(Bucket=self.name, Key=key, ChecksumAlgorithm="SHA256")
         )
         return begun["UploadId"], {}
+
+    def verify(self, key: str, entry: FileEntry, progress: OnProgress) -> None:
+        """Reads every byte of an object, and keeps none. Raises ObjectMissing, DigestMismatch."""
+        tally = _Tally(key.rpartition("/")[2], entry.size, progress)
+
+        def check(part: int) -> None:
+            self._call(key, lambda: self._read_part(key, entry, part, lambda chunk: None))
+            tally.add(len(entry.span(part)))
+
+        _in_parallel(check, range(len(entry.parts)))
+
+    def objects(self, prefix: str) -> list[dict[str, Any]]:
+        """Key, Size, LastModified of every object below a prefix."""
+        return self._pages("list_objects_v2", "Contents", prefix, {"Bucket": self.name, "Prefix": prefix})
+
+    def delete(self, key: str) -> None:
+        self._call(key, lambda: self._s3.delete_object(Bucket=self.name, Key=key))
+
+    def abort(self, key: str, upload: str) -> None:
+        """Deletes the parts of an upload that was not completed."""
+        with suppress(_Overtaken):
+            self._call(key, lambda: self._s3.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload))
 
     def uploads(self, prefix: str) -> list[dict[str, Any]]:
         """Uploads in parts, not completed yet, below a prefix: Key, UploadId, Initiated."""
@@ -216,17 +240,23 @@ class Bucket:
 
     def _fetch_part(self, key: str, entry: FileEntry, part: int, target: Path) -> None:
         """Writes a part in its place, from its start at each attempt."""
+        with target.open("r+b") as file:
+            file.seek(entry.span(part).start)
+            self._read_part(key, entry, part, file.write)
+
+    def _read_part(self, key: str, entry: FileEntry, part: int, take: Callable[[bytes], object]) -> None:
         span, digest = entry.span(part), hashlib.sha256()
         answer = self._s3.get_object(Bucket=self.name, Key=key, Range=f"bytes={span.start}-{span.stop - 1}")
-        size = int(answer["ContentRange"].rpartition("/")[2])
         body = answer["Body"]
-        with body, target.open("r+b") as file:
+        with body:
+            if "ContentRange" not in answer:
+                raise CatalogUnavailable(f"{self.url(key)}: S3 sent all of it instead of the part that was asked for")
+            size = int(answer["ContentRange"].rpartition("/")[2])
             if size != entry.size:
                 raise _wrong_size(self.url(key), "more" if size > entry.size else "less")
-            file.seek(span.start)
             for chunk in body.iter_chunks(CHUNK_BYTES):
                 digest.update(chunk)
-                file.write(chunk)
+                take(chunk)
         if digest.hexdigest() != entry.parts[part]:
             raise DigestMismatch(f"{self.url(key)} holds other bytes than were published; publish a new version")
 
@@ -240,6 +270,17 @@ class Bucket:
                     raise _translate(error, self.url(key)) from error
             time.sleep(random.uniform(0, min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2 ** (attempt - 1))))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _session(region: str | None, role: str | None) -> boto3.Session:
+    session = boto3.Session(region_name=region)
+    if not role:
+        return session
+    try:
+        given = session.client("sts").assume_role(RoleArn=role, RoleSessionName="loraserve")["Credentials"]
+    except (BotoCoreError, ClientError) as error:
+        raise CatalogUnavailable(f"{role} cannot be assumed: {error}") from error
+    return boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], session.region_name)
 
 
 class _Tally:

@@ -10,15 +10,14 @@ stack config pins. Nothing is ever overwritten: each object is created with `If-
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from loraserve.bucket import Bucket, DigestMismatch, OnProgress, VersionExists
-from loraserve.desired import ADAPTER_PREFIX, Adapter, InvalidDesiredState, explain
+from loraserve.desired import ADAPTER_PREFIX, Adapter, Base
 from loraserve.files import PARTIAL_PREFIX, FileEntry, digest_of, put_in_place, write
-from loraserve.gate import FILES, MAX_FILE_BYTES, UnsafeAdapter, inspect
+from loraserve.gate import FILE_LIMITS, UnsafeAdapter, inspect
 from loraserve.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 
 
@@ -29,37 +28,35 @@ class Catalog:
         self._bucket = Bucket(bucket, region, pause_seconds)
 
     def publish(
-        self, folder: Path, model: str, version: str, name: str | None = None, progress: OnProgress = lambda *_: None
+        self,
+        folder: Path,
+        model: str,
+        version: str,
+        name: str | None = None,
+        progress: OnProgress = lambda *_: None,
+        *,
+        base: Base | None = None,
+        probe_prompts: Sequence[str] = (),
     ) -> Adapter:
         """Uploads a PEFT folder as a new version and returns its stack-config entry (`name` defaults to `model`).
 
+        It is checked against `base` where that is given; on `probe_prompts` it must answer otherwise than the base.
+
         An interrupted publish of the same bytes is taken up again.
-        Raises UnsafeFile, InvalidDesiredState (a bad name), VersionExists, CatalogUnavailable.
+        Raises UnsafeFile, InvalidDesiredState (a bad name or prompt), VersionExists, CatalogUnavailable.
         """
-        facts = inspect(folder)
-        files = {file: FileEntry.read(folder / file, MAX_FILE_BYTES[file]) for file in FILES}
-        manifest = Manifest.of(facts, files, datetime.now(UTC))
-        content = manifest.to_json()
-        try:
-            adapter = Adapter(
-                name=name or model,
-                model=model,
-                version=version,
-                digest=digest_of(content),
-                rank=facts.rank,
-                target_modules=facts.target_modules,
-                size_bytes=manifest.size_bytes,
-            )
-        except ValidationError as error:
-            raise InvalidDesiredState(explain(error)) from None
+        facts = inspect(folder, base)
+        files = {file: FileEntry.read(folder / file, limit) for file, limit in FILE_LIMITS.items()}
+        manifest = Manifest.of(facts, files, datetime.now(UTC), probe_prompts)
+        adapter = manifest.entry(name or model, model, version)
         if self._bucket.exists(_key(adapter, MANIFEST_FILE)):
             raise VersionExists(f"{self._url(adapter)} is published already; publish as a new version, such as 'v2'")
         for file, entry in files.items():
             self._bucket.upload(_key(adapter, file), folder / file, entry, progress)
-        self._bucket.create(_key(adapter, MANIFEST_FILE), content)
+        self._bucket.create(_key(adapter, MANIFEST_FILE), manifest.to_json())
         return adapter
 
-    def fetch(self, adapter: Adapter, into: Path) -> Path:
+    def fetch(self, adapter: Adapter, into: Path, base: Base | None = None) -> Path:
         """Returns the folder below `into` that holds exactly this version, downloading and verifying it if it is new.
 
         The folder appears whole or not at all.
@@ -77,7 +74,7 @@ class Catalog:
             partial.mkdir()
             for file, entry in manifest.files.items():
                 self._bucket.download(_key(adapter, file), entry, partial / file)
-            if inspect(partial) != manifest.facts():
+            if inspect(partial, base) != manifest.facts():
                 raise UnsafeAdapter(f"{self._url(adapter)}: the manifest and the files disagree; publish a new version")
             write(partial / MANIFEST_FILE, content)
             if not _is_complete(folder, adapter):  # another fetch of the same bytes may have been faster

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -40,6 +41,8 @@ def _matching(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+
 AdapterName = Annotated[
     str,
     _matching(
@@ -54,13 +57,7 @@ PathSegment = Annotated[
         "letters, digits and inner dots, hyphens or underscores, at most 63 characters, such as 'v1'",
     ),
 ]
-HubId = Annotated[
-    str,
-    _matching(
-        r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?",
-        "a model's id on its hub, such as 'mistralai/Mistral-7B-v0.1'",
-    ),
-]
+HubId = Annotated[str, _matching(_HUB_ID, "a model's id on its hub, such as 'mistralai/Mistral-7B-v0.1'")]
 Digest = Annotated[
     str, _matching(r"sha256:[0-9a-f]{64}", "'sha256:' and 64 hexadecimal digits, as `loraserve publish` prints it")
 ]
@@ -101,6 +98,13 @@ class Adapter(Document):
     size_bytes: Annotated[int, Field(strict=True, gt=0)]
 
 
+class LoraShape(Document):
+    """Where an adapter can change the base model: how many layers, and input and output width of each module."""
+
+    num_hidden_layers: Annotated[int, Field(strict=True, gt=0)]
+    modules: dict[ModuleName, tuple[PositiveInt, PositiveInt]]
+
+
 class Mirror(Document):
     """The base model's weights in the bucket, as `loraserve mirror` prints them."""
 
@@ -120,6 +124,10 @@ class Base(Document):
 
     name: Annotated[str, StringConstraints(min_length=1)]
     """The id under which vLLM serves it."""
+    accepted_ids: tuple[str, ...] = ()
+    """What adapters may say they were trained on, besides `name`; empty: their tensors' shapes alone decide."""
+    shape: LoraShape | None = None
+    """None: not known, and not compared."""
     mirror: Mirror | None = None
     """Where its weights lie in the bucket; None: vLLM takes them from the hub."""
 
@@ -165,6 +173,11 @@ def served_name(adapter: Adapter) -> str:
     return f"{adapter.name}@{adapter.version}"
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether `text` can name a model in the bucket."""
+    return re.fullmatch(_HUB_ID, text) is not None
+
+
 def explain(error: ValidationError, root: str = "") -> str:
     """What is wrong, one line per field (`adapters[1].rank: ...`); `root` is put before each path."""
     return "\n".join(_explain_field(root, detail) for detail in error.errors(include_url=False))
@@ -186,5 +199,5 @@ def _explain_field(root: str, detail: ErrorDetails) -> str:
         case _:
             problem = detail["msg"]
     shown = bool(path) and isinstance(detail["input"], str | int | float | None)
-    given = f" (it is {detail['input']!r})" if shown else ""
+    given = f" (it is {detail['input']!r:.80})" if shown else ""
     return f"{path or 'document'}: {problem}{given}"

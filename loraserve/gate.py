@@ -10,19 +10,24 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loraserve.desired import Rank, explain
+from loraserve.desired import Base, LoraShape, Rank, explain
 from loraserve.files import UnsafeFile, open_regular
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-FILES = (CONFIG_FILE, WEIGHTS_FILE)
-
-MAX_FILE_BYTES = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
-MAX_HEADER_BYTES = 32 << 20
+FILE_LIMITS = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
+"""Every file an adapter consists of, and the bytes it may have."""
+MAX_HEADER_BYTES = 4 << 20
+"""Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
 MAX_DIMENSIONS = 8
+MAX_NAME_LENGTH = 256
 
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight")
+_LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight", re.ASCII)
+_BASE_LAYER = re.compile(
+    r"base_model\.model\.(?:\w+\.)*layers\.(?P<index>0|[1-9]\d{0,3})\.\w+\.(?P<module>\w+)\.lora_(?P<half>[AB])\.weight",
+    re.ASCII,
+)
 
 
 class UnsafeAdapter(UnsafeFile):
@@ -78,15 +83,20 @@ class _PeftConfig(BaseModel):
         return [name for name, used in in_use.items() if used]
 
 
-def inspect(folder: Path) -> AdapterFacts:
-    """Checks the two PEFT files in `folder` and returns what they say. Raises UnsafeAdapter, UnsafeFile."""
+def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
+    """Checks the two PEFT files in `folder`, against the base model where it is given, and returns what they say.
+
+    Raises UnsafeAdapter, UnsafeFile.
+    """
     config = _read_config(folder)
     _refuse_pickle(folder)
-    with open_regular(folder / WEIGHTS_FILE, MAX_FILE_BYTES[WEIGHTS_FILE]) as weights:
+    with open_regular(folder / WEIGHTS_FILE, FILE_LIMITS[WEIGHTS_FILE]) as weights:
         tensors = read_safetensors_header(weights)
     modules = _check_tensors(tensors, config.r)
     if isinstance(config.target_modules, list):
         _check_modules(config.target_modules, modules)
+    if base:
+        _check_base(base, config.base_model_name_or_path, tensors)
     return AdapterFacts(
         base_model=config.base_model_name_or_path,
         rank=config.r,
@@ -105,7 +115,7 @@ def _refuse_pickle(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> _PeftConfig:
-    with open_regular(folder / CONFIG_FILE, MAX_FILE_BYTES[CONFIG_FILE]) as file:
+    with open_regular(folder / CONFIG_FILE, FILE_LIMITS[CONFIG_FILE]) as file:
         text = file.read()
     try:
         config = _PeftConfig.model_validate_json(text)
@@ -138,10 +148,47 @@ def _check_modules(declared: list[str], layers: set[str]) -> None:
     """Every declared target must have a tensor and every tensor a target: the two files belong together."""
     names_of = {layer: _names_of(layer) for layer in sorted(layers)}
     if missing := set(declared).difference(*names_of.values()):
-        raise UnsafeAdapter(f"{CONFIG_FILE} targets {min(missing)!r}, but {WEIGHTS_FILE} has no tensor for it")
+        raise UnsafeAdapter(f"{CONFIG_FILE} targets {min(missing)!r:.80}, but {WEIGHTS_FILE} has no tensor for it")
     for layer, names in names_of.items():
         if names.isdisjoint(declared):
             raise UnsafeAdapter(f"{WEIGHTS_FILE} changes {layer!r}, which {CONFIG_FILE} does not target")
+
+
+def _check_base(base: Base, trained_on: str, tensors: dict[str, Tensor]) -> None:
+    accepted = {base.name, *base.accepted_ids}
+    if base.accepted_ids and trained_on not in accepted:
+        raise UnsafeAdapter(
+            f"it was trained on {trained_on!r:.80}, and this stack serves adapters of {', '.join(sorted(accepted))}: train it "
+            "on one of them, or add the id to acceptedBaseIds if it means the same weights"
+        )
+    if base.shape:
+        _check_shapes(base.name, base.shape, tensors)
+
+
+def _check_shapes(base: str, shape: LoraShape, tensors: dict[str, Tensor]) -> None:
+    """Every tensor must fit a layer that the base model has, and no layer be changed twice. Raises UnsafeAdapter."""
+    changed: set[tuple[str, str, str]] = set()
+    for name, tensor in tensors.items():
+        place = _BASE_LAYER.fullmatch(name)
+        widths = place and shape.modules.get(place["module"])
+        if not place or not widths:
+            raise UnsafeAdapter(
+                f"tensor {name!r} is not of a layer that {base} has: train on some of {', '.join(shape.modules)}"
+            )
+        if int(place["index"]) >= shape.num_hidden_layers:
+            raise UnsafeAdapter(
+                f"tensor {name!r} is of layer {place['index']}, and {base} has {shape.num_hidden_layers}, counted from 0: "
+                "train the adapter on this model"
+            )
+        axis, width = (1, widths[0]) if place["half"] == "A" else (0, widths[1])
+        if tensor.shape[axis] != width:
+            raise UnsafeAdapter(
+                f"tensor {name!r} has shape {list(tensor.shape)}, and {place['module']} of {base} is {width} wide there: "
+                "train the adapter on this model"
+            )
+        if place.groups() in changed:
+            raise UnsafeAdapter(f"tensor {name!r} changes a layer that another one changes; save the adapter again")
+        changed.add((place["index"], place["module"], place["half"]))
 
 
 def _names_of(layer: str) -> set[str]:
@@ -180,13 +227,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_tensor(name: str, entry: object) -> Tensor:
+    if len(name) > MAX_NAME_LENGTH:
+        raise _broken(f"a tensor's name is longer than {MAX_NAME_LENGTH} characters")
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end], **rest} if not rest:
             numbers = [*shape, begin, end]
         case _:
             raise _broken(f"the entry of tensor {name!r} is malformed")
     if dtype not in _DTYPE_BYTES:
-        raise _broken(f"tensor {name!r} has dtype {dtype!r}; save the adapter as one of {', '.join(_DTYPE_BYTES)}")
+        raise _broken(f"tensor {name!r} has dtype {dtype!r:.20}; save the adapter as one of {', '.join(_DTYPE_BYTES)}")
     if len(shape) > MAX_DIMENSIONS or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
         raise _broken(f"the shape or offsets of tensor {name!r} are out of range")
     if end - begin != prod(shape) * _DTYPE_BYTES[dtype]:

@@ -1,17 +1,24 @@
 """manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from loraserve.desired import Adapter, Document, Rank, TargetModules, explain
-from loraserve.files import FileEntry
-from loraserve.gate import FILES, MAX_FILE_BYTES, AdapterFacts, UnsafeAdapter
+from loraserve.desired import Adapter, Document, InvalidDesiredState, Rank, TargetModules, explain
+from loraserve.files import FileEntry, digest_of
+from loraserve.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
+
+
+MAX_PROBE_PROMPTS = 8
+ProbePrompts = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...], Field(max_length=MAX_PROBE_PROMPTS)
+]
 
 
 class Manifest(Document):
@@ -24,28 +31,41 @@ class Manifest(Document):
     target_modules: TargetModules
     dtypes: tuple[str, ...]
     created_at: datetime
+    probe_prompts: ProbePrompts = ()
+    """On these the adapter's answer must differ from the base model's; () leaves the choice to the agent."""
 
     @field_validator("files")
     @classmethod
     def _names_the_peft_files(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        if set(files) != set(FILES):
-            raise ValueError(f"must name exactly {' and '.join(FILES)}")
-        for file, limit in MAX_FILE_BYTES.items():
+        if set(files) != set(FILE_LIMITS):
+            raise ValueError(f"must name exactly {' and '.join(FILE_LIMITS)}")
+        for file, limit in FILE_LIMITS.items():
             if files[file].size > limit:
                 raise ValueError(f"{file} has {files[file].size} bytes, more than the {limit} allowed")
         return files
 
     @classmethod
-    def of(cls, facts: AdapterFacts, files: dict[str, FileEntry], created_at: datetime) -> Self:
-        return cls(
-            files=files,
-            base_model=facts.base_model,
-            rank=facts.rank,
-            alpha=facts.alpha,
-            target_modules=facts.target_modules,
-            dtypes=facts.dtypes,
-            created_at=created_at,
-        )
+    def of(
+        cls,
+        facts: AdapterFacts,
+        files: dict[str, FileEntry],
+        created_at: datetime,
+        probe_prompts: Sequence[str] = (),
+    ) -> Self:
+        """Raises InvalidDesiredState: probe prompts that no agent could use."""
+        try:
+            return cls(
+                files=files,
+                base_model=facts.base_model,
+                rank=facts.rank,
+                alpha=facts.alpha,
+                target_modules=facts.target_modules,
+                dtypes=facts.dtypes,
+                created_at=created_at,
+                probe_prompts=tuple(probe_prompts),
+            )
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
@@ -68,6 +88,21 @@ class Manifest(Document):
             target_modules=self.target_modules,
             dtypes=self.dtypes,
         )
+
+    def entry(self, name: str, model: str, version: str) -> Adapter:
+        """What the stack config is to say of this version. Raises InvalidDesiredState: a bad name."""
+        try:
+            return Adapter(
+                name=name,
+                model=model,
+                version=version,
+                digest=digest_of(self.to_json()),
+                rank=self.rank,
+                target_modules=self.target_modules,
+                size_bytes=self.size_bytes,
+            )
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
 
     @property
     def size_bytes(self) -> int:

@@ -48,6 +48,9 @@ class BaseWeights:
             base_weights.fetch(Bucket(desired.bucket, desired.region), desired.base.name, mirror, folder)
         except (LoraserveError, OSError) as error:
             return str(error)
+        except Exception as error:
+            log.exception(event("base weights not fetched"))
+            return f"{type(error).__name__}: {error}"
         log.info(event("base weights fetched", bytes=mirror.size_bytes, seconds=f"{time.monotonic() - started:.1f}"))
         return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraserve.agent.metrics import Metrics
 from loraserve.catalog import Catalog
-from loraserve.desired import Adapter
+from loraserve.desired import Adapter, DesiredState
 
 WORKERS = 4
 
@@ -25,13 +25,14 @@ class Downloads:
         self._open_catalog = open_catalog
         self._metrics = metrics
         self._on_finished = on_finished
-        self._wanted: queue.SimpleQueue[tuple[Adapter, str, str | None]] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[Adapter, DesiredState]] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[tuple[Adapter, Path | Exception]] = queue.SimpleQueue()
         for _ in range(WORKERS):
             threading.Thread(target=self._work, name="download", daemon=True).start()
 
-    def start(self, adapter: Adapter, bucket: str, region: str | None) -> None:
-        self._wanted.put((adapter, bucket, region))
+    def start(self, adapter: Adapter, desired: DesiredState) -> None:
+        """`desired` says where the adapter lies, and what base model it must fit."""
+        self._wanted.put((adapter, desired))
 
     def finished(self) -> Iterator[tuple[Adapter, Path | Exception]]:
         """What ended since the last call: the adapter, and its folder or what went wrong."""
@@ -40,10 +41,11 @@ class Downloads:
 
     def _work(self) -> None:
         while True:
-            adapter, bucket, region = self._wanted.get()
+            adapter, desired = self._wanted.get()
             try:
                 with self._metrics.fetch_seconds.time():
-                    outcome = self._open_catalog(bucket, region).fetch(adapter, self._folder)
+                    catalog = self._open_catalog(desired.bucket, desired.region)
+                    outcome = catalog.fetch(adapter, self._folder, desired.base)
             except Exception as error:
                 outcome = error
             self._finished.put((adapter, outcome))

@@ -126,7 +126,7 @@ class Reconciler:
         if progress.folder is None:
             progress.enter(State.FETCHING)
             progress.downloading = True
-            self._downloads.start(adapter, desired.bucket, desired.region)
+            self._downloads.start(adapter, desired)
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
         elif self._loaded.get(served_name(adapter)) == str(progress.folder):

@@ -9,10 +9,19 @@ from pathlib import Path
 
 import safetensors
 
+from loraserve.desired import Base, LoraShape
+
 BUCKET = "adapters-test"
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 HIDDEN = 16
 
+
+BASE = Base(
+    name="acme/tiny",
+    accepted_ids=("mistralai/Mistral-7B-v0.1",),
+    shape=LoraShape(num_hidden_layers=2, modules=dict.fromkeys(QKVO, (HIDDEN, HIDDEN))),
+)
+"""What `write_adapter`'s adapters fit."""
 
 Shapes = dict[str, list[int]]
 """Tensor name -> shape."""

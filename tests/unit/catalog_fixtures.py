@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import boto3
 import pytest
 from moto import mock_aws
+from moto.s3.exceptions import NoSuchUpload
+from moto.s3.models import MultipartDict
 
 from loraserve.bucket import Bucket
 from loraserve.catalog import Catalog
@@ -21,9 +23,15 @@ def aws() -> Iterator[Any]:
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.delenv("AWS_ENDPOINT_URL", raising=False)
+        environment.setattr(MultipartDict, "__missing__", _no_such_upload, raising=False)
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         yield client
+
+
+def _no_such_upload(_: MultipartDict, upload: str) -> NoReturn:
+    """moto fails with a KeyError here."""
+    raise NoSuchUpload(upload)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Looks at the requests a Bucket makes, and interferes with them."""
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,3 +35,27 @@ def on_each_request(bucket: Bucket, act: Callable[[str], Any], operation: str = 
 
 def recording(bucket: Bucket, operation: str = "*") -> Any:
     return on_each_request(bucket, lambda url: None, operation)
+
+
+def kill_after(requests: int) -> Callable[[str], None]:
+    counter, lock = itertools.count(1), threading.Lock()
+
+    def act(_: str) -> None:
+        with lock:
+            if next(counter) > requests:
+                raise Killed
+
+    return act
+
+
+def once(action: Callable[[], object]) -> Callable[[str], None]:
+    """Acts before the first request only."""
+    lock = threading.Lock()
+    left = iter([action])
+
+    def act(_: str) -> None:
+        with lock:
+            if first := next(left, None):
+                first()
+
+    return act

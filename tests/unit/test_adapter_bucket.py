@@ -9,6 +9,8 @@ import pytest
 from infra.adapter_bucket import bucket_policy
 from tests.unit.declared import Program, declared
 
+GC_ROLE = "arn:aws:iam::123456789012:role/gc"
+
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
@@ -52,10 +54,30 @@ def test_every_guard_stands_on_the_one_bucket(dev: Program) -> None:
 
 
 def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
-    statements = json.loads(bucket_policy("arn:aws:s3:::adapters"))["Statement"]
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE))["Statement"]
     denied = {statement["Sid"]: statement for statement in statements}
     assert all(statement["Effect"] == "Deny" and statement["Principal"] == "*" for statement in statements)
     assert denied["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
     assert denied["NoOverwrite"]["Action"] == "s3:PutObject"
     assert denied["NoOverwrite"]["Condition"]["Null"] == {"s3:if-none-match": "true"}
-    assert denied["NoDelete"]["Action"] == ["s3:DeleteObject", "s3:DeleteObjectVersion"]
+    assert denied["NoDelete"]["Condition"] == {"ArnNotEquals": {"aws:PrincipalArn": GC_ROLE}}
+    assert "Condition" not in denied["NoDeleteForGood"]
+    for sid in ("NoOverwrite", "NoDelete", "NoDeleteForGood"):
+        assert denied[sid]["Resource"] == ["arn:aws:s3:::adapters/llm-models/*", "arn:aws:s3:::adapters/base-models/*"]
+
+
+def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev: Program) -> None:
+    policy = json.loads(dev.one("iam/rolePolicy:RolePolicy", "loraserve-dev-adapters-gc").inputs["policy"])
+    allowed = {action for statement in policy["Statement"] for action in statement["Action"]}
+    assert allowed == {
+        "s3:ListBucket",
+        "s3:ListBucketMultipartUploads",
+        "s3:DeleteObject",
+        "s3:AbortMultipartUpload",
+    }
+
+
+def test_the_clean_up_role_is_assumed_from_the_own_account(dev: Program) -> None:
+    role = dev.one("iam/role:Role", "loraserve-dev-adapters-gc").inputs
+    [trust] = json.loads(role["assumeRolePolicy"])["Statement"]
+    assert trust["Principal"] == {"AWS": "arn:aws:iam::123456789012:root"}

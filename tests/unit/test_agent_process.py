@@ -14,11 +14,13 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from loraserve import base_weights
 from loraserve.agent.settings import InvalidSettings, Settings
 from loraserve.agent.state import AgentState, State
+from loraserve.bucket import Bucket
 from loraserve.catalog import Catalog
 from loraserve.desired import Base, DesiredState
-from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, safetensors_of, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
 
@@ -77,6 +79,7 @@ def test_the_agent_serves_state_and_probes_and_stops_cleanly(
             report = AgentState.model_validate_json(http.get("/v1/state").text)
             assert [status.state for status in report.adapters] == [State.READY]
             assert http.get("/livez").status_code == 200
+            assert http.get("/startupz").status_code == 200, "no base weights are mirrored, so vLLM may start"
             assert "loraserve_vllm_up 1.0" in http.get("/metrics").text
             assert http.get("/secrets").status_code == 404
     finally:
@@ -85,6 +88,36 @@ def test_the_agent_serves_state_and_probes_and_stops_cleanly(
     assert process.returncode == 0
     assert "INFO adapter ready adapter=a@v1" in log
     assert log.splitlines()[-1].endswith("INFO agent stopped")
+
+
+def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
+    environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(safetensors_of({"w": [4, 4]}))
+    mirror = base_weights.mirror(Bucket(BUCKET), model, "acme/tiny", "v1")
+    desired, folder, port = tmp_path / "desired.json", tmp_path / "base" / mirror.folder_name, free_port()
+    process = start(
+        environment,
+        LORASERVE_DESIRED_FILE=desired,
+        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
+        LORASERVE_BASE_FOLDER=folder,
+        LORASERVE_PORT=port,
+        VLLM_URL=vllm.url,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as http:
+            assert http.get("/startupz").status_code == 503
+            desired.write_text(DesiredState(base=Base(name="acme/tiny", mirror=mirror), bucket=BUCKET).to_json())
+            while http.get("/startupz").status_code != 200:
+                assert process.poll() is None, "the agent ended"
+                time.sleep(0.05)
+        assert base_weights.is_complete(folder)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
 
 
 def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:

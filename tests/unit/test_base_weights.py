@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from loraserve.cli import main
 from loraserve.desired import Base, DesiredState, InvalidDesiredState, Mirror
 from loraserve.files import DiskFull, UnsafeFile
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of
-from tests.unit.s3_requests import Killed, on_each_request, recording
+from tests.unit.s3_requests import Killed, kill_after, on_each_request, recording
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -88,6 +89,26 @@ def test_half_a_model_is_refused(
     assert keys(s3) == set()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+        lambda content: b"<html>no access</html>",
+        lambda _: b"",
+    ],
+    ids=["cut short", "longer", "an error page", "empty"],
+)
+def test_weights_that_were_not_downloaded_whole_are_refused(
+    s3: Any, bucket: Bucket, model_folder: Path, change: Callable[[bytes], bytes]
+) -> None:
+    shard = model_folder / SHARDS[1]
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(UnsafeFile, match=r"model-00002-of-00002\.safetensors is no safetensors file, or cut short"):
+        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    assert keys(s3) == set()
+
+
 def test_a_link_out_of_the_folder_is_refused(s3: Any, bucket: Bucket, model_folder: Path) -> None:
     (model_folder / "tokenizer.json").unlink()
     (model_folder / "tokenizer.json").symlink_to("/etc/passwd")
@@ -128,33 +149,18 @@ def test_a_killed_mirror_is_no_version_and_is_taken_up_again(
 
 
 def test_a_killed_fetch_goes_on_and_is_never_half_there(bucket: Bucket, mirrored: Mirror, folder: Path) -> None:
-    requests = kills = 0
-    while not folder.exists():
-        with recording(bucket, "GetObject") as urls:
-            try:
-                with on_each_request(bucket, kill_after_one_part()):
-                    base_weights.fetch(bucket, MODEL, mirrored, folder)
-            except Killed:
-                kills += 1
-                assert not base_weights.is_complete(folder)
-        requests += len(urls)
+    kills = 0
+    while not base_weights.is_complete(folder):
+        try:
+            with on_each_request(bucket, kill_after(2)):  # the manifest and one part more
+                base_weights.fetch(bucket, MODEL, mirrored, folder)
+        except Killed:
+            kills += 1
+            assert not folder.exists()
 
     assert kills > 5
     assert base_weights.is_complete(folder)
     assert {path.name for path in folder.iterdir()} == DATA | {"manifest.json"}
-
-
-def kill_after_one_part() -> Any:
-    seen, lock = [0], threading.Lock()
-
-    def act(url: str) -> None:
-        with lock:
-            if "manifest.json" not in url:
-                seen[0] += 1
-            if seen[0] > 1:
-                raise Killed
-
-    return act
 
 
 def test_bytes_that_changed_in_the_bucket_never_reach_vllm(
@@ -261,7 +267,7 @@ def test_a_pod_never_fetches_other_weights_than_its_vllm_loads(
 def test_s3_being_down_at_the_start_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, bucket: Bucket, mirrored: Mirror, folder: Path
 ) -> None:
-    failing = iter([CatalogUnavailable("down"), ObjectMissing("not there"), OSError("disk")])
+    failing = iter([CatalogUnavailable("down"), ObjectMissing("not there"), OSError("disk"), KeyError("a bug")])
     fetch = base_weights.fetch
 
     def fetch_in_trouble(*arguments: Any) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import stat
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from botocore.awsrequest import AWSResponse
 
 from loraserve.bucket import ATTEMPTS, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
 from loraserve.catalog import Catalog, remove_partial_downloads
-from loraserve.desired import Adapter, InvalidDesiredState
+from loraserve.desired import Adapter, InvalidDesiredState, LoraShape
 from loraserve.gate import UnsafeAdapter
-from tests.unit.adapters_and_vllm import BUCKET, write_adapter
+from tests.unit.adapters_and_vllm import BASE, BUCKET, QKVO, write_adapter
+from tests.unit.s3_requests import Killed, kill_after, on_each_request, once
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
 
@@ -51,16 +53,13 @@ def pin_manifest(s3: Any, adapter: Adapter, **changes: object) -> Adapter:
 @contextmanager
 def failing_downloads(catalog: Catalog, failures: int, status: int = 503) -> Iterator[list[str]]:
     """Answers the first downloads with `status`; yields the list of all URLs asked for, which grows."""
-    urls: list[str] = []
+    left = iter(range(failures))
 
-    def answer(request: Any, **_: object) -> AWSResponse | None:
-        urls.append(request.url)
-        return AWSResponse(request.url, status, {}, NoBody()) if len(urls) <= failures else None
+    def answer(url: str) -> AWSResponse | None:
+        return None if next(left, None) is None else AWSResponse(url, status, {}, NoBody())
 
-    events = catalog._bucket._s3.meta.events
-    events.register_first("before-send.s3.GetObject", answer)
-    yield urls
-    events.unregister("before-send.s3.GetObject", answer)
+    with on_each_request(catalog._bucket, answer, "GetObject") as urls:
+        yield urls
 
 
 class NoBody:
@@ -237,6 +236,72 @@ def test_a_manifest_that_does_not_fit_is_refused(
     with pytest.raises(UnsafeAdapter, match=reason):
         catalog.fetch(pin_manifest(s3, published, **changes), disk)
     assert list(disk.iterdir()) == []
+
+
+WIDER = BASE.model_copy(update={"shape": LoraShape(num_hidden_layers=2, modules=dict.fromkeys(QKVO, (32, 32)))})
+
+
+def test_an_adapter_of_another_base_model_is_not_published(s3: Any, catalog: Catalog, peft_folder: Path) -> None:
+    with pytest.raises(UnsafeAdapter, match="train the adapter on this model"):
+        catalog.publish(peft_folder, "rag-qa", "v1", base=WIDER)
+    assert keys(s3) == []
+
+
+def test_an_adapter_of_another_base_model_never_reaches_vllm(catalog: Catalog, published: Adapter, disk: Path) -> None:
+    with pytest.raises(UnsafeAdapter, match="train the adapter on this model"):
+        catalog.fetch(published, disk, WIDER)
+    assert list(disk.iterdir()) == []
+    catalog.fetch(published, disk, BASE)
+
+
+def test_the_publishers_probe_prompts_arrive_beside_vllm(catalog: Catalog, peft_folder: Path, disk: Path) -> None:
+    adapter = catalog.publish(peft_folder, "rag-qa", "v1", probe_prompts=["What is S3?", "Why?"])
+
+    manifest = json.loads((catalog.fetch(adapter, disk) / "manifest.json").read_bytes())
+
+    assert manifest["probePrompts"] == ["What is S3?", "Why?"]
+
+
+@pytest.mark.parametrize("prompts", [["x"] * 9, ["x" * 2001], [""]])
+def test_prompts_that_no_agent_could_use_are_refused(
+    s3: Any, catalog: Catalog, peft_folder: Path, prompts: list[str]
+) -> None:
+    with pytest.raises(InvalidDesiredState, match="probe_prompts"):
+        catalog.publish(peft_folder, "rag-qa", "v1", probe_prompts=prompts)
+    assert keys(s3) == []
+
+
+def test_a_publish_killed_at_any_request_is_no_version_and_is_taken_up_again(
+    s3: Any, catalog: Catalog, peft_folder: Path, disk: Path, small_parts: int
+) -> None:
+    kills = 0
+    for requests in itertools.count():
+        version = f"v{requests}"
+        try:
+            with on_each_request(catalog._bucket, kill_after(requests)):
+                adapter = catalog.publish(peft_folder, "rag-qa", version)
+        except Killed:
+            kills += 1
+            assert f"llm-models/rag-qa/{version}/manifest.json" not in keys(s3)
+            adapter = catalog.publish(peft_folder, "rag-qa", version)
+        catalog.fetch(adapter, disk)
+        if kills < requests + 1:
+            break
+    assert kills > 10
+
+
+def test_of_two_publishers_of_one_version_one_wins(
+    s3: Any, catalog: Catalog, peft_folder: Path, tmp_path: Path, disk: Path, small_parts: int
+) -> None:
+    other = write_adapter(tmp_path / "other", fill=b"\x02")
+    winners: list[Adapter] = []
+    publish_other = once(lambda: winners.append(Catalog(BUCKET, pause_seconds=0).publish(other, "rag-qa", "v1")))
+
+    with on_each_request(catalog._bucket, publish_other, "CompleteMultipartUpload"), pytest.raises(VersionExists):
+        catalog.publish(peft_folder, "rag-qa", "v1")
+
+    folder = catalog.fetch(winners[0], disk)
+    assert (folder / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
 
 
 def test_a_missing_version_is_named(catalog: Catalog, published: Adapter, disk: Path) -> None:

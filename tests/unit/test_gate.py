@@ -11,16 +11,18 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraserve.base_model import read_base
+from loraserve.desired import Base, InvalidDesiredState
 from loraserve.files import UnsafeFile
-from loraserve.gate import UnsafeAdapter, inspect, read_safetensors_header
-from tests.unit.adapters_and_vllm import lora_shapes, safetensors_of, write_adapter
+from loraserve.gate import MAX_HEADER_BYTES, UnsafeAdapter, inspect, read_safetensors_header
+from tests.unit.adapters_and_vllm import BASE, HIDDEN, Shapes, lora_shapes, safetensors_of, write_adapter
 
 SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
 
 
-def refusal(folder: Path) -> str:
+def refusal(folder: Path, base: Base | None = None) -> str:
     with pytest.raises(UnsafeFile) as raised:
-        inspect(folder)
+        inspect(folder, base)
     return str(raised.value)
 
 
@@ -65,6 +67,13 @@ def test_a_config_that_vllm_would_not_serve_as_trained_is_refused(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     assert reason in refusal(write_adapter(tmp_path, **config))
+
+
+def test_a_refusal_stays_short_whatever_the_files_say(tmp_path: Path) -> None:
+    long = "x" * 10_000
+    configs: list[dict[str, Any]] = [{"r": long}, {"target_modules": [long]}, {"base_model_name_or_path": long}]
+    for config in configs:
+        assert len(refusal(write_adapter(tmp_path, **config), BASE)) < 500
 
 
 def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -126,6 +135,92 @@ def test_tensors_that_are_no_lora_are_refused(tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in refusal(write_adapter(tmp_path, shapes))
 
 
+def moved(to: str, **width: int) -> Shapes:
+    """A q_proj adapter whose tensors are called after another layer, or have another `a` or `b` width."""
+    name = f"base_model.model.model.{to}"
+    return {
+        f"{name}.lora_A.weight": [8, width.get("a", HIDDEN)],
+        f"{name}.lora_B.weight": [width.get("b", HIDDEN), 8],
+    }
+
+
+def test_an_adapter_that_fits_the_base_model_passes(tmp_path: Path) -> None:
+    inspect(write_adapter(tmp_path), BASE)
+
+
+def test_an_adapter_of_another_base_model_is_refused_with_those_accepted(tmp_path: Path) -> None:
+    told = refusal(write_adapter(tmp_path, base_model_name_or_path="meta/Llama-3"), BASE)
+
+    assert "it was trained on 'meta/Llama-3', and this stack serves adapters of acme/tiny, mistralai/" in told
+    assert "acceptedBaseIds" in told
+
+
+def test_where_no_ids_are_configured_shapes_alone_decide(tmp_path: Path) -> None:
+    shapes_only = BASE.model_copy(update={"accepted_ids": ()})
+
+    inspect(write_adapter(tmp_path, base_model_name_or_path="/home/me/checkpoint-300"), shapes_only)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "reason"),
+    [
+        (moved("layers.0.self_attn.q_proj", a=32), "q_proj of acme/tiny is 16 wide there"),
+        (moved("layers.0.self_attn.q_proj", b=32), "q_proj of acme/tiny is 16 wide there"),
+        (moved("layers.2.self_attn.q_proj"), "is of layer 2, and acme/tiny has 2, counted from 0"),
+        (moved("layers.99999.self_attn.q_proj"), "is not of a layer that acme/tiny has"),
+        (moved("layers.00.self_attn.q_proj"), "is not of a layer that acme/tiny has"),
+        (moved("layers.-1.self_attn.q_proj"), "is not the A or B matrix"),
+        (moved("layers.0.self_attn/../q_proj"), "is not the A or B matrix"),
+        (moved("layers.0.mlp.gate_proj"), "train on some of q_proj, k_proj, v_proj, o_proj"),
+        (moved("q_proj"), "is not of a layer that acme/tiny has"),
+        (moved("layers.0.self_attn.q_proj") | moved("twin.layers.0.self_attn.q_proj"), "that another one changes"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_base_model_are_refused(tmp_path: Path, shapes: Shapes, reason: str) -> None:
+    folder = write_adapter(tmp_path, shapes, target_modules=r".*")
+
+    assert reason in refusal(folder, BASE)
+
+
+CONFIG = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "model_type": "mistral",
+    "head_dim": None,
+}
+
+
+def test_the_base_model_is_read_from_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+
+    shape = read_base(str(tmp_path / "config.json")).shape
+
+    assert shape
+    assert shape.num_hidden_layers == 32
+    assert (shape.modules["k_proj"], shape.modules["down_proj"]) == ((4096, 1024), (14336, 4096))
+
+
+def test_the_base_model_is_read_from_what_the_stack_says() -> None:
+    assert read_base(json.dumps(BASE.model_dump(mode="json", by_alias=True, exclude_none=True))) == BASE
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "no json", '{"hidden_size": "wide"}', json.dumps(CONFIG | {"hidden_size": 0})]
+)
+def test_a_config_without_the_numbers_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InvalidDesiredState):
+        read_base(str(tmp_path / "config.json"))
+
+
+def test_a_config_that_is_not_there_is_named() -> None:
+    with pytest.raises(InvalidDesiredState, match=r"/no/config\.json is no config\.json"):
+        read_base("/no/config.json")
+
+
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
 
@@ -135,11 +230,13 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (b"", "has 0 bytes"),
         (b"\x05\x00", "has 2 bytes"),
         ((1 << 63).to_bytes(8, "little") + b"{}", "claims a header"),
+        (with_header("{" + " " * MAX_HEADER_BYTES + "}"), "claims a header"),
         (with_header("[1]"), "not a JSON object"),
         (with_header("[" * 100_000), "not valid JSON"),
         (with_header('{"a": 1, "a": 2}'), "a key appears twice"),
         (with_header('{"a": ' + "9" * 5000 + "}"), "not valid JSON"),
         (with_header({"a": "text"}), "malformed"),
+        (with_header({"a" * 300: ENTRY}, b"1234"), "longer than"),
         (with_header({"a": {**ENTRY, "more": 1}}, b"1234"), "malformed"),
         (with_header({"a": {**ENTRY, "dtype": "F64"}}, b"1234"), "dtype 'F64'"),
         (with_header({"a": {**ENTRY, "shape": [2]}}, b"1234"), "contradict"),

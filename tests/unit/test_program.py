@@ -235,6 +235,62 @@ def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
     assert not any("-lora" in arg for arg in args)
 
 
+def test_the_agent_and_the_gate_know_the_base_model() -> None:
+    program = declare("dev", acceptedBaseIds=["mistralai/Mistral-7B-v0.1"])
+    base = json.loads(program.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])["base"]
+    assert base["acceptedIds"] == ["mistralai/Mistral-7B-v0.1"]
+    assert base["shape"]["numHiddenLayers"] == 32
+    assert base["shape"]["modules"]["k_proj"] == [4096, 1024]
+
+
+MIRROR = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3}
+
+
+@pytest.fixture(scope="module")
+def mirrored() -> Program:
+    return declare("dev", baseModelMirror=MIRROR)
+
+
+def test_mirrored_weights_are_fetched_before_vllm_starts(mirrored: Program) -> None:
+    agent = pod(mirrored)["initContainers"][0]
+    assert agent["restartPolicy"] == "Always"
+    assert agent["startupProbe"]["httpGet"] == {"path": "/startupz", "port": 9090}
+    assert agent["startupProbe"]["periodSeconds"] * agent["startupProbe"]["failureThreshold"] >= 15 * 60
+
+
+def test_vllm_loads_the_folder_that_the_agent_fills_and_asks_no_hub(mirrored: Program) -> None:
+    agent, args = pod(mirrored)["initContainers"][0], vllm(mirrored)["args"]
+    assert f"--model={environment(agent)['LORASERVE_BASE_FOLDER']}" in args
+    assert "--served-model-name=TheBloke/Mistral-7B-v0.1-AWQ" in args
+    assert not any("revision" in arg for arg in args)
+    assert environment(vllm(mirrored))["HF_HUB_OFFLINE"] == "1"
+    base = json.loads(mirrored.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])["base"]
+    assert base["mirror"] == MIRROR
+
+
+def test_only_the_agent_writes_what_vllm_loads(mirrored: Program) -> None:
+    for name in ("base", "adapters"):
+        mounts = [
+            next(mount for mount in container["volumeMounts"] if mount["name"] == name)
+            for container in (pod(mirrored)["initContainers"][0], vllm(mirrored))
+        ]
+        assert mounts[0]["mountPath"] == mounts[1]["mountPath"]
+        assert [mount.get("readOnly", False) for mount in mounts] == [False, True]
+
+
+def test_volumes_fit_the_disk_that_the_pod_asks_for(mirrored: Program, dev: Program) -> None:
+    for program in (mirrored, dev):
+        volumes = [volume["emptyDir"] for volume in pod(program)["volumes"] if "emptyDir" in volume]
+        gib = [int(v["sizeLimit"].removesuffix("Gi")) for v in volumes if "sizeLimit" in v and "medium" not in v]
+        asked = vllm(program)["resources"]["requests"]["ephemeral-storage"]
+        assert sum(gib) <= int(asked.removesuffix("Gi"))
+
+
+def test_other_mirrored_weights_replace_the_pod(mirrored: Program) -> None:
+    other = declare("dev", baseModelMirror=MIRROR | {"digest": "sha256:" + "b" * 64})
+    assert vllm(other)["args"] != vllm(mirrored)["args"]
+
+
 def test_a_chat_template_is_mounted(tmp_path: Any) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")

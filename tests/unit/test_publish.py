@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import yaml
 from loraserve.catalog import Catalog
 from loraserve.cli import main
 from loraserve.desired import Adapter
-from tests.unit.adapters_and_vllm import BUCKET, write_adapter
+from tests.unit.adapters_and_vllm import BASE, BUCKET, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
 
@@ -57,3 +58,28 @@ def test_a_second_publish_of_a_version_says_what_to_do(
 
     assert publish(folder) == 1
     assert "publish as a new version" in capsys.readouterr().err
+
+
+def test_publish_compares_with_the_base_model_of_the_stack(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "peft", base_model_name_or_path="meta/Llama-3")
+    stack_output = json.dumps(BASE.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    assert publish(folder, "--base", stack_output) == 1
+    assert "it was trained on 'meta/Llama-3'" in capsys.readouterr().err
+
+
+def test_probe_prompts_come_from_the_command_line_and_from_a_file(s3: Any, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Second?\n\nThird?\n")
+
+    publish(write_adapter(tmp_path / "peft"), "--probe-prompt", "First?", "--probe-prompts", str(prompts))
+
+    manifest = json.loads(s3.get_object(Bucket=BUCKET, Key="llm-models/rag-qa/v1/manifest.json")["Body"].read())
+    assert manifest["probePrompts"] == ["First?", "Second?", "Third?"]
+
+
+def test_prompts_that_cannot_be_read_are_named(s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert publish(write_adapter(tmp_path / "peft"), "--probe-prompts", str(tmp_path / "no-file")) == 1
+    assert "no-file cannot be read" in capsys.readouterr().err

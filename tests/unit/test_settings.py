@@ -188,3 +188,19 @@ def test_a_stack_file_for_another_account_declares_nothing(monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"aws:allowedAccountIds says this stack is for account 123456789012"):
         declare("dev", program=program)
     assert program.resources == []
+
+
+def test_mirrored_weights_that_exceed_the_pods_disk_are_refused() -> None:
+    mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 21 * 1024**3}
+    assert "baseModelMirror has 21.0 GiB of weights, and the pod has 20 GiB" in problems(baseModelMirror=mirror)
+
+
+def test_a_mirror_needs_a_model_that_can_be_named_in_the_bucket() -> None:
+    mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 1}
+    told = problems(baseModel="/models/mine", baseModelShape=OWN_MODEL_SHAPE, baseModelMirror=mirror)
+    assert "baseModelMirror: '/models/mine' is no hub id" in told
+
+
+def test_a_mirrored_model_needs_no_commit_in_production() -> None:
+    mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 1}
+    assert settings.parse(stack_values("prod", baseModelRevision="main", baseModelMirror=mirror))

@@ -1,0 +1,138 @@
+"""The program's own policies, enforced: who may do what to the bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from infra.adapter_bucket import bucket_policy, gc_policy
+from infra.names import CATALOG_PREFIXES
+from infra.workload_identity import account_trust, read_prefixes, service_account_trust
+from local.cloud import ACCOUNT_ID, Cloud
+from loraserve.bucket import Bucket
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter
+from loraserve.versions import find, verify
+from tests.unit.adapters_and_vllm import write_adapter
+
+BUCKET = "catalog"
+BUCKET_ARN = f"arn:aws:s3:::{BUCKET}"
+WEIGHTS = "llm-models/rag-qa/v1/adapter_model.safetensors"
+ISSUER = "oidc.eks.us-east-1.amazonaws.com/id/A"
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    with Cloud.start(tmp_path_factory.mktemp("cloud"), die_with_parent=True) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def roles(cloud: Cloud) -> dict[str, str]:
+    """The ARNs of the pod's role and of the clean-up role, beside a bucket as the program makes it."""
+    s3, iam = cloud.client("s3"), cloud.client("iam")
+    provider = f"arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{ISSUER}"
+    granted = {
+        "pod": (
+            service_account_trust(provider, ISSUER, "ml-models", "workflow-sa"),
+            read_prefixes(BUCKET_ARN, CATALOG_PREFIXES),
+        ),
+        "gc": (account_trust(ACCOUNT_ID, "aws"), gc_policy(BUCKET_ARN)),
+    }
+    arns = {}
+    for name, (trust, policy) in granted.items():
+        arns[name] = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=name, PolicyName=name, PolicyDocument=policy)
+    s3.create_bucket(Bucket=BUCKET)
+    s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    s3.put_object(Bucket=BUCKET, Key="elsewhere/file", Body=b"x")
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=bucket_policy(BUCKET_ARN, arns["gc"]))
+    return arns
+
+
+@pytest.fixture(scope="module")
+def adapter(cloud: Cloud, roles: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Adapter]:
+    """Published by the administrator, weights in several parts; from then on every call is judged."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in cloud.environment.items():
+            patch.setenv(key, value)
+        patch.setattr("loraserve.files.PART_BYTES", 5 << 20)
+        folder = write_adapter(tmp_path_factory.mktemp("peft"), rank=64, shapes=_large_shapes())
+        cloud.enforce_iam()
+        yield Catalog(BUCKET).publish(folder, "rag-qa", "v1")
+        cloud.enforce_iam(False)
+
+
+def _large_shapes() -> dict[str, list[int]]:
+    """Six megabytes."""
+    shapes = {}
+    for module in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        layer = f"base_model.model.model.layers.0.self_attn.{module}"
+        shapes |= {f"{layer}.lora_A.weight": [64, 3000], f"{layer}.lora_B.weight": [3000, 64]}
+    return shapes
+
+
+@pytest.fixture
+def pod(cloud: Cloud, roles: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An S3 client with the pod's credentials, which the environment then holds too."""
+    given = cloud.client("sts").assume_role_with_web_identity(
+        RoleArn=roles["pod"], RoleSessionName="pod", WebIdentityToken="token"
+    )["Credentials"]
+    credentials = {
+        "aws_access_key_id": given["AccessKeyId"],
+        "aws_secret_access_key": given["SecretAccessKey"],
+        "aws_session_token": given["SessionToken"],
+    }
+    for name, value in credentials.items():
+        monkeypatch.setenv(name.upper(), value)
+    return cloud.client("s3", **credentials)
+
+
+def refused(call: Callable[[], Any]) -> bool:
+    with pytest.raises(ClientError) as error:
+        call()
+    return error.value.response["Error"]["Code"] in ("403", "AccessDenied")
+
+
+def test_the_pod_reads_what_was_published(adapter: Adapter, pod: Any, tmp_path: Path) -> None:
+    assert Catalog(BUCKET).fetch(adapter, tmp_path).is_dir()
+    assert pod.list_objects_v2(Bucket=BUCKET, Prefix="llm-models/")["KeyCount"] == 3
+
+
+def test_the_pod_does_nothing_else(adapter: Adapter, pod: Any) -> None:
+    here = {"Bucket": BUCKET, "Key": "llm-models/rag-qa/v2/adapter_config.json"}
+    assert refused(lambda: pod.get_object(Bucket=BUCKET, Key="elsewhere/file"))
+    assert refused(lambda: pod.put_object(**here, Body=b"x", IfNoneMatch="*"))
+    assert refused(lambda: pod.create_multipart_upload(**here))
+    assert refused(lambda: pod.delete_object(Bucket=BUCKET, Key=WEIGHTS))
+    assert refused(lambda: pod.get_bucket_policy(Bucket=BUCKET))
+    assert refused(lambda: pod.list_buckets())
+
+
+def test_not_even_an_administrator_overwrites_or_deletes(cloud: Cloud, adapter: Adapter) -> None:
+    s3 = cloud.client("s3")
+    version = s3.head_object(Bucket=BUCKET, Key=WEIGHTS)["VersionId"]
+    assert refused(lambda: s3.put_object(Bucket=BUCKET, Key=WEIGHTS, Body=b"x"))
+    assert refused(lambda: s3.delete_object(Bucket=BUCKET, Key=WEIGHTS))
+    assert refused(lambda: s3.delete_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version))
+    verify(Bucket(BUCKET), find(Bucket(BUCKET), "rag-qa", "v1"), lambda *_: None)
+
+
+def test_the_clean_up_role_hides_a_version_and_its_bytes_stay(
+    cloud: Cloud, adapter: Adapter, roles: dict[str, str]
+) -> None:
+    cloud.enforce_iam(False)  # moto does not know that an account's root stands for everybody in it
+    s3, tidy = cloud.client("s3"), Bucket(BUCKET, role=roles["gc"])
+    cloud.enforce_iam()
+    version = s3.head_object(Bucket=BUCKET, Key=WEIGHTS)["VersionId"]
+    assert refused(lambda: tidy._s3.delete_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version))
+    assert refused(lambda: tidy._s3.get_object(Bucket=BUCKET, Key=WEIGHTS))
+
+    tidy.delete(WEIGHTS)
+
+    assert not Bucket(BUCKET).exists(WEIGHTS)
+    assert s3.get_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version)["ContentLength"] > 5 << 20
