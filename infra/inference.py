@@ -179,6 +179,7 @@ class Inference(pulumi.ComponentResource):
                 bucket=bucket,
                 region=self._identity.region,
                 adapters=self._settings.adapters,
+                envelope=self._envelope.document() if self._envelope else None,
             ).to_json()
         )
         return core.ConfigMap(

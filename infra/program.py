@@ -29,6 +29,8 @@ def deploy() -> None:
     region = aws.get_region().region
     pulumi.log.info(cost.describe(config, region, len(zones)))
     announce_restart(config)
+    if crowding := capacity.crowding_warning(config.adapters, config.envelope):
+        pulumi.log.warn(crowding)
 
     # AWS: network, cluster, nodes, adapters and who may read them.
     network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, region=region)

@@ -32,7 +32,7 @@ from infra.errors import ConfigError
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
-from loraserve.desired import Adapter, explain
+from loraserve.desired import Adapter, check_names, explain
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
@@ -123,8 +123,8 @@ class Settings(_Section):
 
     @field_validator("adapters")
     @classmethod
-    def _unique_adapters(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
-        _refuse_duplicates([adapter.name for adapter in adapters], "adapters", "rename or remove all but one")
+    def _unique_names(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        check_names(adapters)
         return adapters
 
     @field_validator("cluster_access")
@@ -243,12 +243,8 @@ class Settings(_Section):
                 f"{PROJECT}:adapters: target modules {', '.join(sorted(strangers))} are not LoRA layers of {self.base_model}: "
                 f"train on some of {', '.join(self.model_shape.lora_modules)}"
             ]
-        try:
-            slots = self.envelope
-        except ValueError as error:
-            return [f"{PROJECT}:adapters: {error}: split them over two stacks"]
         serving = capacity.Serving(
-            self.model_shape, self.gpu_instance, self.max_model_len, self.gpu_memory_utilization, slots
+            self.model_shape, self.gpu_instance, self.max_model_len, self.gpu_memory_utilization, self.envelope
         )
         problems = [
             capacity.memory_problem(serving),

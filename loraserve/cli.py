@@ -80,7 +80,8 @@ def _recover(options: argparse.Namespace) -> int:
 
 def stack_config_entry(adapter: Adapter) -> str:
     """YAML, one item of a list. JSON values, so that a version such as 1.0 stays text."""
-    lines = [f"{key}: {json.dumps(value)}" for key, value in adapter.model_dump(mode="json", by_alias=True).items()]
+    entry = adapter.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    lines = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
     return "- " + "\n  ".join(lines)
 
 

@@ -215,6 +215,14 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
     assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
 
 
+def test_the_desired_state_tells_what_vllm_was_started_with(dev: Program) -> None:
+    document = json.loads(dev.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])
+    envelope = document["envelope"]
+    assert f"--max-loras={envelope['slots']}" in vllm(dev)["args"]
+    assert f"--max-lora-rank={envelope['rank']}" in vllm(dev)["args"]
+    assert set(envelope["targetModules"]) <= set(vllm(dev)["args"])
+
+
 def test_leaving_the_envelope_is_announced_in_preview() -> None:
     (told,) = restarts_announced(inferenceReplicas=1)
     assert "this restarts vLLM" in told
