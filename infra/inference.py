@@ -262,6 +262,7 @@ class Inference(pulumi.ComponentResource):
                 _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
+                *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
                 self._secret_variable("VLLM_API_KEY", _API_KEY),
                 _variable("AWS_ROLE_ARN", self._identity.role_arn),
@@ -283,6 +284,12 @@ class Inference(pulumi.ComponentResource):
                 {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
             ],
         }
+
+    def _envelope_variables(self) -> list[core.EnvVarArgsDict]:
+        """What the vLLM beside this agent was started with, which the document it follows may have left behind."""
+        if not self._envelope:
+            return []
+        return [_variable("LORASERVE_ENVELOPE", self._envelope.document().model_dump_json(by_alias=True))]
 
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings = self._settings

@@ -1,5 +1,6 @@
 """Follows the mounted desired-state document; a bad one never replaces a good one."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -15,6 +16,8 @@ class DesiredFile:
         self._content: bytes | None = None
         self.state: DesiredState | None = None
         """The last good document; None before the first."""
+        self.generation: str | None = None
+        """SHA-256 of its text."""
         self.problem: str | None = None
         """Why what is in the file now is not followed; None if it is."""
 
@@ -29,6 +32,7 @@ class DesiredFile:
             self._reject(str(error))
         else:
             self._content, self.problem = content, None
+            self.generation = hashlib.sha256(content).hexdigest()
             log.info(event("desired state read", base=self.state.base.name, adapters=len(self.state.adapters)))
 
     def _reject(self, problem: str) -> None:

@@ -8,6 +8,7 @@ import threading
 
 from loraserve.agent.desired_file import DesiredFile
 from loraserve.agent.downloads import Downloads
+from loraserve.agent.drain import DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi, serve
@@ -28,7 +29,14 @@ def run(settings: Settings) -> None:
     metrics = Metrics()
     vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
     downloads = Downloads(settings.adapter_dir, functools.cache(Catalog), metrics, on_finished=wake.set)
-    reconciler = Reconciler(DesiredFile(settings.desired_file), vllm, downloads, metrics)
+    reconciler = Reconciler(
+        DesiredFile(settings.desired_file),
+        vllm,
+        downloads,
+        metrics,
+        envelope=settings.envelope,
+        drain_times=DrainTimes(settings.drain_seconds, settings.longest_drain_seconds),
+    )
     metrics.follow(lambda: reconciler.report)
     try:
         server = serve(AgentApi(reconciler, vllm, metrics), settings.port)

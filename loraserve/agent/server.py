@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
-from loraserve.agent.state import State
+from loraserve.agent.state import SETTLED
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
 from loraserve.log import event
 
@@ -54,7 +54,7 @@ class Readiness:
             return report.problem or "the desired state was not read yet"
         if report.loaded is None:
             return "vLLM was not asked for its adapters yet"
-        waiting = [a for a in report.adapters if a.state not in (State.READY, State.QUARANTINED)]
+        waiting = [a for a in report.adapters if a.state not in SETTLED]
         return ", ".join(f"{a.name}@{a.version} is {a.state}" for a in waiting) or None
 
 
@@ -72,7 +72,8 @@ class AgentApi:
         }
 
     def state(self) -> Answer:
-        return Answer(self._reconciler.report.model_dump_json(by_alias=True), content_type="application/json")
+        report = self._reconciler.report.model_copy(update={"ready": self._readiness.obstacle() is None})
+        return Answer(report.model_dump_json(by_alias=True), content_type="application/json")
 
     def metrics(self) -> Answer:
         """vLLM's metrics, where it answers, and the agent's."""

@@ -1,10 +1,15 @@
 """What the pod tells the agent, read once from environment variables."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pydantic import ValidationError
+
+from loraserve.agent.drain import DrainTimes
+from loraserve.desired import Envelope, explain
 from loraserve.errors import LoraserveError
 
 
@@ -22,6 +27,10 @@ class Settings:
     vllm_url: str = "http://127.0.0.1:8000"
     vllm_api_key: str | None = None
     port: int = 9090
+    envelope: Envelope | None = None
+    """What this pod's vLLM was started with; None takes the desired state's word for it."""
+    drain_seconds: float = DrainTimes.quiet_seconds
+    longest_drain_seconds: float = DrainTimes.longest_seconds
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -38,4 +47,25 @@ class Settings:
             vllm_url=vllm_url.rstrip("/"),
             vllm_api_key=environment.get("VLLM_API_KEY") or None,
             port=int(port),
+            envelope=_envelope(environment.get("LORASERVE_ENVELOPE")),
+            drain_seconds=_seconds(environment, "LORASERVE_DRAIN_SECONDS", cls.drain_seconds),
+            longest_drain_seconds=_seconds(environment, "LORASERVE_LONGEST_DRAIN_SECONDS", cls.longest_drain_seconds),
         )
+
+
+def _envelope(text: str | None) -> Envelope | None:
+    try:
+        return Envelope.model_validate_json(text, by_alias=True, by_name=False) if text else None
+    except ValidationError as error:
+        raise InvalidSettings(f"LORASERVE_ENVELOPE is not as `pulumi up` writes it:\n{explain(error)}") from None
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InvalidSettings(f"{name} is {text!r}; set a number of seconds, such as {default:g}")
+    return seconds

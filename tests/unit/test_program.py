@@ -215,9 +215,10 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
     assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
 
 
-def test_the_desired_state_tells_what_vllm_was_started_with(dev: Program) -> None:
+def test_document_and_agent_are_told_what_vllm_is_started_with(dev: Program) -> None:
     document = json.loads(dev.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])
     envelope = document["envelope"]
+    assert json.loads(environment(pod(dev)["initContainers"][0])["LORASERVE_ENVELOPE"]) == envelope
     assert f"--max-loras={envelope['slots']}" in vllm(dev)["args"]
     assert f"--max-lora-rank={envelope['rank']}" in vllm(dev)["args"]
     assert set(envelope["targetModules"]) <= set(vllm(dev)["args"])
