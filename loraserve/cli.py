@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loraserve import log
 from loraserve.catalog import Catalog, OnProgress
-from loraserve.desired import Adapter
+from loraserve.desired import Document
 from loraserve.errors import LoraserveError
 
 
@@ -44,6 +44,22 @@ def _parser() -> argparse.ArgumentParser:
     agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
     agent.set_defaults(command=_agent)
 
+    gateway = commands.add_parser("gateway", help="run the door in front of vLLM (settings come from the environment)")
+    gateway.set_defaults(command=_gateway)
+
+    key = commands.add_parser(
+        "key",
+        help="make an API key for a tenant",
+        description="Shows the key once, on stderr, and prints the entry for the stack config's gatewayKeys, which holds "
+        "only a digest. Rotate by adding a second entry, revoke by removing one.",
+    )
+    key.add_argument("tenant", help="whose key it is, such as team-a")
+    key.add_argument(
+        "--models", nargs="+", default=["*"], metavar="NAME", help="what it may call (default: everything)"
+    )
+    key.add_argument("--requests-per-minute", type=int, metavar="N", help="over all replicas (default: unlimited)")
+    key.set_defaults(command=_key)
+
     recover = commands.add_parser(
         "recover",
         help="after a `pulumi up` that was killed: delete what it created and did not record",
@@ -71,6 +87,22 @@ def _agent(_: argparse.Namespace) -> None:
     run(Settings.from_environment(os.environ))
 
 
+def _gateway(_: argparse.Namespace) -> None:
+    from loraserve.gateway.main import run  # an operator's shell needs none of the gateway's libraries
+    from loraserve.gateway.settings import Settings
+
+    log.configure()
+    run(Settings.from_environment(os.environ))
+
+
+def _key(options: argparse.Namespace) -> None:
+    from loraserve.gateway.keys import create_key
+
+    key, entry = create_key(options.tenant, tuple(options.models), options.requests_per_minute)
+    print(f"The key, shown only now: {key}\nAdd to the stack config's gatewayKeys:", file=sys.stderr)
+    print(stack_config_entry(entry))
+
+
 def _recover(options: argparse.Namespace) -> int:
     from loraserve.recovery import recover
 
@@ -78,10 +110,10 @@ def _recover(options: argparse.Namespace) -> int:
     return 0 if recover(export, delete=options.yes) else 2
 
 
-def stack_config_entry(adapter: Adapter) -> str:
+def stack_config_entry(entry: Document) -> str:
     """YAML, one item of a list. JSON values, so that a version such as 1.0 stays text."""
-    entry = adapter.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
+    content = entry.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    lines = [f"{key}: {json.dumps(value)}" for key, value in content.items()]
     return "- " + "\n  ".join(lines)
 
 
