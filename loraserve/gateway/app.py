@@ -18,7 +18,7 @@ from loraserve.gateway.record import CLIENT_GONE, OK, Record
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-RECORD = "loraserve.record"
+RECORD = web.RequestKey("record", Record)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -62,7 +62,7 @@ class PublicApi:
     def _authenticate(self, request: web.Request) -> Key:
         """Before anything is read of the body."""
         key = self._gateway.keys.authenticate(request.headers.get("Authorization"))
-        record: Record = request[RECORD]
+        record = request[RECORD]
         record.tenant, record.key = key.tenant, key.id
         return key
 

@@ -133,7 +133,7 @@ class Exchange:
                 self._gateway.pods.refused(place)
             failures += 1
             await self._gateway.pods.refresh(place.pod)
-            given_up = route.falls_back and self._gateway.pods.status(route) != "ready"
+            given_up = route.falls_back and not self._gateway.pods.ready(route)
             if failures == ATTEMPTS or (isinstance(error, AdapterUnavailable) and given_up):
                 raise error
 

@@ -174,12 +174,16 @@ class Pods:
     def running(self) -> int:
         return sum(pod.running for pod in self._pods.values())
 
+    def ready(self, route: Route) -> bool:
+        """Whether a pod has it, room or not."""
+        return any(self._candidates(route))
+
     def status(self, route: Route) -> str:
         """One word on a model, for people: ready, sleeping, or what its agent does with it."""
-        if any(self._candidates(route)):
+        if self.ready(route):
             return State.READY
         states = [pod.versions[served].state for pod in self.heard for served in route.served if served in pod.versions]
-        return states[0] if states else "sleeping"
+        return next((state for state in states if state is not State.READY), "sleeping")
 
     def _candidates(self, route: Route) -> Iterator[list[tuple[Pod, str]]]:
         now, heard = self._clock(), self.heard

@@ -69,6 +69,7 @@ class FakePod:
         self.hung_up = threading.Event()
         self.go_on: asyncio.Semaphore | None = None
         """One permit per piece of a stream; None: all at once."""
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._runners: dict[str, web.AppRunner] = {}
 
     def holds(self, *versions: str, state: State = State.READY, reason: str | None = None) -> None:
@@ -89,7 +90,15 @@ class FakePod:
     def models(self) -> list[str]:
         return [request["model"] for request in self.requests]
 
+    def permit(self, pieces: int = 1) -> None:
+        """Lets streams go on."""
+        assert self.go_on
+        assert self.loop
+        for _ in range(pieces):
+            self.loop.call_soon_threadsafe(self.go_on.release)
+
     async def start(self, *parts: str) -> None:
+        self.loop = asyncio.get_running_loop()
         for part in parts or ("agent", "vllm"):
             app = web.Application()
             if part == "agent":
@@ -114,7 +123,7 @@ class FakePod:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
-        self.headers.append(dict(request.headers))
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         try:
             if self.behaviour:
                 return await self.behaviour(request, body)
@@ -299,9 +308,13 @@ class World:
 
     def _declare(self, adapters: tuple[Adapter, ...]) -> None:
         document = DesiredState(base=Base(name=BASE), bucket="adapters", adapters=adapters).to_json()
-        self.put_document(document)
+        self._show_document(document)
 
-    def put_document(self, document: str) -> None:
+    def show_document(self, document: str) -> None:
+        """Whatever it is."""
+        self._call(self._show_document, document)
+
+    def _show_document(self, document: str) -> None:
         manifest = {"metadata": {"name": "desired-state"}, "data": {"desired.json": document}}
         self.kubernetes.put("metadata.name=desired-state", manifest)
 
