@@ -11,7 +11,7 @@ import pulumi_kubernetes as k8s
 import pulumi_random as random
 
 from infra import pod_resources, versions
-from infra.capacity import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
@@ -261,6 +261,7 @@ class Inference(pulumi.ComponentResource):
             "env": [
                 _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
+                _variable("LORASERVE_ADAPTER_DISK_BYTES", str(ADAPTER_DISK_BYTES)),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
                 *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.metrics import Metrics
@@ -34,6 +35,7 @@ def run(settings: Settings) -> None:
         vllm,
         downloads,
         metrics,
+        disk=Disk(settings.adapter_dir, settings.adapter_disk_bytes),
         envelope=settings.envelope,
         drain_times=DrainTimes(settings.drain_seconds, settings.longest_drain_seconds),
     )

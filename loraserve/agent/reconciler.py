@@ -13,6 +13,7 @@ from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
 from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.disk import Disk, DiskFull
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
@@ -58,6 +59,7 @@ class Reconciler:
         downloads: Downloads,
         metrics: Metrics,
         *,
+        disk: Disk,
         drain_times: DrainTimes,
         envelope: Envelope | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +70,7 @@ class Reconciler:
         self._downloads = downloads
         self._metrics = metrics
         self._started_with = envelope
+        self._disk = disk
         self._drain_times = drain_times
         self._clock = clock
         self._progress: dict[Adapter, Progress] = {}
@@ -130,13 +133,24 @@ class Reconciler:
         if misfit := self._misfit(pin, desired):
             self._quarantine(progress, misfit)
         elif progress.folder is None:
-            progress.enter(State.FETCHING)
-            progress.downloading = True
-            self._downloads.start(pin, desired.bucket, desired.region)
+            self._fetch(pin, progress, desired)
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
         else:
             self._serve(progress, progress.folder, self._loaded, desired.base.name)
+
+    def _fetch(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
+        in_use = {adapter.folder_name for adapter in self._progress}
+        in_use |= {Path(folder).name for folder in (self._loaded or {}).values()}
+        fetching = sum(adapter.size_bytes for adapter, other in self._progress.items() if other.downloading)
+        try:
+            self._disk.make_room(pin, keep=in_use, reserved_bytes=fetching)
+        except (DiskFull, OSError) as error:
+            self._quarantine(progress, error)
+        else:
+            progress.enter(State.FETCHING)
+            progress.downloading = True
+            self._downloads.start(pin, desired.bucket, desired.region)
 
     def _misfit(self, adapter: Adapter, desired: DesiredState) -> DoesNotFit | None:
         envelope = self._envelope()
@@ -238,7 +252,7 @@ class Reconciler:
             self._metrics.reconcile_errors.inc()
             log.warning(event("adapter not unloaded", adapter=name, reason=error))
             return False
-        del loaded[name]
+        self._disk.touch(Path(loaded.pop(name)))
         log.info(event("adapter unloaded", adapter=name))
         return True
 

@@ -24,6 +24,8 @@ class Settings:
     desired_file: Path = Path("/etc/loraserve/desired.json")
     adapter_dir: Path = Path("/mnt/adapters")
     """Shared with vLLM, under the same path."""
+    adapter_disk_bytes: int = 10 << 30
+    """What versions may take there in all."""
     vllm_url: str = "http://127.0.0.1:8000"
     vllm_api_key: str | None = None
     port: int = 9090
@@ -44,12 +46,17 @@ class Settings:
         return cls(
             desired_file=Path(environment.get("LORASERVE_DESIRED_FILE", cls.desired_file)),
             adapter_dir=Path(environment.get("LORASERVE_ADAPTER_DIR", cls.adapter_dir)),
+            adapter_disk_bytes=int(
+                _number(environment, "LORASERVE_ADAPTER_DISK_BYTES", cls.adapter_disk_bytes, "bytes")
+            ),
             vllm_url=vllm_url.rstrip("/"),
             vllm_api_key=environment.get("VLLM_API_KEY") or None,
             port=int(port),
             envelope=_envelope(environment.get("LORASERVE_ENVELOPE")),
-            drain_seconds=_seconds(environment, "LORASERVE_DRAIN_SECONDS", cls.drain_seconds),
-            longest_drain_seconds=_seconds(environment, "LORASERVE_LONGEST_DRAIN_SECONDS", cls.longest_drain_seconds),
+            drain_seconds=_number(environment, "LORASERVE_DRAIN_SECONDS", cls.drain_seconds, "seconds"),
+            longest_drain_seconds=_number(
+                environment, "LORASERVE_LONGEST_DRAIN_SECONDS", cls.longest_drain_seconds, "seconds"
+            ),
         )
 
 
@@ -60,12 +67,12 @@ def _envelope(text: str | None) -> Envelope | None:
         raise InvalidSettings(f"LORASERVE_ENVELOPE is not as `pulumi up` writes it:\n{explain(error)}") from None
 
 
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+def _number(environment: Mapping[str, str], name: str, default: float, unit: str) -> float:
     text = environment.get(name, str(default))
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InvalidSettings(f"{name} is {text!r}; set a number of seconds, such as {default:g}")
-    return seconds
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InvalidSettings(f"{name} is {text!r}; set a number of {unit}, such as {default:g}")
+    return number

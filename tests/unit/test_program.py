@@ -215,6 +215,12 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
     assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
 
 
+def test_the_agent_fills_less_than_would_get_the_pod_evicted(dev: Program) -> None:
+    limit = int(environment(pod(dev)["initContainers"][0])["LORASERVE_ADAPTER_DISK_BYTES"])
+    volume = next(volume for volume in pod(dev)["volumes"] if volume["name"] == "adapters")
+    assert limit < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+
+
 def test_document_and_agent_are_told_what_vllm_is_started_with(dev: Program) -> None:
     document = json.loads(dev.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])
     envelope = document["envelope"]
