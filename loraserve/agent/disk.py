@@ -31,7 +31,9 @@ class Disk:
 
         `reserved_bytes` are for versions that are being fetched. Raises DiskFull.
         """
-        versions = [path for path in self._folder.iterdir() if path.is_dir() and not path.name.startswith(PARTIAL_PREFIX)]
+        versions = [
+            path for path in self._folder.iterdir() if path.is_dir() and not path.name.startswith(PARTIAL_PREFIX)
+        ]
         if adapter.folder_name in (folder.name for folder in versions):
             return
         sizes = {folder: _size(folder) for folder in versions}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
@@ -40,7 +40,7 @@ class Agent:
         client = Vllm(vllm.url, vllm.api_key)
         downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
         self.reconciler = Reconciler(
-            DesiredFile(desired),
+            DesiredDocument(desired.read_bytes),
             client,
             downloads,
             self.metrics,

@@ -164,6 +164,22 @@ def test_only_the_agent_holds_aws_credentials(dev: Program) -> None:
     assert annotations["eks.amazonaws.com/skip-containers"] == vllm(dev)["name"]
 
 
+def test_only_the_agent_may_ask_the_kubernetes_api_and_only_for_its_own_document(dev: Program) -> None:
+    spec = pod(dev)
+    mounting = [
+        container["name"]
+        for container in [*spec["initContainers"], *spec["containers"]]
+        if any(mount["name"] == "kubernetes-api" for mount in container["volumeMounts"])
+    ]
+    assert mounting == ["agent"]
+    watch, events = dev.one("rbac.authorization.k8s.io/v1:Role").inputs["rules"]
+    assert watch["resourceNames"] == [dev.one("core/v1:ConfigMap", "desired-state").inputs["metadata"]["name"]]
+    assert (watch["resources"], watch["verbs"]) == (["configmaps"], ["get", "list", "watch"])
+    assert (events["resources"], events["verbs"]) == (["events"], ["create"])
+    binding = dev.one("rbac.authorization.k8s.io/v1:RoleBinding").inputs
+    assert [subject["name"] for subject in binding["subjects"]] == [spec["serviceAccountName"]]
+
+
 def test_the_token_is_for_sts(dev: Program) -> None:
     volume = next(volume for volume in pod(dev)["volumes"] if "projected" in volume)
     token = volume["projected"]["sources"][0]["serviceAccountToken"]
