@@ -57,8 +57,9 @@ class ConfigMapWatch:
             self._on_change()
 
     def _lose(self, problem: str) -> None:
-        if self.is_live:
-            self.is_live, self.lost_at = False, time.time()
         if problem != self._problem:
             log.warning(event("ConfigMap not followed, its mounted copy is", name=self._name, reason=problem))
         self._problem = problem
+        if self.is_live:
+            self.is_live, self.lost_at = False, time.time()
+            self._on_change()
