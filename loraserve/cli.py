@@ -44,6 +44,14 @@ def _parser() -> argparse.ArgumentParser:
     agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
     agent.set_defaults(command=_agent)
 
+    status = commands.add_parser(
+        "status",
+        help="show what every vLLM pod holds",
+        description="Shows every pod's adapters, their state and last use. The cluster is the one that kubectl talks to.",
+    )
+    status.add_argument("--namespace", default="ml-models", help="where vLLM runs (default: %(default)s)")
+    status.set_defaults(command=_status)
+
     recover = commands.add_parser(
         "recover",
         help="after a `pulumi up` that was killed: delete what it created and did not record",
@@ -69,6 +77,12 @@ def _agent(_: argparse.Namespace) -> None:
 
     log.configure()
     run(Settings.from_environment(os.environ))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from loraserve.status import show
+
+    show(options.namespace)
 
 
 def _recover(options: argparse.Namespace) -> int:
