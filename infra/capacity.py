@@ -38,6 +38,8 @@ _ACTIVATION_BYTES_PER_UNIT = 18.8
 """Peak activations: bytes per batched token and unit of intermediate size, fitted to 0.515 GiB for Mistral-7B."""
 
 _GIB = 1024**3
+ADAPTER_DISK_BYTES = int(0.95 * ADAPTER_VOLUME_GIB * _GIB)
+"""What the agent fills of the pod's volume: a pod whose volume runs over is evicted."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,12 @@ def memory_problem(serving: Serving) -> str | None:
 def disk_problem(adapters: Sequence[Adapter]) -> str | None:
     """Why the adapters do not fit the pod's volume, with both versions of some during a swap; None where they do."""
     sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
-    needed = (sum(sizes) + sum(sizes[:SWAP_HEADROOM])) / _GIB
-    if needed <= ADAPTER_VOLUME_GIB:
+    needed = sum(sizes) + sum(sizes[:SWAP_HEADROOM])
+    if needed <= ADAPTER_DISK_BYTES:
         return None
     return (
-        f"{PROJECT}:adapters need {needed:.1f} GiB of disk, new versions beside old ones included, and the pod has "
-        f"{ADAPTER_VOLUME_GIB} GiB: train at a lower rank, or split them over two stacks"
+        f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included, and the pod has "
+        f"{ADAPTER_DISK_BYTES / _GIB:.1f} GiB: train at a lower rank, or split them over two stacks"
     )
 
 

@@ -11,10 +11,11 @@ import pulumi_kubernetes as k8s
 import pulumi_random as random
 
 from infra import pod_resources, versions
-from infra.capacity import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
+    DESIRED_STATE,
     DESIRED_STATE_DIR,
     DESIRED_STATE_FILE,
     GPU_SELECTOR,
@@ -40,6 +41,8 @@ PRESTOP_SECONDS = 15
 _GRACE_MARGIN_SECONDS = 15
 _USER_ID = 1000
 _CACHE_DIR = "/cache"
+_API_CREDENTIALS_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+_API_TOKEN_SECONDS = 3600
 _TEMPLATE_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _API_KEY = "api-key"
@@ -141,6 +144,7 @@ class Inference(pulumi.ComponentResource):
         )
         self.api_key_secret = self._create_secret()
         self._desired_state = self._create_desired_state()
+        self._let_the_agent_follow()
         self._chat_template = self._create_chat_template()
         self.deployment = self._create_deployment(service_account)
         self.service = self._create_service()
@@ -183,9 +187,34 @@ class Inference(pulumi.ComponentResource):
             ).to_json()
         )
         return core.ConfigMap(
-            "desired-state",
-            metadata={"name": "desired-state", "namespace": self._namespace},
+            DESIRED_STATE,
+            metadata={"name": DESIRED_STATE, "namespace": self._namespace},
             data={DESIRED_STATE_FILE: document},
+            opts=self._child,
+        )
+
+    def _let_the_agent_follow(self) -> None:
+        """The object can be read sooner than its mounted copy changes; nothing else of the API is open to the pod."""
+        metadata: k8s.meta.v1.ObjectMetaArgsDict = {"name": "desired-state-follower", "namespace": self._namespace}
+        role = k8s.rbac.v1.Role(
+            "desired-state-follower",
+            metadata=metadata,
+            rules=[
+                {
+                    "api_groups": [""],
+                    "resources": ["configmaps"],
+                    "resource_names": [DESIRED_STATE],
+                    "verbs": ["get", "list", "watch"],
+                },
+                {"api_groups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+            ],
+            opts=self._child,
+        )
+        k8s.rbac.v1.RoleBinding(
+            "desired-state-follower",
+            metadata=metadata,
+            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
+            subjects=[{"kind": "ServiceAccount", "name": SERVING_SERVICE_ACCOUNT, "namespace": self._namespace}],
             opts=self._child,
         )
 
@@ -260,7 +289,13 @@ class Inference(pulumi.ComponentResource):
             "restart_policy": "Always",
             "env": [
                 _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
+                _variable("LORASERVE_CONFIG_MAP", DESIRED_STATE),
+                *(
+                    _field_variable(f"POD_{field.upper()}", f"metadata.{field}")
+                    for field in ("name", "namespace", "uid")
+                ),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
+                _variable("LORASERVE_ADAPTER_DISK_BYTES", str(ADAPTER_DISK_BYTES)),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
                 *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
@@ -282,6 +317,7 @@ class Inference(pulumi.ComponentResource):
                 {"name": "adapters", "mount_path": ADAPTER_DIR},
                 {"name": "tmp", "mount_path": "/tmp", "sub_path": "agent"},
                 {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
+                {"name": "kubernetes-api", "mount_path": _API_CREDENTIALS_DIR, "read_only": True},
             ],
         }
 
@@ -347,6 +383,7 @@ class Inference(pulumi.ComponentResource):
                 "name": TOKEN_VOLUME,
                 "projected": {"sources": [{"service_account_token": token}]},
             },
+            {"name": "kubernetes-api", "projected": {"sources": _api_credentials()}},
         ]
         if self._chat_template:
             volumes.append({"name": "chat-template", "config_map": {"name": self._chat_template.metadata.name}})
@@ -379,6 +416,18 @@ class Inference(pulumi.ComponentResource):
 
 def _variable(name: str, value: pulumi.Input[str]) -> core.EnvVarArgsDict:
     return {"name": name, "value": value}
+
+
+def _field_variable(name: str, field_path: str) -> core.EnvVarArgsDict:
+    return {"name": name, "value_from": {"field_ref": {"field_path": field_path}}}
+
+
+def _api_credentials() -> list[core.VolumeProjectionArgsDict]:
+    """What Kubernetes would mount into every container, were it not switched off for the pod."""
+    return [
+        {"service_account_token": {"expiration_seconds": _API_TOKEN_SECONDS, "path": "token"}},
+        {"config_map": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    ]
 
 
 def _probe(path: str, port: int, *, period: int, delay: int = 0, failures: int = 3) -> core.ProbeArgsDict:

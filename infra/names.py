@@ -86,6 +86,8 @@ CATALOG_PREFIXES = (ADAPTER_PREFIX, BASE_MODEL_PREFIX)
 ADAPTER_DIR = "/mnt/adapters"
 DESIRED_STATE_DIR = "/etc/loraserve"
 DESIRED_STATE_FILE = "desired.json"
+DESIRED_STATE = "desired-state"
+"""The ConfigMap's name, which the agent's Role grants by."""
 
 
 def cluster_name(stack: str) -> str:

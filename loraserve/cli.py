@@ -60,6 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     key.add_argument("--requests-per-minute", type=int, metavar="N", help="over all replicas (default: unlimited)")
     key.set_defaults(command=_key)
 
+    status = commands.add_parser(
+        "status",
+        help="show what every vLLM pod holds",
+        description="Shows every pod's adapters, their state and last use. The cluster is the one that kubectl talks to.",
+    )
+    status.add_argument("--namespace", default="ml-models", help="where vLLM runs (default: %(default)s)")
+    status.set_defaults(command=_status)
+
     recover = commands.add_parser(
         "recover",
         help="after a `pulumi up` that was killed: delete what it created and did not record",
@@ -101,6 +109,12 @@ def _key(options: argparse.Namespace) -> None:
     key, entry = create_key(options.tenant, tuple(options.models), options.requests_per_minute)
     print(f"The key, shown only now: {key}\nAdd to the stack config's gatewayKeys:", file=sys.stderr)
     print(stack_config_entry(entry))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from loraserve.status import show
+
+    show(options.namespace)
 
 
 def _recover(options: argparse.Namespace) -> int:

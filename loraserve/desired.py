@@ -97,6 +97,11 @@ class Adapter(Document):
     fallback: Literal["strict", "base"] = "strict"
     """What a caller gets while this adapter cannot answer: an error, or the base model's answer, marked as such."""
 
+    @property
+    def folder_name(self) -> str:
+        """Of this version on a pod's disk; other bytes have another."""
+        return f"{self.model}@{self.version}@{self.digest.removeprefix('sha256:')[:12]}"
+
     def version_pin(self) -> Self:
         """What is to be fetched and loaded, without how it is used: equal pins never need a second load."""
         return type(self)(**self.model_dump(exclude={"canary_percent", "prewarm", "fallback"}))

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
-from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.desired_document import DesiredDocument
+from loraserve.agent.disk import Disk, DiskFull
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
@@ -26,6 +27,10 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 
+OnQuarantine = Callable[[str, str, str], object]
+"""Told (served name, cause, reason)."""
+
+
 class DoesNotFit(LoraserveError):
     """vLLM was started with flags that leave no place for the adapter."""
 
@@ -37,15 +42,17 @@ class Progress:
     adapter: Adapter
     state: State = State.DESIRED
     reason: str | None = None
+    cause: str | None = None
     folder: Path | None = None
     """Where its verified files are; None until they were fetched (again)."""
     downloading: bool = False
     backoff: Backoff = field(default_factory=Backoff)
+    desired_since: float = 0.0
 
     def enter(self, state: State, reason: str | None = None) -> None:
         """A quarantined adapter stays so, with its reason, while it is tried again."""
         if self.state is not State.QUARANTINED or state is State.READY:
-            self.state, self.reason = state, reason
+            self.state, self.reason, self.cause = state, reason, None
 
 
 class Reconciler:
@@ -53,13 +60,15 @@ class Reconciler:
 
     def __init__(
         self,
-        desired: DesiredFile,
+        desired: DesiredDocument,
         vllm: Vllm,
         downloads: Downloads,
         metrics: Metrics,
         *,
+        disk: Disk,
         drain_times: DrainTimes,
         envelope: Envelope | None = None,
+        on_quarantine: OnQuarantine = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`envelope` is what this vLLM was started with; where nobody says, the document's is taken for it."""
@@ -68,6 +77,8 @@ class Reconciler:
         self._downloads = downloads
         self._metrics = metrics
         self._started_with = envelope
+        self._on_quarantine = on_quarantine
+        self._disk = disk
         self._drain_times = drain_times
         self._clock = clock
         self._progress: dict[Adapter, Progress] = {}
@@ -113,7 +124,7 @@ class Reconciler:
         known, self._progress = self._progress, {}
         for adapter in adapters:
             pin = adapter.version_pin()
-            self._progress[pin] = known.get(pin) or Progress(adapter)
+            self._progress[pin] = known.get(pin) or Progress(adapter, desired_since=self._clock())
             self._progress[pin].adapter = adapter
         for pin, outcome in self._downloads.finished():
             if progress := self._progress.get(pin):
@@ -130,13 +141,24 @@ class Reconciler:
         if misfit := self._misfit(pin, desired):
             self._quarantine(progress, misfit)
         elif progress.folder is None:
-            progress.enter(State.FETCHING)
-            progress.downloading = True
-            self._downloads.start(pin, desired.bucket, desired.region)
+            self._fetch(pin, progress, desired)
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
         else:
             self._serve(progress, progress.folder, self._loaded, desired.base.name)
+
+    def _fetch(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
+        in_use = {adapter.folder_name for adapter in self._progress}
+        in_use |= {Path(folder).name for folder in (self._loaded or {}).values()}
+        fetching = sum(adapter.size_bytes for adapter, other in self._progress.items() if other.downloading)
+        try:
+            self._disk.make_room(pin, keep=in_use, reserved_bytes=fetching)
+        except (DiskFull, OSError) as error:
+            self._quarantine(progress, error)
+        else:
+            progress.enter(State.FETCHING)
+            progress.downloading = True
+            self._downloads.start(pin, desired.bucket, desired.region)
 
     def _misfit(self, adapter: Adapter, desired: DesiredState) -> DoesNotFit | None:
         envelope = self._envelope()
@@ -193,7 +215,8 @@ class Reconciler:
 
     def _mark_ready(self, progress: Progress) -> None:
         if progress.state is not State.READY:
-            log.info(event("adapter ready", adapter=served_name(progress.adapter)))
+            seconds = self._clock() - progress.desired_since
+            log.info(event("adapter ready", adapter=served_name(progress.adapter), desired_for=f"{seconds:.1f}s"))
         progress.enter(State.READY)
         progress.backoff = Backoff()
 
@@ -205,11 +228,12 @@ class Reconciler:
         else:
             progress.backoff.fail(self._clock())
             retry = f"in {progress.backoff.due_at - self._clock():.0f}s"
-        progress.state, progress.reason = State.QUARANTINED, str(error) if known else f"{type(error).__name__}: {error}"
-        progress.folder = None
+        name, cause = served_name(progress.adapter), type(error).__name__
+        reason = str(error) if known else f"{cause}: {error}"
+        progress.state, progress.reason, progress.cause, progress.folder = State.QUARANTINED, reason, cause, None
         self._metrics.reconcile_errors.inc()
-        name = served_name(progress.adapter)
-        log.warning(event("adapter quarantined", adapter=name, reason=progress.reason, retry=retry))
+        self._on_quarantine(name, cause, reason)
+        log.warning(event("adapter quarantined", adapter=name, reason=reason, retry=retry))
 
     def _release_leftovers(self) -> None:
         """Drains what is not desired, but an old version only once every desired one of its name is ready."""
@@ -219,13 +243,18 @@ class Reconciler:
         arriving = {progress.adapter.name for progress in self._progress.values() if progress.state is not State.READY}
         for name in self._leftovers(self._loaded):
             if name not in self._drains and name.partition("@")[0] not in arriving:
-                self._drains[name] = Drain(began_at=now, quiet_since=now, last_used=self._last_used.get(name))
-                log.info(event("adapter draining", adapter=name))
+                self._begin_drain(name, now)
         self._drains = {name: drain for name, drain in self._drains.items() if name in self._leftovers(self._loaded)}
         for name, drain in self._drains.items():
             drain.observe(self._last_used.get(name), now)
             if drain.is_over(self._drain_times, now) and not self._unload(name, self._loaded):
                 drain.backoff.fail(now)
+
+    def _begin_drain(self, name: str, now: float) -> None:
+        self._drains[name] = Drain(began_at=now, quiet_since=now, last_used=self._last_used.get(name))
+        if any(adapter.name == name.partition("@")[0] for adapter in self._progress):
+            self._metrics.swaps.inc()
+        log.info(event("adapter draining", adapter=name))
 
     def _leftovers(self, loaded: dict[str, str]) -> list[str]:
         desired = {served_name(adapter) for adapter in self._progress}
@@ -238,7 +267,7 @@ class Reconciler:
             self._metrics.reconcile_errors.inc()
             log.warning(event("adapter not unloaded", adapter=name, reason=error))
             return False
-        del loaded[name]
+        self._disk.touch(Path(loaded.pop(name)))
         log.info(event("adapter unloaded", adapter=name))
         return True
 
@@ -262,6 +291,7 @@ class Reconciler:
                 version=adapter.version,
                 state=progress.state,
                 reason=progress.reason,
+                cause=progress.cause,
                 last_used=self._last_used.get(served_name(adapter)),
             )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.state import SETTLED
-from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
+from loraserve.agent.vllm import USE_METRIC, Vllm, VllmRefused, VllmUnreachable
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -76,11 +76,16 @@ class AgentApi:
         return Answer(report.model_dump_json(by_alias=True), content_type="application/json")
 
     def metrics(self) -> Answer:
-        """vLLM's metrics, where it answers, and the agent's."""
+        """vLLM's metrics, where it answers, and the agent's.
+
+        Left out is one series per set of adapters that ever was in use at once: there is no end of them, and the agent's
+        own metrics say when each adapter was.
+        """
         try:
-            exported = self._vllm.metrics()
+            lines = self._vllm.metrics().splitlines(keepends=True)
         except (VllmUnreachable, VllmRefused):
-            exported = ""
+            lines = []
+        exported = "".join(line for line in lines if not line.startswith(f"{USE_METRIC}{{"))
         return Answer(exported + self._metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def readyz(self) -> Answer:

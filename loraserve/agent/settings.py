@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from loraserve.agent.drain import DrainTimes
+from loraserve.agent.kubernetes import Pod
 from loraserve.desired import Envelope, explain
 from loraserve.errors import LoraserveError
 
@@ -18,12 +19,40 @@ class InvalidSettings(LoraserveError):
 
 
 @dataclass(frozen=True)
+class Kubernetes:
+    """The pod's API server, and the object that the desired-state file is a mounted copy of."""
+
+    api_url: str
+    pod: Pod
+    config_map: str
+    credentials: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+    """Folder of `token` and `ca.crt`."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
+        """None unless everything is there; the kubelet tells every container where the API is."""
+        try:
+            host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
+            pod = Pod(environment["POD_NAME"], environment["POD_NAMESPACE"], environment["POD_UID"])
+            config_map = environment["LORASERVE_CONFIG_MAP"]
+        except KeyError:
+            return None
+        api_url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        credentials = Path(environment.get("LORASERVE_KUBERNETES_CREDENTIALS", cls.credentials))
+        return cls(api_url, pod, config_map, credentials)
+
+
+@dataclass(frozen=True)
 class Settings:
     """AWS credentials, region and endpoint are not here: the AWS SDK reads its own variables."""
 
     desired_file: Path = Path("/etc/loraserve/desired.json")
+    kubernetes: Kubernetes | None = None
+    """None outside a pod: then only the file is followed, and nobody hears of events."""
     adapter_dir: Path = Path("/mnt/adapters")
     """Shared with vLLM, under the same path."""
+    adapter_disk_bytes: int = 10 << 30
+    """What versions may take there in all."""
     vllm_url: str = "http://127.0.0.1:8000"
     vllm_api_key: str | None = None
     port: int = 9090
@@ -43,13 +72,19 @@ class Settings:
             raise InvalidSettings(f"VLLM_URL is {vllm_url!r}; set a URL, such as {cls.vllm_url}")
         return cls(
             desired_file=Path(environment.get("LORASERVE_DESIRED_FILE", cls.desired_file)),
+            kubernetes=Kubernetes.from_environment(environment),
             adapter_dir=Path(environment.get("LORASERVE_ADAPTER_DIR", cls.adapter_dir)),
+            adapter_disk_bytes=int(
+                _number(environment, "LORASERVE_ADAPTER_DISK_BYTES", cls.adapter_disk_bytes, "bytes")
+            ),
             vllm_url=vllm_url.rstrip("/"),
             vllm_api_key=environment.get("VLLM_API_KEY") or None,
             port=int(port),
             envelope=_envelope(environment.get("LORASERVE_ENVELOPE")),
-            drain_seconds=_seconds(environment, "LORASERVE_DRAIN_SECONDS", cls.drain_seconds),
-            longest_drain_seconds=_seconds(environment, "LORASERVE_LONGEST_DRAIN_SECONDS", cls.longest_drain_seconds),
+            drain_seconds=_number(environment, "LORASERVE_DRAIN_SECONDS", cls.drain_seconds, "seconds"),
+            longest_drain_seconds=_number(
+                environment, "LORASERVE_LONGEST_DRAIN_SECONDS", cls.longest_drain_seconds, "seconds"
+            ),
         )
 
 
@@ -60,12 +95,12 @@ def _envelope(text: str | None) -> Envelope | None:
         raise InvalidSettings(f"LORASERVE_ENVELOPE is not as `pulumi up` writes it:\n{explain(error)}") from None
 
 
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+def _number(environment: Mapping[str, str], name: str, default: float, unit: str) -> float:
     text = environment.get(name, str(default))
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise InvalidSettings(f"{name} is {text!r}; set a number of seconds, such as {default:g}")
-    return seconds
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise InvalidSettings(f"{name} is {text!r}; set a number of {unit}, such as {default:g}")
+    return number

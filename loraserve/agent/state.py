@@ -25,6 +25,8 @@ class AdapterStatus(Document):
     state: State
     reason: str | None = None
     """Why the adapter is quarantined, or what it waits for."""
+    cause: str | None = None
+    """The kind of quarantine, one of a few words such as 'DigestMismatch'."""
     last_used: float | None = None
     """When vLLM last had a request for it, in seconds since 1970; None before the first."""
 

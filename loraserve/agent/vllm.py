@@ -1,10 +1,10 @@
 """The one vLLM beside the agent."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 
 from loraserve.errors import LoraserveError
 
@@ -13,7 +13,10 @@ LOAD_SECONDS = 120.0
 LONGEST_PROBE_TOKENS = 128
 """vLLM keeps one row of logits per prompt token for its log-probability: 16 MB on a vocabulary of 32,000."""
 PREWARM_TOKENS = 8
-_USE_METRIC = "vllm:lora_requests_info"
+USE_METRIC = "vllm:lora_requests_info"
+_USE = re.compile(
+    rf'^{USE_METRIC}{{.*?running_lora_adapters="(.*?)".*?waiting_lora_adapters="(.*?)".*?}} (\S+)', re.MULTILINE
+)
 
 
 class VllmUnreachable(LoraserveError):
@@ -73,13 +76,10 @@ class Vllm:
 
         vLLM stamps the set of adapters in use with the time, so a request that is over by now is seen as well.
         """
-        lines = [line for line in self.metrics().splitlines() if line.startswith(_USE_METRIC)]
         seen: dict[str, float] = {}
-        for family in text_string_to_metric_families("\n".join([*lines, ""])):
-            for sample in family.samples:
-                used = f"{sample.labels['running_lora_adapters']},{sample.labels['waiting_lora_adapters']}"
-                for name in filter(None, used.split(",")):
-                    seen[name] = max(seen.get(name, 0.0), sample.value)
+        for running, waiting, at in _USE.findall(self.metrics()):
+            for name in filter(None, [*running.split(","), *waiting.split(",")]):
+                seen[name] = max(seen.get(name, 0.0), float(at))
         return seen
 
     def metrics(self) -> str:

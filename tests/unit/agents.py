@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.desired_document import DesiredDocument
+from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.metrics import Metrics
@@ -24,7 +25,14 @@ class Agent:
     """One agent with its clock in hand; `settle` runs passes until no download is under way."""
 
     def __init__(
-        self, desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog, envelope: Envelope | None = None
+        self,
+        desired: Path,
+        disk: Path,
+        vllm: FakeVllm,
+        catalog: Catalog,
+        *,
+        envelope: Envelope | None = None,
+        disk_bytes: int = 1 << 30,
     ) -> None:
         self.seconds = 0.0
         self.metrics = Metrics()
@@ -32,10 +40,11 @@ class Agent:
         client = Vllm(vllm.url, vllm.api_key)
         downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
         self.reconciler = Reconciler(
-            DesiredFile(desired),
+            DesiredDocument(desired.read_bytes),
             client,
             downloads,
             self.metrics,
+            disk=Disk(disk, disk_bytes),
             drain_times=DrainTimes(),
             envelope=envelope,
             clock=lambda: self.seconds,

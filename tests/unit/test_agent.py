@@ -1,5 +1,7 @@
 """The agent's loop against a real HTTP fake of vLLM and a catalog in memory."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
 from loraserve.agent.state import State
-from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
+from loraserve.desired import Envelope
+from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm
 from tests.unit.agents import Agent, Publish, corrupt, remove, want
 
 pytest_plugins = ["tests.unit.agent_fixtures"]
@@ -287,6 +290,46 @@ def test_the_metrics_are_vllms_and_the_agents(
     assert 'loraserve_adapter_state{adapter="bad",state="ready",version="v1"} 0.0' in lines
     assert "loraserve_reconcile_errors_total 1.0" in lines
     assert "loraserve_adapter_fetch_seconds_count 2.0" in lines
+    assert 'loraserve_adapter_quarantined{adapter="bad",cause="DigestMismatch",version="v1"} 1.0' in lines
+
+
+def test_slots_swaps_and_last_use_are_metrics(
+    new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    agent = new_agent(envelope=Envelope(slots=4, rank=8, target_modules=QKVO))
+    want(desired, publish("a"), publish("b"))
+    agent.settle()
+    vllm.used = {"a@v1": 1_700_000_000.0, "a@v1,b@v1": 1_700_000_001.0}
+
+    want(desired, publish("a", "v2"))
+    agent.settle()
+    lines = agent.api.metrics().text.splitlines()
+
+    assert "loraserve_slots 4.0" in lines
+    assert "loraserve_slots_used 3.0" in lines
+    assert "loraserve_adapter_swaps_total 1.0" in lines, "b was removed, not swapped"
+    assert 'loraserve_adapter_last_used_timestamp_seconds{adapter="b",version="v1"} 1.700000001e+09' in lines
+    assert not [line for line in lines if line.startswith("vllm:lora_requests_info{")], "one series per set of adapters"
+
+
+def test_the_state_says_what_others_need_to_know(
+    new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    agent = new_agent(envelope=Envelope(slots=4, rank=8, target_modules=QKVO))
+    want(desired, publish("a"))
+    agent.reconciler.step()
+    assert json.loads(agent.api.state().text)["ready"] is False
+
+    vllm.used["a@v1"] = 1_700_000_000.0
+    agent.settle()
+
+    state = json.loads(agent.api.state().text)
+    assert state["generation"] == hashlib.sha256(desired.read_bytes()).hexdigest()
+    assert state["ready"] is True
+    assert state["slots"] == {"total": 4, "used": 1}
+    (adapter,) = state["adapters"]
+    assert (adapter["name"], adapter["version"], adapter["state"]) == ("a", "v1", "ready")
+    assert adapter["lastUsed"] == 1_700_000_000.0
 
 
 def test_the_agents_metrics_outlive_vllm(agent: Agent, vllm: FakeVllm) -> None:

@@ -102,6 +102,7 @@ def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -
         ("LORASERVE_PORT", "70000"),
         ("VLLM_URL", "127.0.0.1:8000"),
         ("LORASERVE_ENVELOPE", '{"slots": 0}'),
+        ("LORASERVE_ADAPTER_DISK_BYTES", "10Gi"),
         ("LORASERVE_DRAIN_SECONDS", "soon"),
         ("LORASERVE_LONGEST_DRAIN_SECONDS", "-1"),
     ],

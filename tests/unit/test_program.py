@@ -164,6 +164,22 @@ def test_only_the_agent_holds_aws_credentials(dev: Program) -> None:
     assert annotations["eks.amazonaws.com/skip-containers"] == vllm(dev)["name"]
 
 
+def test_only_the_agent_may_ask_the_kubernetes_api_and_only_for_its_own_document(dev: Program) -> None:
+    spec = pod(dev)
+    mounting = [
+        container["name"]
+        for container in [*spec["initContainers"], *spec["containers"]]
+        if any(mount["name"] == "kubernetes-api" for mount in container["volumeMounts"])
+    ]
+    assert mounting == ["agent"]
+    watch, events = dev.one("rbac.authorization.k8s.io/v1:Role").inputs["rules"]
+    assert watch["resourceNames"] == [dev.one("core/v1:ConfigMap", "desired-state").inputs["metadata"]["name"]]
+    assert (watch["resources"], watch["verbs"]) == (["configmaps"], ["get", "list", "watch"])
+    assert (events["resources"], events["verbs"]) == (["events"], ["create"])
+    binding = dev.one("rbac.authorization.k8s.io/v1:RoleBinding").inputs
+    assert [subject["name"] for subject in binding["subjects"]] == [spec["serviceAccountName"]]
+
+
 def test_the_token_is_for_sts(dev: Program) -> None:
     volume = next(volume for volume in pod(dev)["volumes"] if "projected" in volume)
     token = volume["projected"]["sources"][0]["serviceAccountToken"]
@@ -213,6 +229,12 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
     assert before.one("apps/v1:Deployment").inputs == after.one("apps/v1:Deployment").inputs
     documents = [p.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"] for p in (before, after)]
     assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
+
+
+def test_the_agent_fills_less_than_would_get_the_pod_evicted(dev: Program) -> None:
+    limit = int(environment(pod(dev)["initContainers"][0])["LORASERVE_ADAPTER_DISK_BYTES"])
+    volume = next(volume for volume in pod(dev)["volumes"] if volume["name"] == "adapters")
+    assert limit < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
 
 
 def test_document_and_agent_are_told_what_vllm_is_started_with(dev: Program) -> None:
