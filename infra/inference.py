@@ -22,9 +22,9 @@ from infra.names import (
     GPU_TAINT,
     HTTP_PORT_NAME,
     METRICS_PORT_NAME,
-    SERVING_NAMESPACE,
     SERVING_SERVICE_ACCOUNT,
     VLLM,
+    VLLM_API_KEY,
     VLLM_LABELS,
     VLLM_PORT,
     VLLM_SELECTOR,
@@ -45,7 +45,6 @@ _API_CREDENTIALS_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 _API_TOKEN_SECONDS = 3600
 _TEMPLATE_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
-_API_KEY = "api-key"
 _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
@@ -156,20 +155,10 @@ class Inference(pulumi.ComponentResource):
         )
         self.register_outputs({"service": self.service.metadata.name})
 
-    @staticmethod
-    def commands() -> dict[str, str]:
-        """How a person reaches the model until there is a way in from outside."""
-        kubectl = f"kubectl --namespace {SERVING_NAMESPACE}"
-        return {
-            "forward": f"{kubectl} port-forward service/{VLLM_SERVICE} {VLLM_PORT}",
-            "url": f"http://localhost:{VLLM_PORT}/v1",
-            "keyCommand": f"{kubectl} get secret {VLLM} --output jsonpath='{{.data.{_API_KEY}}}' | base64 --decode",
-        }
-
     def _create_secret(self) -> core.Secret:
         """vLLM's own API key, which also guards its adapter-loading API, and the hub token where there is one."""
         key = random.RandomPassword("vllm-api-key", length=48, special=False, opts=self._child)
-        data: dict[str, pulumi.Input[str]] = {_API_KEY: key.result}
+        data: dict[str, pulumi.Input[str]] = {VLLM_API_KEY: key.result}
         if self._settings.hub_token:
             data[_HUB_TOKEN] = pulumi.Output.secret(self._settings.hub_token.get_secret_value())
         return core.Secret(
@@ -242,7 +231,7 @@ class Inference(pulumi.ComponentResource):
                 "selector": {"match_labels": VLLM_SELECTOR},
                 "strategy": {
                     "type": "RollingUpdate",
-                    "rolling_update": rolling_update(settings.inference_replicas, settings.gpu_max_size),
+                    "rolling_update": rolling_update(settings.most_replicas, settings.gpu_max_size),
                 },
                 "template": {
                     "metadata": {
@@ -257,6 +246,8 @@ class Inference(pulumi.ComponentResource):
                 parent=self,
                 depends_on=[service_account],
                 custom_timeouts=pulumi.CustomTimeouts(create=wait, update=wait),
+                # The autoscaler owns the number of replicas.
+                ignore_changes=["spec.replicas"] if settings.scaling_enabled else None,
             ),
         )
 
@@ -299,7 +290,7 @@ class Inference(pulumi.ComponentResource):
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
                 *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
-                self._secret_variable("VLLM_API_KEY", _API_KEY),
+                self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
                 _variable("AWS_ROLE_ARN", self._identity.role_arn),
                 _variable("AWS_WEB_IDENTITY_TOKEN_FILE", f"{TOKEN_DIR}/{TOKEN_FILE}"),
                 _variable("AWS_REGION", self._identity.region),
@@ -331,7 +322,7 @@ class Inference(pulumi.ComponentResource):
         settings = self._settings
         environment = [
             *(_variable(key, value) for key, value in vllm_environment(bool(self._envelope)).items()),
-            self._secret_variable("VLLM_API_KEY", _API_KEY),
+            self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
         ]
         if settings.hub_token:
             environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))

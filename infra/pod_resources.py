@@ -25,6 +25,9 @@ VLLM_LIMITS = Requests(4000, 14 * 1024)
 """14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(500, 512)
+GATEWAY_REQUESTS = Requests(100, 128)
+GATEWAY_MEMORY_LIMIT_MIB = 512
+"""Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
 ADAPTER_VOLUME_GIB = 10
 NODE_DISK_GIB = 40
 """Ephemeral storage that the pod asks for: base weights, adapters, compile caches."""

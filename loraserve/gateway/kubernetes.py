@@ -16,9 +16,10 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-WATCH_SECONDS = 240
+WATCH_SECONDS = 30
+"""The API server ends a watch after this time, so that a dead connection is noticed."""
 _ANSWER = aiohttp.ClientTimeout(total=10)
-_WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + 30)
+_WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + 10)
 _LARGEST_EVENT = 8 << 20
 
 Manifest = dict[str, Any]

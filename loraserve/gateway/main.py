@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
 from loraserve.gateway.settings import InvalidSettings, Settings
+from loraserve.gateway.tls import self_signed
 from loraserve.gateway.waiting_room import WaitingRoom
 from loraserve.log import event
 
@@ -54,6 +56,7 @@ async def _run(settings: Settings) -> None:
 class Ports:
     public: int
     inner: int
+    tls: int | None
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +76,13 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             shutdown_timeout=settings.drain_seconds,
         )
         stack.push_async_callback(inner.cleanup)
-        ports = Ports(await _listen(public, settings.port), await _listen(inner, settings.metrics_port))
+        await public.setup()
+        await inner.setup()
+        ports = Ports(
+            public=await _listen(public, settings.port),
+            inner=await _listen(inner, settings.metrics_port),
+            tls=None if settings.tls_port is None else await _listen(public, settings.tls_port, self_signed()),
+        )
         try:
             yield ports
         finally:
@@ -171,10 +180,10 @@ async def _refresh_keys(keys: Keys) -> None:
         keys.refresh()
 
 
-async def _listen(runner: web.AppRunner, port: int) -> int:
-    await runner.setup()
+async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None = None) -> int:
+    """The port; 0 takes a free one."""
     try:
-        await web.TCPSite(runner, "0.0.0.0", port).start()
+        await web.TCPSite(runner, "0.0.0.0", port, ssl_context=tls).start()
     except OSError as error:
         raise InvalidSettings(f"cannot listen on port {port}: {error.strerror}") from None
-    return runner.addresses[0][1]
+    return runner.addresses[-1][1]

@@ -35,6 +35,8 @@ class Settings(Document):
     keys_file: Path = Path("/etc/loraserve/keys/keys.json")
     vllm_api_key: str
     port: Port = 8080
+    tls_port: Port | None = None
+    """For the load balancer; None: there is none."""
     metrics_port: Port = 9091
     vllm_port: Port = 8000
     agent_port: Port = 9090
@@ -57,7 +59,7 @@ class Settings(Document):
     drain_seconds: Seconds = 150
     """A stopping gateway lets running generations finish."""
 
-    kubernetes_url: Url = "https://kubernetes.default.svc"
+    kubernetes_url: Url
     kubernetes_ca_file: Path = _SERVICE_ACCOUNT / "ca.crt"
     kubernetes_token_file: Path = _SERVICE_ACCOUNT / "token"
 
@@ -66,6 +68,9 @@ class Settings(Document):
         """Raises InvalidSettings."""
         variables = {PREFIX + field.upper(): field for field in cls.model_fields}
         values = {field: environment[name] for name, field in variables.items() if environment.get(name)}
+        if host := environment.get("KUBERNETES_SERVICE_HOST"):
+            port = environment.get("KUBERNETES_SERVICE_PORT", "443")
+            values.setdefault("kubernetes_url", f"https://{host}:{port}")
         try:
             return cls.model_validate(values, by_alias=False, by_name=True)
         except ValidationError as error:

@@ -298,6 +298,7 @@ class World:
         )
         async with serving(settings) as ports:
             self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
+            self.tls_url = f"https://127.0.0.1:{ports.tls}"
             started.set()
             assert self._stop
             await self._stop.wait()

@@ -203,6 +203,14 @@ def test_vllm_refusing_the_gateways_key_is_not_shown_as_the_clients_fault(servin
     assert code(serving.post(chat())) == "upstream_error"
 
 
+def test_the_load_balancer_is_answered_in_tls(tmp_path: Path) -> None:
+    with world(tmp_path, tls_port=0) as at:
+        at.start(adapter())
+        headers = {"Authorization": f"Bearer {at.key}"}
+        answer = httpx.get(f"{at.tls_url}/v1/models", headers=headers, verify=False, trust_env=False)
+        assert answer.json()["data"]
+
+
 # Limits.
 
 
