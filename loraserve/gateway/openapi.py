@@ -19,7 +19,11 @@ def _completion(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "required": ["model", *prompt],
         "properties": {
-            "model": {"type": "string", "description": "A name that /v1/models lists, or name@version."},
+            "model": {
+                "type": "string",
+                "minLength": 1,
+                "description": "A name that /v1/models lists, or name@version.",
+            },
             "stream": {"type": "boolean"},
             "user": {"type": "string", "description": "Keeps one end user on one side of a canary share."},
             **prompt,
