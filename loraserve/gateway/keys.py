@@ -101,6 +101,7 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._content: bytes | None = None
+        self._problem: str | None = None
         self._by_id: dict[str, Key] = {}
 
     def refresh(self) -> None:
@@ -111,11 +112,11 @@ class Keys:
                 return
             ring = KeyRing.parse(content)
         except (OSError, InvalidKeys) as error:
-            if self._content is not None or not self._by_id:
+            if str(error) != self._problem:
                 log.error(event("keys refused", file=self._path, problem=error, kept=len(self._by_id)))
-            self._content = None
+            self._content, self._problem = None, str(error)
         else:
-            self._content, self._by_id = content, {key.id: key for key in ring.keys}
+            self._content, self._problem, self._by_id = content, None, {key.id: key for key in ring.keys}
             log.info(event("keys read", keys=len(self._by_id)))
 
     def authenticate(self, authorization: str | None) -> Key:

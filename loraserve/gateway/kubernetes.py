@@ -57,15 +57,18 @@ class KubernetesApi:
 
     async def follow(self, collection: Collection, on_change: OnChange) -> None:
         """Runs until it is cancelled. While the API server is away, what was seen last stays in force."""
+        problem = None
         while True:
             try:
                 objects, version = await self._list(collection)
+                problem = None
                 on_change(list(objects.values()))
                 async for change in self._watch(collection, version):
                     _apply(objects, change)
                     on_change(list(objects.values()))
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError) as error:
-                log.warning(event("Kubernetes API", path=collection.path, problem=error or type(error).__name__))
+                if problem != (problem := str(error) or type(error).__name__):
+                    log.warning(event("not followed for now", path=collection.path, problem=problem))
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _list(self, collection: Collection) -> tuple[dict[str, Manifest], str]:

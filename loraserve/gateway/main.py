@@ -99,7 +99,7 @@ async def _assemble(settings: Settings, stack: contextlib.AsyncExitStack) -> Gat
     http = await stack.enter_async_context(_upstream_session(settings))
     pods = Pods(http, settings.agent_port, settings.pod_concurrency)
     stack.push_async_callback(pods.close)
-    cold_starts = ColdStarts(pods, metrics, settings.cold_start_seconds)
+    cold_starts = ColdStarts(pods, metrics, settings.cold_start_seconds, waiting=lambda: room.count)
     room = WaitingRoom(
         pods.place,
         max_count=settings.max_waiting,
@@ -108,7 +108,7 @@ async def _assemble(settings: Settings, stack: contextlib.AsyncExitStack) -> Gat
     )
 
     def on_change() -> None:
-        cold_starts.observe(bool(room.count))
+        cold_starts.observe()
         room.wake()
 
     pods.on_change = on_change
