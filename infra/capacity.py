@@ -14,6 +14,7 @@ from infra.instance_types import GPU_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import ModelShape
 from infra.names import PROJECT
 from infra.pod_resources import ADAPTER_VOLUME_GIB
+from loraserve import desired
 from loraserve.desired import MAX_RANK, Adapter
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, MAX_RANK)
@@ -37,6 +38,8 @@ _ACTIVATION_BYTES_PER_UNIT = 18.8
 """Peak activations: bytes per batched token and unit of intermediate size, fitted to 0.515 GiB for Mistral-7B."""
 
 _GIB = 1024**3
+ADAPTER_DISK_BYTES = int(0.95 * ADAPTER_VOLUME_GIB * _GIB)
+"""What the agent fills of the pod's volume: a pod whose volume runs over is evicted."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Envelope:
             "--lora-target-modules",
             *self.target_modules,
         ]
+
+    def document(self) -> desired.Envelope:
+        """The envelope as the agent reads it."""
+        return desired.Envelope(slots=self.slots, rank=self.rank, target_modules=self.target_modules)
 
     def describe(self) -> dict[str, object]:
         """The envelope as plain values, for the stack's outputs."""
@@ -99,18 +106,18 @@ class MemoryPlan:
 
 
 def envelope(adapters: Sequence[Adapter]) -> Envelope | None:
-    """The smallest envelope with headroom around the declared adapters; None where there are none.
+    """The smallest envelope with headroom around the declared versions; None where there are none.
 
-    Raises ValueError where no allowed value is large enough.
+    Every version that may be resident has a slot: a canary beside its stable version, both versions during a swap.
     """
     if not adapters:
         return None
-    needed = len(adapters) + SWAP_HEADROOM
+    needed = min(len(adapters) + SWAP_HEADROOM, SLOT_STEPS[-1])
     touched = {module for adapter in adapters for module in adapter.target_modules}
     grouped = {module for group in _MODULE_GROUPS if touched & set(group) for module in group}
     return Envelope(
-        slots=_at_least(needed, SLOT_STEPS, f"{len(adapters)} adapters with room for {SWAP_HEADROOM} swaps"),
-        rank=_at_least(max(adapter.rank for adapter in adapters), RANKS, "the largest rank"),
+        slots=_at_least(needed, SLOT_STEPS),
+        rank=_at_least(max(adapter.rank for adapter in adapters), RANKS),
         target_modules=tuple(sorted(grouped | touched)),
     )
 
@@ -153,12 +160,23 @@ def memory_problem(serving: Serving) -> str | None:
 def disk_problem(adapters: Sequence[Adapter]) -> str | None:
     """Why the adapters do not fit the pod's volume, with both versions of some during a swap; None where they do."""
     sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
-    needed = (sum(sizes) + sum(sizes[:SWAP_HEADROOM])) / _GIB
-    if needed <= ADAPTER_VOLUME_GIB:
+    needed = sum(sizes) + sum(sizes[:SWAP_HEADROOM])
+    if needed <= ADAPTER_DISK_BYTES:
         return None
     return (
-        f"{PROJECT}:adapters need {needed:.1f} GiB of disk, new versions beside old ones included, and the pod has "
-        f"{ADAPTER_VOLUME_GIB} GiB: train at a lower rank, or split them over two stacks"
+        f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included, and the pod has "
+        f"{ADAPTER_DISK_BYTES / _GIB:.1f} GiB: train at a lower rank, or split them over two stacks"
+    )
+
+
+def crowding_warning(adapters: Sequence[Adapter], slots: Envelope | None) -> str | None:
+    """What it costs that more versions are declared than slots can be had; None where each has its own."""
+    if not slots or len(adapters) + SWAP_HEADROOM <= slots.slots:
+        return None
+    return (
+        f"{len(adapters)} adapter versions are declared, and vLLM holds {slots.slots} on the GPU, {SWAP_HEADROOM} of them "
+        "for swaps: a request for one that is not there waits until it is copied in and another's requests have ended. "
+        "With 50 adapters in 8 slots the median time to first token was 863 ms instead of 61. Split them over two stacks"
     )
 
 
@@ -187,11 +205,8 @@ def _show(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) else "none"
 
 
-def _at_least(needed: int, steps: Sequence[int], what: str) -> int:
-    for step in steps:
-        if step >= needed:
-            return step
-    raise ValueError(f"{what} needs {needed}, and the most that can be had is {steps[-1]}")
+def _at_least(needed: int, steps: Sequence[int]) -> int:
+    return next(step for step in steps if step >= needed)
 
 
 def _smallest_change(serving: Serving) -> str:

@@ -47,6 +47,8 @@ DCGM_EXPORTER = HelmChart("dcgm-exporter", "4.8.2", "https://nvidia.github.io/dc
 KUBE_PROMETHEUS_STACK = HelmChart(
     "kube-prometheus-stack", "83.7.0", "https://prometheus-community.github.io/helm-charts"
 )
+KEDA = HelmChart("keda", "2.21.1", "https://kedacore.github.io/charts")
+"""From 2.20 on its metrics-api scaler sums over the replicas of a Service."""
 
 
 def on_gpu_nodes() -> dict[str, Any]:

@@ -13,11 +13,12 @@ import pulumi_kubernetes as k8s
 import pulumi_random as random
 
 from infra import pod_resources, versions
-from infra.capacity import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
     BASE_DIR,
+    DESIRED_STATE,
     DESIRED_STATE_DIR,
     DESIRED_STATE_FILE,
     GPU_SELECTOR,
@@ -25,9 +26,9 @@ from infra.names import (
     HTTP_PORT_NAME,
     METRICS_PORT_NAME,
     PROJECT,
-    SERVING_NAMESPACE,
     SERVING_SERVICE_ACCOUNT,
     VLLM,
+    VLLM_API_KEY,
     VLLM_LABELS,
     VLLM_PORT,
     VLLM_SELECTOR,
@@ -49,7 +50,8 @@ _FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GUARD_MODULE = "loraserve_guard"
 """Imported from vLLM's working directory: `python3 -m` looks there first."""
-_API_KEY = "api-key"
+_API_CREDENTIALS_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
+_API_TOKEN_SECONDS = 3600
 _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
@@ -183,6 +185,7 @@ class Inference(pulumi.ComponentResource):
         )
         self.api_key_secret = self._create_secret()
         self._desired_state = self._create_desired_state()
+        self._let_the_agent_follow()
         self._files = vllm_files(settings)
         self._files_map = self._create_files()
         self.deployment = self._create_deployment(service_account)
@@ -195,20 +198,10 @@ class Inference(pulumi.ComponentResource):
         )
         self.register_outputs({"service": self.service.metadata.name})
 
-    @staticmethod
-    def commands() -> dict[str, str]:
-        """How a person reaches the model until there is a way in from outside."""
-        kubectl = f"kubectl --namespace {SERVING_NAMESPACE}"
-        return {
-            "forward": f"{kubectl} port-forward service/{VLLM_SERVICE} {VLLM_PORT}",
-            "url": f"http://localhost:{VLLM_PORT}/v1",
-            "keyCommand": f"{kubectl} get secret {VLLM} --output jsonpath='{{.data.{_API_KEY}}}' | base64 --decode",
-        }
-
     def _create_secret(self) -> core.Secret:
         """vLLM's own API key, which also guards its adapter-loading API, and the hub token where there is one."""
         key = random.RandomPassword("vllm-api-key", length=48, special=False, opts=self._child)
-        data: dict[str, pulumi.Input[str]] = {_API_KEY: key.result}
+        data: dict[str, pulumi.Input[str]] = {VLLM_API_KEY: key.result}
         if self._settings.hub_token:
             data[_HUB_TOKEN] = pulumi.Output.secret(self._settings.hub_token.get_secret_value())
         return core.Secret(
@@ -222,12 +215,38 @@ class Inference(pulumi.ComponentResource):
                 bucket=bucket,
                 region=self._identity.region,
                 adapters=self._settings.adapters,
+                envelope=self._envelope.document() if self._envelope else None,
             ).to_json()
         )
         return core.ConfigMap(
-            "desired-state",
-            metadata={"name": "desired-state", "namespace": self._namespace},
+            DESIRED_STATE,
+            metadata={"name": DESIRED_STATE, "namespace": self._namespace},
             data={DESIRED_STATE_FILE: document},
+            opts=self._child,
+        )
+
+    def _let_the_agent_follow(self) -> None:
+        """The object can be read sooner than its mounted copy changes; nothing else of the API is open to the pod."""
+        metadata: k8s.meta.v1.ObjectMetaArgsDict = {"name": "desired-state-follower", "namespace": self._namespace}
+        role = k8s.rbac.v1.Role(
+            "desired-state-follower",
+            metadata=metadata,
+            rules=[
+                {
+                    "api_groups": [""],
+                    "resources": ["configmaps"],
+                    "resource_names": [DESIRED_STATE],
+                    "verbs": ["get", "list", "watch"],
+                },
+                {"api_groups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+            ],
+            opts=self._child,
+        )
+        k8s.rbac.v1.RoleBinding(
+            "desired-state-follower",
+            metadata=metadata,
+            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
+            subjects=[{"kind": "ServiceAccount", "name": SERVING_SERVICE_ACCOUNT, "namespace": self._namespace}],
             opts=self._child,
         )
 
@@ -252,7 +271,7 @@ class Inference(pulumi.ComponentResource):
                 "selector": {"match_labels": VLLM_SELECTOR},
                 "strategy": {
                     "type": "RollingUpdate",
-                    "rolling_update": rolling_update(settings.inference_replicas, settings.gpu_max_size),
+                    "rolling_update": rolling_update(settings.most_replicas, settings.gpu_max_size),
                 },
                 "template": {
                     "metadata": {
@@ -271,6 +290,8 @@ class Inference(pulumi.ComponentResource):
                 parent=self,
                 depends_on=[service_account],
                 custom_timeouts=pulumi.CustomTimeouts(create=wait, update=wait),
+                # The autoscaler owns the number of replicas.
+                ignore_changes=["spec.replicas"] if settings.scaling_enabled else None,
             ),
         )
 
@@ -304,11 +325,18 @@ class Inference(pulumi.ComponentResource):
             "restart_policy": "Always",
             "env": [
                 _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
+                _variable("LORASERVE_CONFIG_MAP", DESIRED_STATE),
+                *(
+                    _field_variable(f"POD_{field.upper()}", f"metadata.{field}")
+                    for field in ("name", "namespace", "uid")
+                ),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
                 *([_variable("LORASERVE_BASE_FOLDER", base)] if base else []),
+                _variable("LORASERVE_ADAPTER_DISK_BYTES", str(ADAPTER_DISK_BYTES)),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
+                *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
-                self._secret_variable("VLLM_API_KEY", _API_KEY),
+                self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
                 _variable("AWS_ROLE_ARN", self._identity.role_arn),
                 _variable("AWS_WEB_IDENTITY_TOKEN_FILE", f"{TOKEN_DIR}/{TOKEN_FILE}"),
                 _variable("AWS_REGION", self._identity.region),
@@ -331,8 +359,15 @@ class Inference(pulumi.ComponentResource):
                 *([{"name": "base", "mount_path": BASE_DIR}] if base else []),
                 {"name": "tmp", "mount_path": "/tmp", "sub_path": "agent"},
                 {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
+                {"name": "kubernetes-api", "mount_path": _API_CREDENTIALS_DIR, "read_only": True},
             ],
         }
+
+    def _envelope_variables(self) -> list[core.EnvVarArgsDict]:
+        """What the vLLM beside this agent was started with, which the document it follows may have left behind."""
+        if not self._envelope:
+            return []
+        return [_variable("LORASERVE_ENVELOPE", self._envelope.document().model_dump_json(by_alias=True))]
 
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings, base = self._settings, base_folder(self._settings)
@@ -342,7 +377,7 @@ class Inference(pulumi.ComponentResource):
                 _variable(key, value)
                 for key, value in vllm_environment(bool(self._envelope), offline=bool(base)).items()
             ),
-            self._secret_variable("VLLM_API_KEY", _API_KEY),
+            self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
         ]
         if settings.hub_token:
             environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
@@ -396,6 +431,7 @@ class Inference(pulumi.ComponentResource):
                 "name": TOKEN_VOLUME,
                 "projected": {"sources": [{"service_account_token": token}]},
             },
+            {"name": "kubernetes-api", "projected": {"sources": _api_credentials()}},
         ]
         if mirrored:
             volumes.append({"name": "base", "empty_dir": {"size_limit": f"{pod_resources.BASE_VOLUME_GIB}Gi"}})
@@ -428,6 +464,18 @@ class Inference(pulumi.ComponentResource):
 
 def _variable(name: str, value: pulumi.Input[str]) -> core.EnvVarArgsDict:
     return {"name": name, "value": value}
+
+
+def _field_variable(name: str, field_path: str) -> core.EnvVarArgsDict:
+    return {"name": name, "value_from": {"field_ref": {"field_path": field_path}}}
+
+
+def _api_credentials() -> list[core.VolumeProjectionArgsDict]:
+    """What Kubernetes would mount into every container, were it not switched off for the pod."""
+    return [
+        {"service_account_token": {"expiration_seconds": _API_TOKEN_SECONDS, "path": "token"}},
+        {"config_map": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    ]
 
 
 def _probe(path: str, port: int, *, period: int, delay: int = 0, failures: int = 3) -> core.ProbeArgsDict:

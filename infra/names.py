@@ -16,10 +16,19 @@ VLLM = "vllm"
 VLLM_SERVICE = "vllm-service"
 VLLM_LABELS = {"app": "vllm", "component": "inference"}
 VLLM_SELECTOR = {"app": "vllm"}
-VLLM_CLIENT_LABELS = {"vllm-client": "true"}
-"""Pods in the serving namespace that may call vLLM's port."""
+VLLM_API_KEY = "api-key"
+"""The key of Secret `vllm` that everything in front of vLLM shares."""
+
+GATEWAY = "gateway"
+GATEWAY_LABELS = {"app": "gateway", "component": "inference"}
+GATEWAY_SELECTOR = {"app": "gateway"}
+GATEWAY_CLIENT_LABELS = {"loraserve-client": "true"}
+"""Pods, in any namespace, that may call the gateway."""
+GATEWAY_ENDPOINT = "gateway-endpoint"
+"""The node port behind the internal load balancer."""
 
 SERVING_SERVICE_ACCOUNT = "workflow-sa"
+KEDA_OPERATOR_LABELS = {"app": "keda-operator"}
 AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
 EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
 
@@ -74,6 +83,11 @@ def gpu_node_labels(accelerator: str) -> dict[str, str]:
 VLLM_PORT = 8000
 AGENT_PORT = 9090
 """The agent re-exports vLLM's metrics here, next to its own state."""
+GATEWAY_PORT = 8080
+GATEWAY_TLS_PORT = 8443
+"""What the internal load balancer speaks to."""
+GATEWAY_METRICS_PORT = 9091
+"""Metrics, probes, and what KEDA scales on."""
 HTTPS_PORT = 443
 DNS_PORT = 53
 METRICS_PORT_NAME = "metrics"
@@ -86,6 +100,8 @@ BASE_DIR = "/mnt/base"
 """Mirrored base weights; like the adapters shared with vLLM under the same path."""
 DESIRED_STATE_DIR = "/etc/loraserve"
 DESIRED_STATE_FILE = "desired.json"
+DESIRED_STATE = "desired-state"
+"""The ConfigMap's name, which the agent's Role grants by."""
 
 
 def cluster_name(stack: str) -> str:

@@ -70,8 +70,8 @@ def autoscaler_tags(settings: Settings) -> dict[str, str]:
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
         f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": "1",
         f"{_AUTOSCALER}/resources/ephemeral-storage": f"{disk_gib * 8 // 10}Gi",
-        f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.gpu_idle_minutes}m0s",
-        f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.gpu_idle_minutes}m0s",
+        f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.node_idle_minutes}m0s",
+        f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.node_idle_minutes}m0s",
     }
 
 
@@ -85,11 +85,12 @@ def _volume(gib: int, mibps: int | None = None) -> aws.ec2.LaunchTemplateBlockDe
     }
 
 
-def _autoscaling_group_name(resources: Sequence[aws.eks.outputs.NodeGroupResource]) -> str:
+def autoscaling_group_name(resources: Sequence[aws.eks.outputs.NodeGroupResource]) -> str:
+    """The group that EKS made; it knows its name only once the node group exists."""
     groups = resources[0].autoscaling_groups or [] if resources else []
     if not groups or not groups[0].name:
         raise ValueError(
-            f"EKS did not name the Auto Scaling group of {GPU_NODE_GROUP}; run `pulumi refresh`, then `pulumi up`"
+            "EKS did not name the Auto Scaling group of a node group; run `pulumi refresh`, then `pulumi up`"
         )
     return groups[0].name
 
@@ -214,11 +215,11 @@ class NodeGroups(pulumi.ComponentResource):
 
     def _tag_for_autoscaler(self, group: aws.eks.NodeGroup, tags: dict[str, str]) -> None:
         """EKS does not hand a node group's tags on to its Auto Scaling group, where the autoscaler reads them."""
-        autoscaling_group = group.resources.apply(_autoscaling_group_name)
+        name = group.resources.apply(autoscaling_group_name)
         for key, value in tags.items():
             aws.autoscaling.Tag(
                 f"{GPU_NODE_GROUP}-{key.removeprefix(_AUTOSCALER + '/')}",
-                autoscaling_group_name=autoscaling_group,
+                autoscaling_group_name=name,
                 tag={"key": key, "value": value, "propagate_at_launch": False},
                 opts=self._child,
             )

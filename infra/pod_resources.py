@@ -41,6 +41,9 @@ ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8
 """A tiny model on a small machine."""
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(500, 512)
+GATEWAY_REQUESTS = Requests(100, 128)
+GATEWAY_MEMORY_LIMIT_MIB = 512
+"""Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
 ADAPTER_VOLUME_GIB = 10
 BASE_VOLUME_GIB = 20
 """Base weights, where they are mirrored."""

@@ -11,12 +11,15 @@ from infra import capacity, cost, names, preflight, settings
 from infra.adapter_bucket import AdapterBucket
 from infra.addons import Addons
 from infra.cluster import Cluster
+from infra.endpoint import InternalEndpoint
+from infra.gateway import Gateway
 from infra.images import loraserve_image
 from infra.inference import Inference, ServingIdentity
-from infra.isolation import Isolation, create_namespace
+from infra.isolation import Isolation, create_namespace, eks_api_server
 from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
+from infra.scaling import Scaling
 from infra.settings import Settings
 from infra.workload_identity import WorkloadRole, read_prefixes
 
@@ -29,6 +32,8 @@ def deploy() -> None:
     region = aws.get_region().region
     pulumi.log.info(cost.describe(config, region, len(zones)))
     announce_restart(config)
+    if crowding := capacity.crowding_warning(config.adapters, config.envelope):
+        pulumi.log.warn(crowding)
 
     # AWS: network, cluster, nodes, adapters and who may read them.
     network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, region=region)
@@ -66,8 +71,14 @@ def deploy() -> None:
         names.SERVING_NAMESPACE, "restricted", pulumi.ResourceOptions(provider=provider)
     )
     if config.addons_enabled:
-        Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.gpu_idle_minutes, opts=in_cluster)
-    Isolation("isolation", namespace=serving_namespace, opts=in_cluster)
+        Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.node_idle_minutes, opts=in_cluster)
+    Isolation(
+        "isolation",
+        namespace=serving_namespace,
+        api_server=eks_api_server(config.vpc_cidr),
+        load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
+        opts=in_cluster,
+    )
     inference = Inference(
         "inference",
         settings=config,
@@ -76,6 +87,34 @@ def deploy() -> None:
         loraserve_image=image,
         opts=in_cluster,
     )
+    gateway = Gateway(
+        "gateway",
+        settings=config,
+        namespace=serving_namespace,
+        image=image,
+        vllm_key_secret=inference.api_key_secret.metadata.name,
+        opts=in_cluster,
+    )
+    if config.scaling_enabled:
+        Scaling(
+            "scaling",
+            settings=config,
+            namespace=serving_namespace,
+            deployment=inference.deployment,
+            gateway=gateway.service,
+            opts=in_cluster,
+        )
+    if config.gateway_certificate_arn:
+        endpoint = InternalEndpoint(
+            f"{cluster_name}-gateway",
+            certificate_arn=config.gateway_certificate_arn,
+            network=network,
+            cluster=cluster,
+            nodes=nodes,
+            namespace=serving_namespace,
+            opts=in_cluster,
+        )
+        pulumi.export("gatewayHostName", endpoint.host_name)
     if config.monitoring_enabled:
         Monitoring(
             "monitoring",
@@ -86,7 +125,7 @@ def deploy() -> None:
         )
         pulumi.export("grafana", grafana_commands())
 
-    pulumi.export("model", inference.commands())
+    pulumi.export("model", gateway.commands())
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -103,7 +142,7 @@ def announce_restart(config: Settings) -> None:
     def announce(outputs: dict[str, object]) -> None:
         before = cast(dict[str, object] | None, outputs.get("envelope"))
         reason = capacity.restart_reason(before, config.envelope)
-        if reason and "cluster" in outputs and config.inference_replicas:
+        if reason and "cluster" in outputs and (config.scaling_enabled or config.inference_replicas):
             pulumi.log.warn(f"this restarts vLLM: {reason}")
 
     itself.outputs.apply(announce)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -32,11 +33,15 @@ from infra.errors import ConfigError
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from infra.model_shapes import KNOWN_MODELS, ModelShape
 from infra.names import PROJECT
-from loraserve.desired import Adapter, Base, Mirror, explain, is_hub_id
+from loraserve.desired import Adapter, Base, Mirror, check_names, explain, is_hub_id
+from loraserve.gateway.keys import EVERY_MODEL, Key
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
 _WIDEST_CIDR_IN_PRODUCTION = 16
+EMPTY_NODE_MINUTES = 2
+LEAST_SCALED_IDLE_MINUTES = 4
+"""Less would end pods between two requests of one conversation."""
 
 Arn = Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:(role|user)/.+$")]
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: value or None)]
@@ -95,6 +100,15 @@ class Settings(_Section):
     inference_replicas: Annotated[int, Field(ge=0)]
     longest_generation_seconds: Annotated[int, Field(ge=1)]
     startup_budget_minutes: Annotated[int, Field(ge=15)]
+    scaling_enabled: bool
+    inference_max_replicas: Annotated[int, Field(ge=1)]
+    requests_per_replica: Annotated[int, Field(ge=1)]
+
+    gateway_replicas: Annotated[int, Field(ge=2)]
+    gateway_wait_seconds: Annotated[int, Field(ge=1)]
+    gateway_keys: tuple[Key, ...] = ()
+    gateway_certificate_arn: OptionalText
+
     adapters: tuple[Adapter, ...] = ()
 
     addons_enabled: bool
@@ -126,6 +140,16 @@ class Settings(_Section):
         return GPU_INSTANCE_TYPES[self.gpu_instance_type]
 
     @property
+    def most_replicas(self) -> int:
+        """vLLM replicas that there may be at once, but for a rolling update."""
+        return max(self.inference_replicas, self.inference_max_replicas if self.scaling_enabled else 0)
+
+    @property
+    def node_idle_minutes(self) -> int:
+        """How long the Cluster Autoscaler keeps an empty GPU node, after the time that KEDA keeps an idle pod on it."""
+        return min(EMPTY_NODE_MINUTES, self.gpu_idle_minutes) if self.scaling_enabled else self.gpu_idle_minutes
+
+    @property
     def needs_volume_driver(self) -> bool:
         """Whether anything in the cluster asks for an EBS volume."""
         return self.monitoring_enabled and self.prometheus_volume_gib > 0
@@ -137,9 +161,22 @@ class Settings(_Section):
 
     @field_validator("adapters")
     @classmethod
-    def _unique_adapters(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
-        _refuse_duplicates([adapter.name for adapter in adapters], "adapters", "rename or remove all but one")
+    def _unique_names(cls, adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+        check_names(adapters)
         return adapters
+
+    @field_validator("gateway_keys")
+    @classmethod
+    def _unique_keys(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        _refuse_duplicates([key.id for key in keys], "keys", "make a new one with `python -m loraserve key`")
+        return keys
+
+    @field_validator("gateway_certificate_arn")
+    @classmethod
+    def _certificate(cls, arn: str | None) -> str | None:
+        if arn and not re.fullmatch(r"arn:aws[a-z-]*:acm:[a-z0-9-]+:\d{12}:certificate/.+", arn):
+            raise ValueError("give the ARN of an ACM certificate, or leave it empty for no load balancer")
+        return arn
 
     @field_validator("cluster_access")
     @classmethod
@@ -192,7 +229,12 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> Self:
-        problems = [*self._sizing_problems(), *self._safety_problems(), *self._capacity_problems()]
+        problems = [
+            *self._sizing_problems(),
+            *self._safety_problems(),
+            *self._capacity_problems(),
+            *self._key_problems(),
+        ]
         if problems:
             raise ConfigError(problems)
         return self
@@ -204,10 +246,16 @@ class Settings(_Section):
                 f"{PROJECT}:gpuMaxSize {self.gpu_max_size} is below gpuMinSize {self.gpu_min_size}: raise it to "
                 f"{self.gpu_min_size}, or lower gpuMinSize"
             )
-        if self.inference_replicas > self.gpu_max_size:
+        if self.most_replicas > self.gpu_max_size:
+            key = "inferenceReplicas" if self.most_replicas == self.inference_replicas else "inferenceMaxReplicas"
             problems.append(
-                f"{PROJECT}:inferenceReplicas {self.inference_replicas} needs as many GPU nodes, and gpuMaxSize is "
+                f"{PROJECT}:{key} {self.most_replicas} needs as many GPU nodes, and gpuMaxSize is "
                 f"{self.gpu_max_size}: raise gpuMaxSize (each node takes {self.gpu_instance.vcpus} vCPUs of the G/VT quota)"
+            )
+        if self.scaling_enabled and self.gpu_idle_minutes < LEAST_SCALED_IDLE_MINUTES:
+            problems.append(
+                f"{PROJECT}:gpuIdleMinutes {self.gpu_idle_minutes} leaves no time between two requests: set at least "
+                f"{LEAST_SCALED_IDLE_MINUTES}, or scalingEnabled to false"
             )
         if self.gpu_warm_pool and self.gpu_nvme_raid0:
             problems.append(
@@ -259,12 +307,8 @@ class Settings(_Section):
                 f"{PROJECT}:adapters: target modules {', '.join(sorted(strangers))} are not LoRA layers of {self.base_model}: "
                 f"train on some of {', '.join(self.model_shape.lora_shape.modules)}"
             ]
-        try:
-            slots = self.envelope
-        except ValueError as error:
-            return [f"{PROJECT}:adapters: {error}: split them over two stacks"]
         serving = capacity.Serving(
-            self.model_shape, self.gpu_instance, self.max_model_len, self.gpu_memory_utilization, slots
+            self.model_shape, self.gpu_instance, self.max_model_len, self.gpu_memory_utilization, self.envelope
         )
         problems = [
             capacity.memory_problem(serving),
@@ -273,6 +317,15 @@ class Settings(_Section):
             pod_resources.base_disk_problem(self.base_model_mirror.size_bytes) if self.base_model_mirror else None,
         ]
         return [problem for problem in problems if problem]
+
+    def _key_problems(self) -> list[str]:
+        known = {EVERY_MODEL, self.base_model, *(adapter.name for adapter in self.adapters)}
+        return [
+            f"{PROJECT}:gatewayKeys: key {key.id} of {key.tenant} names {', '.join(strangers)}, which is not declared: choose "
+            f"from {', '.join(sorted(known))}"
+            for key in self.gateway_keys
+            if (strangers := sorted(set(key.models) - known))
+        ]
 
 
 def load() -> Settings:

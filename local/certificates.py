@@ -29,6 +29,7 @@ NODE_CLIENTS = ("kubelet", "kube-proxy")
 
 
 Address = ipaddress.IPv4Address
+LOOPBACK = Address("127.0.0.1")
 
 
 def create(folder: Path, addresses: Sequence[Address]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import signal
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -37,7 +39,6 @@ _HEALTH = {
     Tool.KWOK: "http://{}:{}/healthz",
 }
 """In the order of their start; each listens on one port."""
-_LOOPBACK = IPv4Address("127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class ControlPlane:
             for part, process in started.items():
                 self._wait_until_healthy(client, part, process)
             *_, last = started.values()
-            last.wait_until(lambda: self._is_complete(client))
+            paths = [_served_path(manifest) for manifest in toolchain.crds()]
+            last.wait_until(lambda: self._is_complete(client, paths))
 
     def _choose_ports(self) -> None:
         """Keep the ports of an earlier start, unless somebody else has taken one meanwhile."""
@@ -256,12 +258,11 @@ class ControlPlane:
 
     def _health_url(self, part: Tool) -> str:
         serving = part not in (Tool.ETCD, Tool.KWOK)
-        return _HEALTH[part].format(self._address if serving else _LOOPBACK, self._ports[part])
+        return _HEALTH[part].format(self._address if serving else certificates.LOOPBACK, self._ports[part])
 
-    def _is_complete(self, client: httpx.Client) -> bool:
+    def _is_complete(self, client: httpx.Client, custom_resources: Sequence[str]) -> bool:
         """Pods are refused until the controllers have made their service account; CRDs are served a little later."""
         service_account = "api/v1/namespaces/default/serviceaccounts/default"
-        custom_resources = [f"apis/{group}/v1/{plural}" for group, plural in map(_crd_name, toolchain.crds())]
         return all(_answers(client, f"{self.url}/{path}") for path in (service_account, *custom_resources))
 
     def _apply_crds(self, client: httpx.Client) -> None:
@@ -292,11 +293,15 @@ class ControlPlane:
 
     @property
     def _address(self) -> IPv4Address:
-        return self.network.host if self.network else _LOOPBACK
+        return self.network.host if self.network else certificates.LOOPBACK
 
     @property
     def _server_addresses(self) -> list[IPv4Address]:
-        return [_LOOPBACK, self.network.host, self.network.api_service] if self.network else [_LOOPBACK]
+        return (
+            [certificates.LOOPBACK, self.network.host, self.network.api_service]
+            if self.network
+            else [certificates.LOOPBACK]
+        )
 
     @property
     def _ports_file(self) -> Path:
@@ -312,9 +317,17 @@ class ControlPlane:
 
 
 def _crd_name(manifest: Path) -> tuple[str, str]:
-    """Group and plural of a CRD, from its file's name as the prometheus-operator spells it."""
+    """Group and plural of a CRD, from its file's name as controller-gen spells it."""
     group, plural = manifest.stem.split("_")
     return group, plural
+
+
+def _served_path(manifest: Path) -> str:
+    """Where a CRD's objects are served; its text is searched, since some take a second to parse."""
+    group, plural = _crd_name(manifest)
+    version = re.search(r"^    name: (v\d\w*)$", manifest.read_text(), re.MULTILINE)
+    assert version, f"{manifest} names no version"
+    return f"apis/{group}/{version[1]}/{plural}"
 
 
 def _answers(client: httpx.Client, url: str) -> bool:

@@ -98,6 +98,15 @@ _PROMETHEUS_OPERATOR = _GoModule(
     "prometheus-operator", "github.com/prometheus-operator/prometheus-operator", versions.PROMETHEUS_OPERATOR
 )
 
+_KEDA_RESOURCES = (
+    "keda.sh_scaledobjects",
+    "keda.sh_scaledjobs",
+    "keda.sh_triggerauthentications",
+    "keda.sh_clustertriggerauthentications",
+    "eventing.keda.sh_cloudeventsources",
+    "eventing.keda.sh_clustercloudeventsources",
+)
+
 _PROGRAMS = {
     Tool.PULUMI: _Program(_PULUMI, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", 4),
     Tool.KUBE_APISERVER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-apiserver", 3),
@@ -130,9 +139,10 @@ def ensure(*tools: Tool) -> dict[Tool, Path]:
 
 
 def crds() -> list[Path]:
-    """Manifests of the prometheus-operator's custom resources that the program creates."""
-    manifest = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
-    return _module_files(_PROMETHEUS_OPERATOR, [manifest])
+    """Manifests of the custom resources that the program creates, or that KEDA's operator looks for."""
+    monitors = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+    keda = [f"config/crd/bases/{name}.yaml" for name in _KEDA_RESOURCES]
+    return [*_module_files(_PROMETHEUS_OPERATOR, [monitors]), *_module_files(_KEDA, keda)]
 
 
 def kwok_stages() -> list[Path]:

@@ -17,7 +17,7 @@ from loraserve import base_weights, versions
 from loraserve.base_model import read_base
 from loraserve.bucket import Bucket, OnProgress
 from loraserve.catalog import Catalog
-from loraserve.desired import Adapter, Document
+from loraserve.desired import Document
 from loraserve.errors import LoraserveError
 from loraserve.files import UnsafeFile
 from loraserve.manifest import Manifest
@@ -214,9 +214,9 @@ def _gc(options: argparse.Namespace) -> None:
         _tell("Only shown; delete it with --yes.")
 
 
-def stack_config_entry(adapter: Adapter) -> str:
+def stack_config_entry(entry: Document) -> str:
     """YAML, one item of a list."""
-    return "- " + "\n  ".join(_yaml_lines(adapter))
+    return "- " + "\n  ".join(_yaml_lines(entry))
 
 
 def mirror_setting(mirror: Document) -> str:

@@ -27,6 +27,30 @@ def _parser() -> argparse.ArgumentParser:
     agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
     agent.set_defaults(command=_agent)
 
+    gateway = commands.add_parser("gateway", help="run the door in front of vLLM (settings come from the environment)")
+    gateway.set_defaults(command=_gateway)
+
+    key = commands.add_parser(
+        "key",
+        help="make an API key for a tenant",
+        description="Shows the key once, on stderr, and prints the entry for the stack config's gatewayKeys, which holds "
+        "only a digest. Rotate by adding a second entry, revoke by removing one.",
+    )
+    key.add_argument("tenant", help="whose key it is, such as team-a")
+    key.add_argument(
+        "--models", nargs="+", default=["*"], metavar="NAME", help="what it may call (default: everything)"
+    )
+    key.add_argument("--requests-per-minute", type=int, metavar="N", help="over all replicas (default: unlimited)")
+    key.set_defaults(command=_key)
+
+    status = commands.add_parser(
+        "status",
+        help="show what every vLLM pod holds",
+        description="Shows every pod's adapters, their state and last use. The cluster is the one that kubectl talks to.",
+    )
+    status.add_argument("--namespace", default="ml-models", help="where vLLM runs (default: %(default)s)")
+    status.set_defaults(command=_status)
+
     recover = commands.add_parser(
         "recover",
         help="after a `pulumi up` that was killed: delete what it created and did not record",
@@ -44,6 +68,28 @@ def _agent(_: argparse.Namespace) -> None:
 
     log.configure()
     run(Settings.from_environment(os.environ))
+
+
+def _gateway(_: argparse.Namespace) -> None:
+    from loraserve.gateway.main import run  # an operator's shell needs none of the gateway's libraries
+    from loraserve.gateway.settings import Settings
+
+    log.configure()
+    run(Settings.from_environment(os.environ))
+
+
+def _key(options: argparse.Namespace) -> None:
+    from loraserve.gateway.keys import create_key
+
+    key, entry = create_key(options.tenant, tuple(options.models), options.requests_per_minute)
+    print(f"The key, shown only now: {key}\nAdd to the stack config's gatewayKeys:", file=sys.stderr)
+    print(catalog_commands.stack_config_entry(entry))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from loraserve.status import show
+
+    show(options.namespace)
 
 
 def _recover(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The metrics that dashboards and alerts use: only names that a running vLLM was seen to export."""
+"""The metrics that dashboards and alerts use: only names that a running vLLM, or our own gateway, exports."""
 
 TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"
 REQUESTS_FINISHED = "vllm:request_success_total"
@@ -7,6 +7,8 @@ REQUESTS_WAITING = "vllm:num_requests_waiting"
 KV_CACHE_USAGE = "vllm:kv_cache_usage_perc"
 PROMPT_TOKENS = "vllm:prompt_tokens_total"
 GENERATION_TOKENS = "vllm:generation_tokens_total"
+GATEWAY_REQUESTS = "loraserve_gateway_requests_total"
+GATEWAY_FALLBACKS = "loraserve_gateway_fallbacks_total"
 
 
 def quantile(q: float, histogram: str) -> str:

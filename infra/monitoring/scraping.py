@@ -5,23 +5,23 @@ from __future__ import annotations
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.names import METRICS_PORT_NAME, VLLM, VLLM_SELECTOR
+from infra.names import METRICS_PORT_NAME
 
 SCRAPE_SECONDS = 30
 _TIMEOUT_SECONDS = 10
 
 
-def vllm_service_monitor(
-    namespace: pulumi.Input[str], opts: pulumi.ResourceOptions
+def service_monitor(
+    name: str, selector: dict[str, str], namespace: pulumi.Input[str], opts: pulumi.ResourceOptions
 ) -> k8s.apiextensions.CustomResource:
-    """Scrapes vLLM's metrics where the agent re-exports them."""
+    """Scrapes a Service's metrics port: vLLM's metrics where the agent re-exports them, and the gateway's."""
     return k8s.apiextensions.CustomResource(
-        VLLM,
+        name,
         api_version="monitoring.coreos.com/v1",
         kind="ServiceMonitor",
-        metadata={"name": VLLM, "namespace": namespace},
+        metadata={"name": name, "namespace": namespace},
         spec={
-            "selector": {"matchLabels": VLLM_SELECTOR},
+            "selector": {"matchLabels": selector},
             "endpoints": [
                 {
                     "port": METRICS_PORT_NAME,

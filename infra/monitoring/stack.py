@@ -11,9 +11,10 @@ import pulumi_random as random
 from infra import pod_resources
 from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, on_gpu_nodes, requesting
 from infra.isolation import create_namespace
+from infra.monitoring.alerts import gateway_alerts
 from infra.monitoring.dashboard import dashboard_json
-from infra.monitoring.scraping import vllm_service_monitor
-from infra.names import MONITORING_NAMESPACE
+from infra.monitoring.scraping import service_monitor
+from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
 from infra.pod_resources import Requests
 
 GP3_CLASS = "gp3"
@@ -132,7 +133,9 @@ class Monitoring(pulumi.ComponentResource):
         )
         # Custom resources come after the operator that knows their kind, and go before it.
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
-        vllm_service_monitor(serving_namespace, after_operator)
+        service_monitor(VLLM, VLLM_SELECTOR, serving_namespace, after_operator)
+        service_monitor(GATEWAY, GATEWAY_SELECTOR, serving_namespace, after_operator)
+        gateway_alerts(serving_namespace, after_operator)
         DCGM_EXPORTER.install(
             namespace=namespace,
             values=on_gpu_nodes()

@@ -5,14 +5,20 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from loraserve.agent.base_weights import BaseWeights
-from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.config_map_watch import ConfigMapWatch
+from loraserve.agent.desired_document import DesiredDocument, NewestText
+from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
+from loraserve.agent.drain import DrainTimes
+from loraserve.agent.events import Events
+from loraserve.agent.kubernetes import KubernetesApi
 from loraserve.agent.metrics import Metrics
-from loraserve.agent.reconciler import Reconciler
+from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
-from loraserve.agent.settings import InvalidSettings, Settings
+from loraserve.agent.settings import InvalidSettings, Kubernetes, Settings
 from loraserve.agent.vllm import Vllm
 from loraserve.catalog import Catalog, remove_partial_downloads
 from loraserve.log import event
@@ -29,8 +35,17 @@ def run(settings: Settings) -> None:
     metrics = Metrics()
     vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
     downloads = Downloads(settings.adapter_dir, functools.cache(Catalog), metrics, on_finished=wake.set)
-    desired = DesiredFile(settings.desired_file)
-    reconciler = Reconciler(desired, vllm, downloads, metrics)
+    desired = _desired_document(settings, on_change=wake.set)
+    reconciler = Reconciler(
+        desired,
+        vllm,
+        downloads,
+        metrics,
+        disk=Disk(settings.adapter_dir, settings.adapter_disk_bytes),
+        drain_times=DrainTimes(settings.drain_seconds, settings.longest_drain_seconds),
+        envelope=settings.envelope,
+        on_quarantine=_on_quarantine(settings.kubernetes),
+    )
     base_weights = BaseWeights(settings.base_folder, lambda: desired.state)
     metrics.follow(lambda: reconciler.report)
     try:
@@ -45,6 +60,24 @@ def run(settings: Settings) -> None:
     finally:
         server.shutdown()
         log.info(event("agent stopped"))
+
+
+def _desired_document(settings: Settings, on_change: Callable[[], object]) -> DesiredDocument:
+    """Follows the object where this is a pod that may read it, else the mounted copy alone."""
+    kubernetes = settings.kubernetes
+    if not kubernetes:
+        return DesiredDocument(settings.desired_file.read_bytes)
+    api = KubernetesApi(kubernetes.api_url, kubernetes.credentials)
+    key = settings.desired_file.name
+    watch = ConfigMapWatch(api, kubernetes.pod.namespace, kubernetes.config_map, key, on_change)
+    watch.start()
+    return DesiredDocument(NewestText(watch, settings.desired_file).read)
+
+
+def _on_quarantine(kubernetes: Kubernetes | None) -> OnQuarantine:
+    if not kubernetes:
+        return lambda *_: None
+    return Events(KubernetesApi(kubernetes.api_url, kubernetes.credentials), kubernetes.pod).quarantined
 
 
 def _prepare(settings: Settings) -> None:

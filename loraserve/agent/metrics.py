@@ -1,12 +1,12 @@
 """The agent's own metrics; vLLM's are re-exported beside them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from loraserve.agent.state import AgentState, State
+from loraserve.agent.state import AdapterStatus, AgentState, State
 
 FETCH_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
@@ -19,6 +19,11 @@ class Metrics:
             "Time to fetch and verify an adapter; one that is on disk already counts too.",
             registry=self._registry,
             buckets=FETCH_BUCKETS_SECONDS,
+        )
+        self.swaps = Counter(
+            "loraserve_adapter_swaps",
+            "Versions that began to drain because their successor was ready.",
+            registry=self._registry,
         )
         self.reconcile_errors = Counter(
             "loraserve_reconcile_errors",
@@ -41,14 +46,31 @@ class _StateCollector(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         state = self._state()
-        followed = GaugeMetricFamily("loraserve_desired_followed", "1 if the mounted desired state is in force.")
-        followed.add_metric([], float(state.base is not None and state.problem is None))
-        answers = GaugeMetricFamily("loraserve_vllm_up", "1 if vLLM answered the agent's last question.")
-        answers.add_metric([], float(state.loaded is not None))
-        adapters = GaugeMetricFamily(
-            "loraserve_adapter_state", "1 for the state an adapter is in.", labels=("adapter", "version", "state")
-        )
-        for adapter in state.adapters:
-            for value in State:
-                adapters.add_metric([adapter.name, adapter.version, value], float(adapter.state is value))
-        return followed, answers, adapters
+        followed = state.base is not None and state.problem is None
+        yield _gauge("loraserve_desired_followed", "1 if the newest desired state is in force.", followed)
+        yield _gauge("loraserve_vllm_up", "1 if vLLM answered the agent's last question.", state.loaded is not None)
+        if state.slots:
+            yield _gauge("loraserve_slots", "Adapters that vLLM holds on the GPU at once.", state.slots.total)
+            yield _gauge("loraserve_slots_used", "Adapter versions that vLLM holds.", state.slots.used)
+        yield from _adapter_gauges(state.adapters)
+
+
+def _adapter_gauges(adapters: Sequence[AdapterStatus]) -> Iterable[GaugeMetricFamily]:
+    version = ("adapter", "version")
+    states = GaugeMetricFamily("loraserve_adapter_state", "1 for the state it is in.", labels=(*version, "state"))
+    causes = GaugeMetricFamily("loraserve_adapter_quarantined", "1, with the cause.", labels=(*version, "cause"))
+    uses = GaugeMetricFamily(
+        "loraserve_adapter_last_used_timestamp_seconds", "When vLLM last had a request for it.", labels=version
+    )
+    for adapter in adapters:
+        for value in State:
+            states.add_metric([adapter.name, adapter.version, value], float(adapter.state is value))
+        if adapter.cause:
+            causes.add_metric([adapter.name, adapter.version, adapter.cause], 1.0)
+        if adapter.last_used:
+            uses.add_metric([adapter.name, adapter.version], adapter.last_used)
+    return states, causes, uses
+
+
+def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, value=float(value))

@@ -1,63 +1,58 @@
 """Brings vLLM from whatever it holds to what is desired, one small step at a time.
 
 Level-triggered: every pass asks vLLM what it holds and compares, so a restart of vLLM, of the agent or of both needs
-no special case. What goes wrong with one adapter quarantines that adapter only.
+no special case. What goes wrong with one adapter quarantines that adapter only. A version that is no longer desired
+serves until its successor is ready, then drains.
 """
 
 import logging
-import math
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraserve.agent.desired_file import DesiredFile
+from loraserve.agent.backoff import Backoff
+from loraserve.agent.desired_document import DesiredDocument
+from loraserve.agent.disk import Disk, DiskFull
 from loraserve.agent.downloads import Downloads
+from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
-from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.agent.probe import check_effect
+from loraserve.agent.state import AdapterStatus, AgentState, Slots, State
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
-from loraserve.desired import Adapter, DesiredState, served_name
+from loraserve.desired import Adapter, DesiredState, Envelope, served_name
 from loraserve.errors import LoraserveError
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY_SECONDS = 5.0
-LONGEST_RETRY_SECONDS = 600.0
+
+OnQuarantine = Callable[[str, str, str], object]
+"""Told (served name, cause, reason)."""
 
 
-@dataclass
-class Backoff:
-    """When to try again what failed: twice as long after each failure, with jitter."""
-
-    failures: int = 0
-    due_at: float = 0.0
-
-    def fail(self, now: float) -> None:
-        pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**self.failures)
-        self.failures += 1
-        self.due_at = now + pause * random.uniform(0.8, 1.2)
-
-    def give_up(self) -> None:
-        self.due_at = math.inf
+class DoesNotFit(LoraserveError):
+    """vLLM was started with flags that leave no place for the adapter."""
 
 
 @dataclass
 class Progress:
     """How far one desired adapter has come."""
 
+    adapter: Adapter
     state: State = State.DESIRED
     reason: str | None = None
+    cause: str | None = None
     folder: Path | None = None
     """Where its verified files are; None until they were fetched (again)."""
     downloading: bool = False
     backoff: Backoff = field(default_factory=Backoff)
+    desired_since: float = 0.0
 
     def enter(self, state: State, reason: str | None = None) -> None:
         """A quarantined adapter stays so, with its reason, while it is tried again."""
         if self.state is not State.QUARANTINED or state is State.READY:
-            self.state, self.reason = state, reason
+            self.state, self.reason, self.cause = state, reason, None
 
 
 class Reconciler:
@@ -65,34 +60,47 @@ class Reconciler:
 
     def __init__(
         self,
-        desired: DesiredFile,
+        desired: DesiredDocument,
         vllm: Vllm,
         downloads: Downloads,
         metrics: Metrics,
+        *,
+        disk: Disk,
+        drain_times: DrainTimes,
+        envelope: Envelope | None = None,
+        on_quarantine: OnQuarantine = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`envelope` is what this vLLM was started with; where nobody says, the document's is taken for it."""
         self._desired = desired
         self._vllm = vllm
         self._downloads = downloads
         self._metrics = metrics
+        self._started_with = envelope
+        self._on_quarantine = on_quarantine
+        self._disk = disk
+        self._drain_times = drain_times
         self._clock = clock
         self._progress: dict[Adapter, Progress] = {}
-        self._unloads: dict[str, Backoff] = {}
+        self._drains: dict[str, Drain] = {}
         self._loaded: dict[str, str] | None = None
+        self._proven: set[tuple[str, str]] = set()
+        """(served name, folder) of what passed the effect probe since vLLM loaded it."""
+        self._last_used: dict[str, float] = {}
         self._trouble: str | None = "not asked yet"
         self.report = AgentState()
         self.last_sign_of_life = clock()
 
     def step(self) -> None:
-        """One pass: never waits for a download, and for vLLM no longer than a load takes."""
+        """One pass: never waits for a download, and for vLLM no longer than a load and a probe take."""
         self._desired.refresh()
         self._observe()
         if self._desired.state:
             self._track(self._desired.state.adapters)
             try:
-                for adapter, progress in self._progress.items():
-                    self._advance(adapter, progress, self._desired.state)
-                self._unload_leftovers()
+                for pin, progress in self._progress.items():
+                    self._advance(pin, progress, self._desired.state)
+                self._release_leftovers()
             except VllmUnreachable as error:
                 log.warning(event("vLLM lost", reason=error))
                 self._loaded, self._trouble = None, str(error)
@@ -102,62 +110,117 @@ class Reconciler:
         """Asks vLLM what it holds; `_loaded` is None while it does not answer."""
         try:
             self._loaded, trouble = self._vllm.adapters(), None
+            self._last_used = self._vllm.last_used()
         except (VllmUnreachable, VllmRefused) as error:
             self._loaded, trouble = None, str(error)
+        else:
+            self._proven &= self._loaded.items()
         if trouble != self._trouble:
             log.info(event("vLLM answers") if trouble is None else event("waiting for vLLM", reason=trouble))
         self._trouble = trouble
 
     def _track(self, adapters: tuple[Adapter, ...]) -> None:
-        """Keeps progress per desired entry: a changed entry starts afresh, a removed one is forgotten."""
-        self._progress = {adapter: self._progress.get(adapter) or Progress() for adapter in adapters}
-        for adapter, outcome in self._downloads.finished():
-            if progress := self._progress.get(adapter):
+        """Keeps progress per desired version: a changed one starts afresh, a removed one is forgotten."""
+        known, self._progress = self._progress, {}
+        for adapter in adapters:
+            pin = adapter.version_pin()
+            self._progress[pin] = known.get(pin) or Progress(adapter, desired_since=self._clock())
+            self._progress[pin].adapter = adapter
+        for pin, outcome in self._downloads.finished():
+            if progress := self._progress.get(pin):
                 progress.downloading = False
                 if isinstance(outcome, Exception):
-                    self._quarantine(adapter, progress, outcome)
+                    self._quarantine(progress, outcome)
                 else:
                     progress.folder = outcome
 
-    def _advance(self, adapter: Adapter, progress: Progress, desired: DesiredState) -> None:
+    def _advance(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
         self.last_sign_of_life = now = self._clock()
         if progress.downloading or now < progress.backoff.due_at:
             return
-        if progress.folder is None:
-            progress.enter(State.FETCHING)
-            progress.downloading = True
-            self._downloads.start(adapter, desired)
+        if misfit := self._misfit(pin, desired):
+            self._quarantine(progress, misfit)
+        elif progress.folder is None:
+            self._fetch(pin, progress, desired)
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
-        elif self._loaded.get(served_name(adapter)) == str(progress.folder):
-            self._mark_ready(adapter, progress)
         else:
-            progress.enter(State.LOADING)
-            self._publish()
-            self._load(adapter, progress, progress.folder, self._loaded)
+            self._serve(progress, progress.folder, self._loaded, desired.base.name)
 
-    def _load(self, adapter: Adapter, progress: Progress, folder: Path, loaded: dict[str, str]) -> None:
-        name = served_name(adapter)
+    def _fetch(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
+        in_use = {adapter.folder_name for adapter in self._progress}
+        in_use |= {Path(folder).name for folder in (self._loaded or {}).values()}
+        fetching = sum(adapter.size_bytes for adapter, other in self._progress.items() if other.downloading)
         try:
-            if name in loaded:  # from another folder: these are not the bytes that are desired now
-                self._vllm.unload(name)
-            self._vllm.load(name, folder)
-        except VllmRefused as error:
-            self._quarantine(adapter, progress, error)
-        except VllmUnreachable as error:
-            self._quarantine(adapter, progress, error)
-            raise
+            self._disk.make_room(pin, keep=in_use, reserved_bytes=fetching)
+        except (DiskFull, OSError) as error:
+            self._quarantine(progress, error)
         else:
-            loaded[name] = str(folder)
-            self._mark_ready(adapter, progress)
+            progress.enter(State.FETCHING)
+            progress.downloading = True
+            self._downloads.start(pin, desired)
 
-    def _mark_ready(self, adapter: Adapter, progress: Progress) -> None:
+    def _misfit(self, adapter: Adapter, desired: DesiredState) -> DoesNotFit | None:
+        envelope = self._envelope()
+        if not envelope or not (reason := envelope.misfit(adapter)):
+            return None
+        restarted = desired.envelope and not desired.envelope.misfit(adapter)
+        return DoesNotFit(f"{reason}; {'the pods that replace this one serve it' if restarted else 'run `pulumi up`'}")
+
+    def _envelope(self) -> Envelope | None:
+        return self._started_with or (self._desired.state.envelope if self._desired.state else None)
+
+    def _serve(self, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
+        """Loads, probes and pre-warms what is not yet loaded, probed and pre-warmed."""
+        name = served_name(progress.adapter)
+        try:
+            if loaded.get(name) != str(folder):
+                if self._is_slot_coming(loaded):
+                    progress.enter(State.LOADING, "waiting for the slot of a version that drains")
+                    return
+                self._enter(progress, State.LOADING)
+                self._load(name, folder, loaded)
+            if (name, str(folder)) not in self._proven:
+                self._enter(progress, State.PROBING)
+                check_effect(self._vllm, base, name, folder)
+                if progress.adapter.prewarm:
+                    self._vllm.prewarm(name)
+                self._proven.add((name, str(folder)))
+        except VllmUnreachable as error:
+            self._quarantine(progress, error)
+            raise
+        except Exception as error:
+            self._quarantine(progress, error)
+            if name in loaded:
+                self._unload(name, loaded)
+        else:
+            self._mark_ready(progress)
+
+    def _is_slot_coming(self, loaded: dict[str, str]) -> bool:
+        """Beyond its slots vLLM swaps, which slows others: better wait where one becomes free by itself."""
+        envelope = self._envelope()
+        return bool(envelope and len(loaded) >= envelope.slots and self._drains)
+
+    def _load(self, name: str, folder: Path, loaded: dict[str, str]) -> None:
+        if name in loaded:  # from another folder: these are not the bytes that are desired now
+            self._vllm.unload(name)
+            del loaded[name]
+        self._vllm.load(name, folder)
+        loaded[name] = str(folder)
+
+    def _enter(self, progress: Progress, state: State) -> None:
+        """Before a step that takes time, so that others see it."""
+        progress.enter(state)
+        self._publish()
+
+    def _mark_ready(self, progress: Progress) -> None:
         if progress.state is not State.READY:
-            log.info(event("adapter ready", adapter=served_name(adapter)))
+            seconds = self._clock() - progress.desired_since
+            log.info(event("adapter ready", adapter=served_name(progress.adapter), desired_for=f"{seconds:.1f}s"))
         progress.enter(State.READY)
         progress.backoff = Backoff()
 
-    def _quarantine(self, adapter: Adapter, progress: Progress, error: Exception) -> None:
+    def _quarantine(self, progress: Progress, error: Exception) -> None:
         known = isinstance(error, LoraserveError)
         if known and not error.transient:
             progress.backoff.give_up()
@@ -165,43 +228,81 @@ class Reconciler:
         else:
             progress.backoff.fail(self._clock())
             retry = f"in {progress.backoff.due_at - self._clock():.0f}s"
-        progress.state, progress.reason = State.QUARANTINED, str(error) if known else f"{type(error).__name__}: {error}"
-        progress.folder = None
+        name, cause = served_name(progress.adapter), type(error).__name__
+        reason = str(error) if known else f"{cause}: {error}"
+        progress.state, progress.reason, progress.cause, progress.folder = State.QUARANTINED, reason, cause, None
         self._metrics.reconcile_errors.inc()
-        log.warning(event("adapter quarantined", adapter=served_name(adapter), reason=progress.reason, retry=retry))
+        self._on_quarantine(name, cause, reason)
+        log.warning(event("adapter quarantined", adapter=name, reason=reason, retry=retry))
 
-    def _unload_leftovers(self) -> None:
-        """Unloads what is not desired; an old version only once the desired one of that name is ready."""
+    def _release_leftovers(self) -> None:
+        """Drains what is not desired, but an old version only once every desired one of its name is ready."""
         if self._loaded is None:
             return
-        arriving = {adapter.name for adapter, progress in self._progress.items() if progress.state is not State.READY}
-        desired = {served_name(adapter) for adapter in self._progress}
-        leftovers = [name for name in self._loaded if name not in desired and name.split("@")[0] not in arriving]
-        self._unloads = {name: self._unloads.get(name) or Backoff() for name in leftovers}
-        for name, backoff in self._unloads.items():
-            if self._clock() >= backoff.due_at:
-                self._unload(name, backoff, self._loaded)
+        now = self._clock()
+        arriving = {progress.adapter.name for progress in self._progress.values() if progress.state is not State.READY}
+        for name in self._leftovers(self._loaded):
+            if name not in self._drains and name.partition("@")[0] not in arriving:
+                self._begin_drain(name, now)
+        self._drains = {name: drain for name, drain in self._drains.items() if name in self._leftovers(self._loaded)}
+        for name, drain in self._drains.items():
+            drain.observe(self._last_used.get(name), now)
+            if drain.is_over(self._drain_times, now) and not self._unload(name, self._loaded):
+                drain.backoff.fail(now)
 
-    def _unload(self, name: str, backoff: Backoff, loaded: dict[str, str]) -> None:
+    def _begin_drain(self, name: str, now: float) -> None:
+        self._drains[name] = Drain(began_at=now, quiet_since=now, last_used=self._last_used.get(name))
+        if any(adapter.name == name.partition("@")[0] for adapter in self._progress):
+            self._metrics.swaps.inc()
+        log.info(event("adapter draining", adapter=name))
+
+    def _leftovers(self, loaded: dict[str, str]) -> list[str]:
+        desired = {served_name(adapter) for adapter in self._progress}
+        return [name for name in loaded if name not in desired]
+
+    def _unload(self, name: str, loaded: dict[str, str]) -> bool:
         try:
             self._vllm.unload(name)
         except VllmRefused as error:
-            backoff.fail(self._clock())
             self._metrics.reconcile_errors.inc()
             log.warning(event("adapter not unloaded", adapter=name, reason=error))
-        else:
-            del loaded[name]
-            log.info(event("adapter unloaded", adapter=name))
+            return False
+        self._disk.touch(Path(loaded.pop(name)))
+        log.info(event("adapter unloaded", adapter=name))
+        return True
 
     def _publish(self) -> None:
-        desired = self._desired.state
+        desired, envelope = self._desired.state, self._envelope()
+        used = None if self._loaded is None else len(self._loaded)
         self.report = AgentState(
             base=desired.base.name if desired else None,
+            generation=self._desired.generation,
             problem=self._desired.problem,
-            adapters=tuple(
-                AdapterStatus(name=adapter.name, version=adapter.version, state=progress.state, reason=progress.reason)
-                for adapter, progress in self._progress.items()
-            ),
+            slots=Slots(total=envelope.slots, used=used) if envelope and used is not None else None,
+            adapters=(*self._desired_statuses(), *self._leftover_statuses()),
             loaded=None if self._loaded is None else tuple(sorted(self._loaded)),
         )
         self.last_sign_of_life = self._clock()
+
+    def _desired_statuses(self) -> Iterator[AdapterStatus]:
+        for adapter, progress in self._progress.items():
+            yield AdapterStatus(
+                name=adapter.name,
+                version=adapter.version,
+                state=progress.state,
+                reason=progress.reason,
+                cause=progress.cause,
+                last_used=self._last_used.get(served_name(adapter)),
+            )
+
+    def _leftover_statuses(self) -> Iterator[AdapterStatus]:
+        for served in self._leftovers(self._loaded or {}):
+            name, _, version = served.partition("@")
+            draining = served in self._drains
+            yield AdapterStatus(
+                name=name,
+                version=version,
+                state=State.DRAINING if draining else State.READY,
+                reason=None if draining else "serves until its successor is ready",
+                last_used=self._last_used.get(served),
+            )

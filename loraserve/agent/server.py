@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
-from loraserve.agent.state import State
-from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
+from loraserve.agent.state import SETTLED
+from loraserve.agent.vllm import USE_METRIC, Vllm, VllmRefused, VllmUnreachable
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Readiness:
             return report.problem or "the desired state was not read yet"
         if report.loaded is None:
             return "vLLM was not asked for its adapters yet"
-        waiting = [a for a in report.adapters if a.state not in (State.READY, State.QUARANTINED)]
+        waiting = [a for a in report.adapters if a.state not in SETTLED]
         return ", ".join(f"{a.name}@{a.version} is {a.state}" for a in waiting) or None
 
 
@@ -75,14 +75,20 @@ class AgentApi:
         }
 
     def state(self) -> Answer:
-        return Answer(self._reconciler.report.model_dump_json(by_alias=True), content_type="application/json")
+        report = self._reconciler.report.model_copy(update={"ready": self._readiness.obstacle() is None})
+        return Answer(report.model_dump_json(by_alias=True), content_type="application/json")
 
     def metrics(self) -> Answer:
-        """vLLM's metrics, where it answers, and the agent's."""
+        """vLLM's metrics, where it answers, and the agent's.
+
+        Left out is one series per set of adapters that ever was in use at once: there is no end of them, and the agent's
+        own metrics say when each adapter was.
+        """
         try:
-            exported = self._vllm.metrics()
+            lines = self._vllm.metrics().splitlines(keepends=True)
         except (VllmUnreachable, VllmRefused):
-            exported = ""
+            lines = []
+        exported = "".join(line for line in lines if not line.startswith(f"{USE_METRIC}{{"))
         return Answer(exported + self._metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def startupz(self) -> Answer:

@@ -1,5 +1,7 @@
 """The one vLLM beside the agent."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -8,6 +10,13 @@ from loraserve.errors import LoraserveError
 
 ANSWER_SECONDS = 5.0
 LOAD_SECONDS = 120.0
+LONGEST_PROBE_TOKENS = 128
+"""vLLM keeps one row of logits per prompt token for its log-probability: 16 MB on a vocabulary of 32,000."""
+PREWARM_TOKENS = 8
+USE_METRIC = "vllm:lora_requests_info"
+_USE = re.compile(
+    rf'^{USE_METRIC}{{.*?running_lora_adapters="(.*?)".*?waiting_lora_adapters="(.*?)".*?}} (\S+)', re.MULTILINE
+)
 
 
 class VllmUnreachable(LoraserveError):
@@ -47,11 +56,37 @@ class Vllm:
     def unload(self, name: str) -> None:
         self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
+    def prompt_logprobs(self, model: str, prompts: Sequence[str]) -> list[float]:
+        """The log-probability of every token of the prompts but their first ones; long prompts lose their start."""
+        limits = {"max_tokens": 1, "truncate_prompt_tokens": LONGEST_PROBE_TOKENS}
+        body = {"model": model, "prompt": list(prompts), "temperature": 0, "prompt_logprobs": 0, **limits}
+        choices = self._ask("POST", "/v1/completions", body).json()["choices"]
+        tokens = [token for choice in choices for token in choice.get("prompt_logprobs") or () if token]
+        if not tokens:
+            raise VllmRefused("vLLM returned no log-probabilities of the probe prompts; they need two tokens or more")
+        return [entry["logprob"] for token in tokens for entry in token.values()]
+
+    def prewarm(self, model: str) -> None:
+        """Has one short request answered."""
+        body = {"model": model, "prompt": "Hello", "max_tokens": PREWARM_TOKENS, "temperature": 0}
+        self._ask("POST", "/v1/completions", body)
+
+    def last_used(self) -> dict[str, float]:
+        """When vLLM last had a request for an adapter, running or waiting: served name -> seconds since 1970.
+
+        vLLM stamps the set of adapters in use with the time, so a request that is over by now is seen as well.
+        """
+        seen: dict[str, float] = {}
+        for running, waiting, at in _USE.findall(self.metrics()):
+            for name in filter(None, [*running.split(","), *waiting.split(",")]):
+                seen[name] = max(seen.get(name, 0.0), float(at))
+        return seen
+
     def metrics(self) -> str:
         """vLLM's own metrics in the Prometheus text format."""
         return self._ask("GET", "/metrics").text
 
-    def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response:
+    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> httpx.Response:
         timeout = ANSWER_SECONDS if method == "GET" else LOAD_SECONDS
         try:
             response = self._http.request(method, path, json=body, timeout=timeout)

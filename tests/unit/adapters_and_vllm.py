@@ -6,6 +6,7 @@ import json
 import threading
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import safetensors
 
@@ -83,6 +84,14 @@ class FakeVllm:
         """Served name -> what the engine says about it."""
         self.up = True
         """While False, connections are dropped without an answer."""
+        self.effects: dict[str, float] = {}
+        """Served name -> how far an adapter moves every log-probability; 0.5 where nothing is said."""
+        self.noise = 0.0
+        """How far every second run of the base differs from the first."""
+        self.used: dict[str, float] = {}
+        """Served name -> when it last had a request."""
+        self.completions: list[dict[str, Any]] = []
+        """Every completion asked for."""
         self.loads: list[str] = []
         self.unloads: list[str] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -96,20 +105,45 @@ class FakeVllm:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, path: str, body: dict[str, str]) -> tuple[int, str]:
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
         match path:
             case "/health":
                 return 200, ""
             case "/metrics":
-                return 200, "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3.0\n"
+                return 200, self._metrics()
             case "/v1/models":
                 adapters = [{"id": name, "root": root, "parent": self.base} for name, root in self.loaded.items()]
                 return 200, json.dumps({"data": [{"id": self.base, "root": "x", "parent": None}, *adapters]})
+            case "/v1/completions":
+                return self._complete(body)
             case "/v1/load_lora_adapter":
                 return self._load(body["lora_name"], body["lora_path"])
             case "/v1/unload_lora_adapter":
                 return self._unload(body["lora_name"])
         return 404, json.dumps({"detail": "Not Found"})
+
+    def _metrics(self) -> str:
+        labels = 'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{}",waiting_lora_adapters=""}} {}'
+        used = [labels.format(name, at) for name, at in self.used.items()]
+        gauge = "# TYPE vllm:lora_requests_info gauge"
+        return "\n".join(["# TYPE vllm:num_requests_running gauge", "vllm:num_requests_running 3.0", gauge, *used, ""])
+
+    def _complete(self, body: dict[str, Any]) -> tuple[int, str]:
+        """Every version's text is its own name, so that a wrong answer is seen."""
+        model = body["model"]
+        if model != self.base and model not in self.loaded:
+            return 404, _error(f"The model `{model}` does not exist.")
+        self.completions.append(body)
+        prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        return 200, json.dumps({"choices": [{"text": model, **self._logprobs(body, prompt)} for prompt in prompts]})
+
+    def _logprobs(self, body: dict[str, Any], prompt: str) -> dict[str, Any]:
+        if "prompt_logprobs" not in body:
+            return {}
+        runs = sum(body["model"] == self.base for body in self.completions)
+        shift = self.noise * (runs % 2) if body["model"] == self.base else self.effects.get(body["model"], 0.5)
+        tokens = enumerate(prompt.split()[1:])
+        return {"prompt_logprobs": [None, *({str(token): {"logprob": shift - token}} for token, _ in tokens)]}
 
     def _load(self, name: str, path: str) -> tuple[int, str]:
         self.loads.append(name)
@@ -138,7 +172,7 @@ class FakeVllm:
             def do_POST(self) -> None:
                 self._respond(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
-            def _respond(self, body: dict[str, str]) -> None:
+            def _respond(self, body: dict[str, Any]) -> None:
                 if not fake.up:
                     return
                 if self.path.startswith("/v1") and self.headers["Authorization"] != f"Bearer {fake.api_key}":

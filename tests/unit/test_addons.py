@@ -59,7 +59,7 @@ def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) 
 
 def test_charts_are_pinned(dev: Program) -> None:
     charts = dev.of_type("helm.sh/v4:Chart")
-    assert len(charts) == 4
+    assert len(charts) == 5
     assert all(chart.inputs["version"] and chart.inputs["repositoryOpts"]["repo"] for chart in charts)
 
 
@@ -76,7 +76,8 @@ def test_an_idle_gpu_node_is_removed_whatever_is_on_its_disk_and_found_again_fro
 
 
 def test_an_idle_gpu_node_is_kept_as_long_as_configured() -> None:
-    arguments = chart_values(declare("dev", gpuIdleMinutes=25), "cluster-autoscaler")["extraArgs"]
+    unscaled = declare("dev", gpuIdleMinutes=25, scalingEnabled=False)
+    arguments = chart_values(unscaled, "cluster-autoscaler")["extraArgs"]
     assert arguments["scale-down-unneeded-time"] == "25m"
     assert arguments["scale-down-delay-after-add"] == "25m"
 

@@ -1,94 +1,20 @@
 """The agent's loop against a real HTTP fake of vLLM and a catalog in memory."""
 
-import functools
-import threading
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loraserve.agent.base_weights import BaseWeights
-from loraserve.agent.desired_file import DesiredFile
-from loraserve.agent.downloads import Downloads
-from loraserve.agent.metrics import Metrics
-from loraserve.agent.reconciler import LONGEST_RETRY_SECONDS, Reconciler
-from loraserve.agent.server import AgentApi
-from loraserve.agent.state import AdapterStatus, State
-from loraserve.agent.vllm import Vllm
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter, Base, DesiredState
-from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
+from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
+from loraserve.agent.state import State
+from loraserve.desired import Envelope
+from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm
+from tests.unit.agents import Agent, Publish, corrupt, remove, want
 
-pytest_plugins = ["tests.unit.catalog_fixtures"]
-
-Publish = Callable[..., Adapter]
-
-
-class Agent:
-    """One agent with its clock in hand; `settle` runs passes until no download is under way."""
-
-    def __init__(self, desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> None:
-        self.seconds = 0.0
-        self.metrics = Metrics()
-        self._downloaded = threading.Event()
-        client = Vllm(vllm.url, vllm.api_key)
-        downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
-        self.reconciler = Reconciler(DesiredFile(desired), client, downloads, self.metrics, lambda: self.seconds)
-        self.metrics.follow(lambda: self.reconciler.report)
-        self.api = AgentApi(self.reconciler, client, self.metrics, BaseWeights(None, lambda: None))
-
-    def settle(self) -> dict[str, AdapterStatus]:
-        """Returns every adapter's status by served name."""
-        while True:
-            self._downloaded.clear()
-            self.reconciler.step()
-            if not any(progress.downloading for progress in self.reconciler._progress.values()):
-                return {f"{status.name}@{status.version}": status for status in self.reconciler.report.adapters}
-            assert self._downloaded.wait(10), "a download neither ends nor fails"
-
-    def wait(self, seconds: float) -> None:
-        self.seconds += seconds
-
-
-@pytest.fixture
-def desired(tmp_path: Path) -> Path:
-    return tmp_path / "desired.json"
-
-
-@pytest.fixture
-def publish(catalog: Catalog, tmp_path: Path) -> Publish:
-    def publish(name: str, version: str = "v1", fill: bytes = b"\x01") -> Adapter:
-        return catalog.publish(write_adapter(tmp_path / f"{name}-{version}", fill=fill), name, version)
-
-    return publish
-
-
-@pytest.fixture
-def new_agent(desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> Callable[[], Agent]:
-    return functools.partial(Agent, desired, disk, vllm, catalog)
-
-
-@pytest.fixture
-def agent(new_agent: Callable[[], Agent]) -> Agent:
-    return new_agent()
-
-
-def want(desired: Path, *adapters: Adapter) -> None:
-    state = DesiredState(base=Base(name=FakeVllm.base), bucket=BUCKET, adapters=adapters)
-    desired.write_text(state.to_json())
-
-
-def corrupt(s3: Any, adapter: Adapter) -> None:
-    key = f"llm-models/{adapter.model}/{adapter.version}/adapter_model.safetensors"
-    s3.put_object(Bucket=BUCKET, Key=key, Body=b"\x80\x04pickle")
-
-
-def remove(s3: Any, adapter: Adapter) -> bytes:
-    key = f"llm-models/{adapter.model}/{adapter.version}/manifest.json"
-    content = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    s3.delete_object(Bucket=BUCKET, Key=key)
-    return content
+pytest_plugins = ["tests.unit.agent_fixtures"]
 
 
 def test_what_is_desired_is_loaded_from_verified_files(
@@ -115,39 +41,10 @@ def test_a_removed_adapter_is_unloaded(agent: Agent, vllm: FakeVllm, desired: Pa
     agent.settle()
 
     want(desired, second)
-    agent.settle()
+    agent.drain()
 
     assert vllm.loaded.keys() == {"b@v1"}
     assert vllm.loads.count("b@v1") == 1, "what stays is not touched"
-
-
-def test_a_new_version_is_loaded_before_the_old_one_goes(
-    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish
-) -> None:
-    want(desired, publish("a"))
-    agent.settle()
-
-    want(desired, publish("a", "v2", b"\x02"))
-    agent.reconciler.step()
-    assert vllm.loaded.keys() == {"a@v1"}
-    agent.settle()
-
-    assert vllm.loaded.keys() == {"a@v2"}
-
-
-def test_the_old_version_stays_while_the_new_one_is_bad(
-    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, s3: Any
-) -> None:
-    want(desired, publish("a"))
-    agent.settle()
-    second = publish("a", "v2", b"\x02")
-    corrupt(s3, second)
-
-    want(desired, second)
-
-    assert agent.settle()["a@v2"].state is State.QUARANTINED
-    assert vllm.loaded.keys() == {"a@v1"}
-    assert agent.reconciler.report.loaded == ("a@v1",)
 
 
 def test_other_bytes_under_a_loaded_name_replace_it(
@@ -393,6 +290,46 @@ def test_the_metrics_are_vllms_and_the_agents(
     assert 'loraserve_adapter_state{adapter="bad",state="ready",version="v1"} 0.0' in lines
     assert "loraserve_reconcile_errors_total 1.0" in lines
     assert "loraserve_adapter_fetch_seconds_count 2.0" in lines
+    assert 'loraserve_adapter_quarantined{adapter="bad",cause="DigestMismatch",version="v1"} 1.0' in lines
+
+
+def test_slots_swaps_and_last_use_are_metrics(
+    new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    agent = new_agent(envelope=Envelope(slots=4, rank=8, target_modules=QKVO))
+    want(desired, publish("a"), publish("b"))
+    agent.settle()
+    vllm.used = {"a@v1": 1_700_000_000.0, "a@v1,b@v1": 1_700_000_001.0}
+
+    want(desired, publish("a", "v2"))
+    agent.settle()
+    lines = agent.api.metrics().text.splitlines()
+
+    assert "loraserve_slots 4.0" in lines
+    assert "loraserve_slots_used 3.0" in lines
+    assert "loraserve_adapter_swaps_total 1.0" in lines, "b was removed, not swapped"
+    assert 'loraserve_adapter_last_used_timestamp_seconds{adapter="b",version="v1"} 1.700000001e+09' in lines
+    assert not [line for line in lines if line.startswith("vllm:lora_requests_info{")], "one series per set of adapters"
+
+
+def test_the_state_says_what_others_need_to_know(
+    new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    agent = new_agent(envelope=Envelope(slots=4, rank=8, target_modules=QKVO))
+    want(desired, publish("a"))
+    agent.reconciler.step()
+    assert json.loads(agent.api.state().text)["ready"] is False
+
+    vllm.used["a@v1"] = 1_700_000_000.0
+    agent.settle()
+
+    state = json.loads(agent.api.state().text)
+    assert state["generation"] == hashlib.sha256(desired.read_bytes()).hexdigest()
+    assert state["ready"] is True
+    assert state["slots"] == {"total": 4, "used": 1}
+    (adapter,) = state["adapters"]
+    assert (adapter["name"], adapter["version"], adapter["state"]) == ("a", "v1", "ready")
+    assert adapter["lastUsed"] == 1_700_000_000.0
 
 
 def test_the_agents_metrics_outlive_vllm(agent: Agent, vllm: FakeVllm) -> None:

@@ -130,7 +130,15 @@ def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LORASERVE_PORT", "http"), ("LORASERVE_PORT", "70000"), ("VLLM_URL", "127.0.0.1:8000")],
+    [
+        ("LORASERVE_PORT", "http"),
+        ("LORASERVE_PORT", "70000"),
+        ("VLLM_URL", "127.0.0.1:8000"),
+        ("LORASERVE_ENVELOPE", '{"slots": 0}'),
+        ("LORASERVE_ADAPTER_DISK_BYTES", "10Gi"),
+        ("LORASERVE_DRAIN_SECONDS", "soon"),
+        ("LORASERVE_LONGEST_DRAIN_SECONDS", "-1"),
+    ],
 )
 def test_a_bad_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(InvalidSettings, match=name):

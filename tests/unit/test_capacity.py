@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import capacity, pod_resources
-from infra.capacity import Envelope, Serving, disk_problem, envelope, memory_problem, plan_memory, restart_reason
+from infra.capacity import (
+    Envelope,
+    Serving,
+    crowding_warning,
+    disk_problem,
+    envelope,
+    memory_problem,
+    plan_memory,
+    restart_reason,
+)
 from infra.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES
 from infra.model_shapes import MISTRAL_7B_AWQ
 from loraserve.desired import Adapter
@@ -87,6 +96,16 @@ def test_the_envelope_leaves_room_for_both_versions_of_an_adapter_during_a_swap(
         assert slots.slots >= count + capacity.SWAP_HEADROOM
 
 
+def test_a_canary_has_a_slot_of_its_own() -> None:
+    with_canary = [*many(2), *adapters(adapter("a0", version="v2", canaryPercent=10))]
+    assert envelope(with_canary) == envelope(many(3))
+
+
+def test_versions_that_must_share_slots_are_announced_with_what_that_costs() -> None:
+    assert crowding_warning(many(254), envelope(many(254))) is None
+    assert "863 ms instead of 61" in (crowding_warning(many(255), envelope(many(255))) or "")
+
+
 @given(st.lists(st.sampled_from(ALL), min_size=1), st.integers(1, 512))
 def test_every_allowed_adapter_fits_its_own_envelope(modules: list[str], rank: int) -> None:
     slots = envelope(adapters(adapter(rank=rank, targetModules=modules)))
@@ -146,9 +165,9 @@ def test_a_model_too_large_for_every_card_is_told_so() -> None:
 
 
 def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
-    two_gib = 2 * 1024**3
-    assert disk_problem(many(3, sizeBytes=two_gib)) is None
-    assert "loraserve:adapters need 12.0 GiB of disk" in (disk_problem(many(4, sizeBytes=two_gib)) or "")
+    size = 1900 * 1024**2
+    assert disk_problem(many(3, sizeBytes=size)) is None
+    assert "loraserve:adapters need 11.1 GiB of disk" in (disk_problem(many(4, sizeBytes=size)) or "")
 
 
 def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:

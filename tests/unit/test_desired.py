@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from loraserve.desired import Adapter, Base, DesiredState, InvalidDesiredState, served_name
+from loraserve.desired import Adapter, Base, DesiredState, Envelope, InvalidDesiredState, served_name
 
 ENTRY: dict[str, Any] = {
     "name": "aws-rag-qa",
@@ -74,6 +74,10 @@ def test_any_rank_up_to_the_largest_of_vllm_is_allowed(rank: int) -> None:
         ("targetModules", []),
         ("targetModules", ["self_attn.q_proj"]),
         ("sizeBytes", 0),
+        ("canaryPercent", 0),
+        ("canaryPercent", 100),
+        ("prewarm", 1),
+        ("fallback", "other"),
     ],
 )
 def test_a_bad_value_is_refused_and_its_field_named(key: str, value: object) -> None:
@@ -92,6 +96,48 @@ def test_snake_case_is_no_second_spelling() -> None:
 
 def test_two_adapters_of_one_name_are_refused() -> None:
     assert "2 adapters are named 'aws-rag-qa'" in problem_of(document(ENTRY, {**ENTRY, "version": "v2"}))
+
+
+def test_a_canary_stands_beside_its_stable_version() -> None:
+    canary = {**ENTRY, "version": "v2", "canaryPercent": 10}
+
+    assert [adapter.version for adapter in DesiredState.parse(document(canary, ENTRY)).adapters] == ["v1", "v2"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([{"canaryPercent": 10}], "is a canary of nothing"),
+        ([{}, {"canaryPercent": 10}], "is its own canary"),
+        ([{"version": "v2", "canaryPercent": 10}, {"canaryPercent": 10}], "2 adapters are named"),
+        ([{}, {"version": "v2"}, {"version": "v3", "canaryPercent": 10}], "3 adapters are named"),
+    ],
+)
+def test_a_canary_that_does_not_make_sense_is_refused(entries: list[dict[str, Any]], problem: str) -> None:
+    assert problem in problem_of(document(*({**ENTRY, **entry} for entry in entries)))
+
+
+def test_how_a_version_is_used_is_no_part_of_what_is_loaded() -> None:
+    plain = Adapter.model_validate(ENTRY)
+    used = Adapter.model_validate({**ENTRY, "canaryPercent": 10, "prewarm": True, "fallback": "base"})
+
+    assert used.version_pin() == plain
+    assert Adapter.model_validate({**ENTRY, "version": "v2"}).version_pin() != plain
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"rank": 16}, "rank 16 is larger than the 8"),
+        ({"targetModules": ["q_proj", "up_proj"]}, "without LoRA on up_proj"),
+    ],
+)
+def test_what_does_not_fit_the_envelope_is_told(change: dict[str, Any], problem: str | None) -> None:
+    envelope = Envelope(slots=4, rank=8, target_modules=("q_proj", "k_proj"))
+    misfit = envelope.misfit(Adapter.model_validate({**ENTRY, **change}))
+
+    assert misfit == problem if problem is None else problem in (misfit or "")
 
 
 def test_an_adapter_cannot_take_the_base_models_name() -> None:

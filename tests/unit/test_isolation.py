@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from tests.unit.declared import Program, declared
+from tests.unit.declared import Program, declare, declared
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
 
@@ -21,12 +21,74 @@ class Pod:
 
 
 VLLM = Pod(SERVING, names.VLLM_LABELS)
-CLIENT = Pod(SERVING, names.VLLM_CLIENT_LABELS)
+GATEWAY = Pod(SERVING, names.GATEWAY_LABELS)
+CLIENT = Pod(SERVING, names.GATEWAY_CLIENT_LABELS)
+CLIENT_ELSEWHERE = Pod("default", names.GATEWAY_CLIENT_LABELS)
 STRANGER = Pod(SERVING, {"app": "notebook"})
-ELSEWHERE = Pod("default", names.VLLM_CLIENT_LABELS)
+STRANGER_ELSEWHERE = Pod("default", {"app": "notebook"})
+IMPOSTOR = Pod("default", names.GATEWAY_LABELS)
+"""Anybody may give a pod any label in a namespace of their own."""
 PROMETHEUS = Pod(MONITORING, {"app.kubernetes.io/name": "prometheus"})
+FAKE_PROMETHEUS = Pod("default", {"app.kubernetes.io/name": "prometheus"})
 GRAFANA = Pod(MONITORING, {"app.kubernetes.io/name": "grafana"})
+KEDA = Pod(SYSTEM, names.KEDA_OPERATOR_LABELS)
 DNS = Pod(SYSTEM, {"k8s-app": "kube-dns"})
+API_SERVER, API_SERVICE, NODE = "10.0.3.4", "172.20.0.1", "10.0.5.6"
+INTERNET, METADATA = "52.95.110.1", "169.254.169.254"
+
+EVERYBODY = {
+    "vllm": VLLM,
+    "gateway": GATEWAY,
+    "client": CLIENT,
+    "client-elsewhere": CLIENT_ELSEWHERE,
+    "stranger": STRANGER,
+    "stranger-elsewhere": STRANGER_ELSEWHERE,
+    "impostor": IMPOSTOR,
+    "prometheus": PROMETHEUS,
+    "fake-prometheus": FAKE_PROMETHEUS,
+    "grafana": GRAFANA,
+    "keda": KEDA,
+    "dns": DNS,
+    "node": NODE,
+    "internet": INTERNET,
+    "metadata": METADATA,
+    "api-server": API_SERVER,
+    "api-service": API_SERVICE,
+}
+PORTS = (
+    53,
+    80,
+    443,
+    names.VLLM_PORT,
+    names.AGENT_PORT,
+    names.GATEWAY_PORT,
+    names.GATEWAY_TLS_PORT,
+    names.GATEWAY_METRICS_PORT,
+    10250,
+)
+MAY_ENTER = {
+    ("gateway", "vllm", names.VLLM_PORT),
+    ("gateway", "vllm", names.AGENT_PORT),
+    ("prometheus", "vllm", names.AGENT_PORT),
+    ("client", "gateway", names.GATEWAY_PORT),
+    ("client-elsewhere", "gateway", names.GATEWAY_PORT),
+    ("prometheus", "gateway", names.GATEWAY_METRICS_PORT),
+    ("keda", "gateway", names.GATEWAY_METRICS_PORT),
+}
+"""Every connection that a pod of ours takes."""
+MAY_LEAVE = {
+    ("gateway", "vllm", names.VLLM_PORT),
+    ("gateway", "vllm", names.AGENT_PORT),
+    ("gateway", "api-server", 443),
+    ("gateway", "api-service", 443),
+    ("gateway", "node", 443),  # in the VPC's range, as the API server's interfaces are
+    ("vllm", "api-server", 443),
+    ("vllm", "api-service", 443),
+    ("vllm", "node", 443),
+    ("vllm", "internet", 443),
+    *((pod, "dns", 53) for pod in ("vllm", "gateway", "client", "stranger")),
+}
+"""Every connection that a pod of ours opens."""
 
 
 @pytest.fixture(scope="module")
@@ -74,41 +136,51 @@ def allowed(
     )
 
 
-@pytest.mark.parametrize(
-    ("source", "port", "reached"),
-    [
-        (CLIENT, names.VLLM_PORT, True),
-        (STRANGER, names.VLLM_PORT, False),
-        (ELSEWHERE, names.VLLM_PORT, False),
-        (PROMETHEUS, names.VLLM_PORT, False),
-        (PROMETHEUS, names.AGENT_PORT, True),
-        (GRAFANA, names.AGENT_PORT, False),
-        (CLIENT, names.AGENT_PORT, False),
-        (DNS, names.VLLM_PORT, False),
-    ],
-)
-def test_who_reaches_vllm(policies: list[dict[str, Any]], source: Pod, port: int, reached: bool) -> None:
-    assert allowed(policies, "Ingress", VLLM, source, port) is reached
+def test_every_pair_has_what_is_listed_and_nothing_else_comes_in(policies: list[dict[str, Any]]) -> None:
+    entering = {
+        (source, target, port)
+        for target in ("vllm", "gateway", "client", "stranger")
+        for source in EVERYBODY
+        for port in PORTS
+        for pod in [EVERYBODY[target]]
+        if isinstance(pod, Pod) and allowed(policies, "Ingress", pod, EVERYBODY[source], port)
+    }
+    assert entering == MAY_ENTER
 
 
-@pytest.mark.parametrize(
-    ("target", "port", "protocol", "reached"),
-    [
-        ("52.95.110.1", 443, "TCP", True),
-        ("52.95.110.1", 80, "TCP", False),
-        ("169.254.169.254", 443, "TCP", False),
-        (DNS, 53, "UDP", True),
-        (DNS, 53, "TCP", True),
-        (Pod(SYSTEM, {"app": "other"}), 53, "UDP", False),
-        (STRANGER, 443, "TCP", False),
-    ],
-)
-def test_what_vllm_reaches(
-    policies: list[dict[str, Any]], target: Pod | str, port: int, protocol: str, reached: bool
-) -> None:
-    assert allowed(policies, "Egress", VLLM, target, port, protocol) is reached
+def test_every_pair_has_what_is_listed_and_nothing_else_goes_out(policies: list[dict[str, Any]]) -> None:
+    leaving = {
+        (source, target, port)
+        for source in ("vllm", "gateway", "client", "stranger")
+        for target in EVERYBODY
+        for port in PORTS
+        for pod in [EVERYBODY[source]]
+        if isinstance(pod, Pod) and allowed(policies, "Egress", pod, EVERYBODY[target], port)
+    }
+    assert leaving == MAY_LEAVE
 
 
-def test_a_pod_that_no_policy_names_is_cut_off(policies: list[dict[str, Any]]) -> None:
-    assert not allowed(policies, "Ingress", STRANGER, CLIENT, 8080)
-    assert not allowed(policies, "Egress", STRANGER, "52.95.110.1", 443)
+def test_names_are_asked_over_udp_too(policies: list[dict[str, Any]]) -> None:
+    assert allowed(policies, "Egress", VLLM, DNS, 53, "UDP")
+    assert allowed(policies, "Egress", GATEWAY, DNS, 53, "UDP")
+    assert not allowed(policies, "Egress", VLLM, Pod(SYSTEM, {"app": "other"}), 53, "UDP")
+
+
+def test_what_one_end_may_send_the_other_end_takes(policies: list[dict[str, Any]]) -> None:
+    """Between pods of ours a connection needs both; one-sided rules are mistakes."""
+    ours = {"vllm", "gateway"}
+    inside = {pair for pair in MAY_ENTER if {pair[0], pair[1]} <= ours}
+    assert inside == {pair for pair in MAY_LEAVE if {pair[0], pair[1]} <= ours}
+
+
+def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:
+    with_balancer = declare("dev", gatewayCertificateArn="arn:aws:acm:eu-central-1:123456789012:certificate/c")
+    rendered = [resource.inputs for resource in with_balancer.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    admitted = {
+        (name, port)
+        for name, who in EVERYBODY.items()
+        for port in PORTS
+        if allowed(rendered, "Ingress", GATEWAY, who, port)
+    }
+    before = {(source, port) for source, target, port in MAY_ENTER if target == "gateway"}
+    assert admitted - before == {("node", names.GATEWAY_TLS_PORT), ("api-server", names.GATEWAY_TLS_PORT)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infra import names
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.stack import stack_values
 from tests.unit.declared import declared
@@ -68,8 +69,8 @@ def test_lines_of_one_panel_can_be_told_apart(panels: list[dict[str, Any]]) -> N
 
 def test_vllm_is_scraped_through_the_agent() -> None:
     program = declared("dev")
-    endpoint = program.one("monitoring.coreos.com/v1:ServiceMonitor").inputs["spec"]["endpoints"][0]
-    service = program.one("core/v1:Service").inputs["spec"]
+    endpoint = program.one("monitoring.coreos.com/v1:ServiceMonitor", names.VLLM).inputs["spec"]["endpoints"][0]
+    service = program.one("core/v1:Service", names.VLLM_SERVICE).inputs["spec"]
     assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s", "scrapeTimeout": "10s"}
     assert {"name": "metrics", "port": 9090, "targetPort": 9090} in service["ports"]
 

@@ -52,7 +52,7 @@ def test_the_autoscaler_knows_an_empty_groups_nodes_from_its_tags(dev: Program) 
         assert tags[f"{template}/label/{key}"] == value
     assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
     assert tags[f"{template}/resources/nvidia.com/gpu"] == "1"
-    assert tags[f"{template}/autoscaling-options/scaledownunneededtime"] == "10m0s"
+    assert tags[f"{template}/autoscaling-options/scaledownunneededtime"] == "2m0s"
     assert int(tags[f"{template}/resources/ephemeral-storage"].removesuffix("Gi")) > NODE_DISK_GIB
 
 

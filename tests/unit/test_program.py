@@ -34,7 +34,7 @@ def prod() -> Program:
 
 
 def pod(program: Program) -> dict[str, Any]:
-    return program.one("apps/v1:Deployment").inputs["spec"]["template"]["spec"]
+    return program.one("apps/v1:Deployment", names.VLLM).inputs["spec"]["template"]["spec"]
 
 
 def vllm(program: Program) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_kubernetes_objects_go_before_nodes_dns_and_cluster(dev: Program) -> Non
 
 
 def test_custom_resources_go_before_the_operator_that_knows_them(dev: Program) -> None:
-    monitor = dev.one("monitoring.coreos.com/v1:ServiceMonitor")
+    monitor = dev.one("monitoring.coreos.com/v1:ServiceMonitor", names.VLLM)
     assert any("kube-prometheus-stack" in urn for urn in monitor.depends_on)
 
 
@@ -160,8 +160,24 @@ def test_only_the_agent_holds_aws_credentials(dev: Program) -> None:
     assert not [name for name in environment(vllm(dev)) if name.startswith("AWS_")]
     token_mounts = [mount for mount in vllm(dev)["volumeMounts"] if "aws" in mount["name"]]
     assert token_mounts == []
-    annotations = dev.one("apps/v1:Deployment").inputs["spec"]["template"]["metadata"]["annotations"]
+    annotations = dev.one("apps/v1:Deployment", names.VLLM).inputs["spec"]["template"]["metadata"]["annotations"]
     assert annotations["eks.amazonaws.com/skip-containers"] == vllm(dev)["name"]
+
+
+def test_only_the_agent_may_ask_the_kubernetes_api_and_only_for_its_own_document(dev: Program) -> None:
+    spec = pod(dev)
+    mounting = [
+        container["name"]
+        for container in [*spec["initContainers"], *spec["containers"]]
+        if any(mount["name"] == "kubernetes-api" for mount in container["volumeMounts"])
+    ]
+    assert mounting == ["agent"]
+    watch, events = dev.one("rbac.authorization.k8s.io/v1:Role", "desired-state-follower").inputs["rules"]
+    assert watch["resourceNames"] == [dev.one("core/v1:ConfigMap", "desired-state").inputs["metadata"]["name"]]
+    assert (watch["resources"], watch["verbs"]) == (["configmaps"], ["get", "list", "watch"])
+    assert (events["resources"], events["verbs"]) == (["events"], ["create"])
+    binding = dev.one("rbac.authorization.k8s.io/v1:RoleBinding", "desired-state-follower").inputs
+    assert [subject["name"] for subject in binding["subjects"]] == [spec["serviceAccountName"]]
 
 
 def test_the_token_is_for_sts(dev: Program) -> None:
@@ -203,16 +219,33 @@ def test_resources_are_the_specified_ones(dev: Program) -> None:
 
 def test_a_rolling_update_surges_only_where_a_node_can_be_bought() -> None:
     for replicas, surge, unavailable in ((1, 1, 0), (2, 0, 1)):
-        strategy = declare("dev", inferenceReplicas=replicas).one("apps/v1:Deployment").inputs["spec"]["strategy"]
+        strategy = (
+            declare("dev", inferenceReplicas=replicas).one("apps/v1:Deployment", names.VLLM).inputs["spec"]["strategy"]
+        )
         assert strategy["rollingUpdate"] == {"maxSurge": surge, "maxUnavailable": unavailable}
 
 
 def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
     before = declare("dev", adapters=[adapter("one")])
     after = declare("dev", adapters=[adapter("one"), adapter("two")])
-    assert before.one("apps/v1:Deployment").inputs == after.one("apps/v1:Deployment").inputs
+    assert before.one("apps/v1:Deployment", names.VLLM).inputs == after.one("apps/v1:Deployment", names.VLLM).inputs
     documents = [p.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"] for p in (before, after)]
     assert [len(json.loads(document)["adapters"]) for document in documents] == [1, 2]
+
+
+def test_the_agent_fills_less_than_would_get_the_pod_evicted(dev: Program) -> None:
+    limit = int(environment(pod(dev)["initContainers"][0])["LORASERVE_ADAPTER_DISK_BYTES"])
+    volume = next(volume for volume in pod(dev)["volumes"] if volume["name"] == "adapters")
+    assert limit < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+
+
+def test_document_and_agent_are_told_what_vllm_is_started_with(dev: Program) -> None:
+    document = json.loads(dev.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])
+    envelope = document["envelope"]
+    assert json.loads(environment(pod(dev)["initContainers"][0])["LORASERVE_ENVELOPE"]) == envelope
+    assert f"--max-loras={envelope['slots']}" in vllm(dev)["args"]
+    assert f"--max-lora-rank={envelope['rank']}" in vllm(dev)["args"]
+    assert set(envelope["targetModules"]) <= set(vllm(dev)["args"])
 
 
 def test_leaving_the_envelope_is_announced_in_preview() -> None:
@@ -222,7 +255,8 @@ def test_leaving_the_envelope_is_announced_in_preview() -> None:
 
 
 def test_no_restart_is_announced_where_nothing_runs() -> None:
-    assert restarts_announced(inferenceReplicas=0) == []
+    assert restarts_announced(inferenceReplicas=0, scalingEnabled=False) == []
+    assert restarts_announced(inferenceReplicas=0)  # what sleeps now may be awake when it is applied
 
 
 def test_a_first_update_announces_no_restart() -> None:
@@ -310,7 +344,8 @@ def test_a_gated_models_token_travels_as_a_secret_only() -> None:
 
 
 def test_one_disruption_at_a_time_never_blocks_a_node_upgrade(dev: Program) -> None:
-    assert dev.one("policy/v1:PodDisruptionBudget").inputs["spec"]["maxUnavailable"] == 1
+    budgets = dev.of_type("policy/v1:PodDisruptionBudget")
+    assert {budget.name: budget.inputs["spec"]["maxUnavailable"] for budget in budgets} == {"vllm": 1, "gateway": 1}
 
 
 def test_images_are_pinned(dev: Program) -> None:

@@ -76,7 +76,13 @@ def test_a_rank_vllm_does_not_allow_is_refused() -> None:
 
 def test_two_adapters_cannot_share_a_name() -> None:
     told = problems(adapters=[adapter("faq"), adapter("faq", version="v2")])
-    assert "loraserve:adapters: two adapters have the name faq: rename or remove all but one" in told
+    assert "loraserve:adapters: 2 adapters are named 'faq': rename all but one" in told
+
+
+def test_a_canary_beside_its_stable_version_is_one_of_two_entries_of_a_name() -> None:
+    entries = [adapter("faq"), adapter("faq", version="v2", canaryPercent=10)]
+    slots = settings.parse(stack_values("dev", adapters=entries)).envelope
+    assert slots == settings.parse(stack_values("dev", adapters=[adapter("faq"), adapter("other")])).envelope
 
 
 def test_an_adapter_cannot_have_the_base_models_name() -> None:

@@ -1,0 +1,146 @@
+"""A vLLM that answers at once and always the same, its agent, and the Kubernetes API that names both, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import uvloop
+
+from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.desired import Adapter, Base, DesiredState
+
+SERVED = "faq@v1"
+_BASE = "base-model"
+_PIECES = 20
+
+
+def _answer(body: bytes, content_type: str = "application/json") -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _whole() -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "word " * 34}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 112, "completion_tokens": 34, "total_tokens": 146}
+    return json.dumps(
+        {"id": "1", "object": "chat.completion", "created": 1, "model": SERVED, "choices": [choice], "usage": usage}
+    ).encode()
+
+
+def _piece() -> bytes:
+    choice = {"index": 0, "delta": {"content": "word "}, "finish_reason": None}
+    chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": SERVED, "choices": [choice]}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def _chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_STREAM = [_chunked(_piece())] * _PIECES + [_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
+_WHOLE = _answer(_whole())
+
+
+class Http(asyncio.Protocol):
+    """Just enough of HTTP/1.1 for clients that send one request at a time."""
+
+    def __init__(self, respond: Callable[[Http, bytes, bytes], None]) -> None:
+        self._respond = respond
+        self._received = b""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, found, body = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return
+        lengths = [line.split(b":")[1] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
+        if len(body) >= int(lengths[0] if lengths else 0):
+            self._received = b""
+            self._respond(self, head, body)
+
+    def write(self, data: bytes) -> None:
+        if self.transport:
+            self.transport.write(data)
+
+
+def vllm(http: Http, head: bytes, body: bytes) -> None:
+    if b'"stream": true' in body or b'"stream":true' in body:
+        http.write(_STREAM_HEAD)
+        for piece in _STREAM:
+            http.write(piece)
+    elif head.startswith(b"POST"):
+        http.write(_WHOLE)
+    else:
+        http.write(_answer(json.dumps({"object": "list", "data": [{"id": SERVED, "object": "model"}]}).encode()))
+
+
+def agent(http: Http, _head: bytes, _body: bytes) -> None:
+    name, _, version = SERVED.partition("@")
+    status = AdapterStatus(name=name, version=version, state=State.READY)
+    state = AgentState(base=_BASE, adapters=(status,), loaded=(SERVED,), ready=True)
+    http.write(_answer(state.model_dump_json(by_alias=True).encode()))
+
+
+class Kubernetes:
+    """Lists, and lets a watch end whenever something has changed."""
+
+    def __init__(self) -> None:
+        self._awake = True
+        self._watches: list[Http] = []
+
+    def respond(self, http: Http, head: bytes, _body: bytes) -> None:
+        target = head.split(b" ", 2)[1].decode()
+        if target in ("/awake", "/asleep"):
+            self._awake = target == "/awake"
+            http.write(_answer(b""))
+            for watch in self._watches:
+                watch.write(b"0\r\n\r\n")
+            self._watches = []
+        elif "watch=1" in target:
+            http.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            self._watches.append(http)
+        else:
+            http.write(
+                _answer(json.dumps({"items": self._items(target), "metadata": {"resourceVersion": "1"}}).encode())
+            )
+
+    def _items(self, target: str) -> list[dict[str, object]]:
+        if "configmaps" in target:
+            return [{"metadata": {"name": "desired-state"}, "data": {"desired.json": _desired()}}]
+        addresses = ["127.0.0.1"] if self._awake or "vllm-service" not in target else []
+        endpoints = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
+        return [{"metadata": {"name": "slice"}, "endpoints": endpoints}]
+
+
+def _desired() -> str:
+    name, _, version = SERVED.partition("@")
+    adapter = Adapter(
+        name=name,
+        model=name,
+        version=version,
+        digest="sha256:" + "0" * 64,
+        rank=8,
+        target_modules=("q_proj",),
+        size_bytes=1,
+    )
+    return DesiredState(base=Base(name=_BASE), bucket="bench", adapters=(adapter,)).to_json()
+
+
+async def _serve(vllm_port: int, agent_port: int, kubernetes_port: int) -> None:
+    loop, kubernetes = asyncio.get_running_loop(), Kubernetes()
+    for port, respond in ((vllm_port, vllm), (agent_port, agent), (kubernetes_port, kubernetes.respond)):
+        await loop.create_server(lambda respond=respond: Http(respond), "127.0.0.1", port)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(*(int(port) for port in sys.argv[1:])))

@@ -1,0 +1,260 @@
+"""The gateway as Kubernetes objects: the only way in to vLLM, two replicas or more, on nodes that never sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra import pod_resources
+from infra.capacity import MAX_NUM_SEQS
+from infra.names import (
+    AGENT_PORT,
+    DESIRED_STATE,
+    DESIRED_STATE_FILE,
+    GATEWAY,
+    GATEWAY_LABELS,
+    GATEWAY_METRICS_PORT,
+    GATEWAY_PORT,
+    GATEWAY_SELECTOR,
+    GATEWAY_TLS_PORT,
+    HTTP_PORT_NAME,
+    METRICS_PORT_NAME,
+    SERVING_NAMESPACE,
+    VLLM_API_KEY,
+    VLLM_PORT,
+    VLLM_SERVICE,
+)
+from infra.settings import Settings
+from loraserve.gateway.keys import KeyRing
+
+core = k8s.core.v1
+
+PRESTOP_SECONDS = 10
+"""The endpoint leaves every kube-proxy before the gateway stops to listen."""
+_GRACE_MARGIN_SECONDS = 10
+_STALL_MARGIN_SECONDS = 60
+"""On top of the longest generation: a whole answer is silent until it is complete, and may have queued in vLLM."""
+_KEYS_DIR = "/etc/loraserve/keys"
+_KEYS_FILE = "keys.json"
+_KEYS = "gateway-keys"
+_USER_ID = 65532
+_SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+
+
+def gateway_environment(settings: Settings) -> dict[str, str]:
+    """What the gateway is told, but for vLLM's key."""
+    someone_wakes_it = settings.scaling_enabled or settings.inference_replicas
+    return {
+        "GATEWAY_NAMESPACE": SERVING_NAMESPACE,
+        "GATEWAY_VLLM_SERVICE": VLLM_SERVICE,
+        "GATEWAY_GATEWAY_SERVICE": GATEWAY,
+        "GATEWAY_DESIRED_CONFIG_MAP": DESIRED_STATE,
+        "GATEWAY_DESIRED_KEY": DESIRED_STATE_FILE,
+        "GATEWAY_KEYS_FILE": f"{_KEYS_DIR}/{_KEYS_FILE}",
+        "GATEWAY_PORT": str(GATEWAY_PORT),
+        "GATEWAY_METRICS_PORT": str(GATEWAY_METRICS_PORT),
+        "GATEWAY_VLLM_PORT": str(VLLM_PORT),
+        "GATEWAY_AGENT_PORT": str(AGENT_PORT),
+        "GATEWAY_POD_CONCURRENCY": str(MAX_NUM_SEQS),
+        "GATEWAY_STALL_SECONDS": str(settings.longest_generation_seconds + _STALL_MARGIN_SECONDS),
+        "GATEWAY_WAIT_SECONDS": str(settings.gateway_wait_seconds if someone_wakes_it else 0),
+        "GATEWAY_DRAIN_SECONDS": str(settings.longest_generation_seconds),
+        **({"GATEWAY_TLS_PORT": str(GATEWAY_TLS_PORT)} if settings.gateway_certificate_arn else {}),
+    }
+
+
+class Gateway(pulumi.ComponentResource):
+    """The gateway's Deployment, what it may see of the cluster, and the Service that clients call."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings,
+        namespace: pulumi.Input[str],
+        image: pulumi.Input[str],
+        vllm_key_secret: pulumi.Input[str],
+        tolerations: Sequence[Mapping[str, str]] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Gateway", name, None, opts)
+        self._settings = settings
+        self._namespace = namespace
+        self._image = image
+        self._vllm_key_secret = vllm_key_secret
+        self._tolerations = tolerations
+        self._child = pulumi.ResourceOptions(parent=self)
+        access = self._let_it_watch()
+        keys = self._create_keys()
+        self.deployment = self._create_deployment(keys, access)
+        self.service = self._create_service()
+        k8s.policy.v1.PodDisruptionBudget(
+            GATEWAY,
+            metadata=self._metadata(),
+            spec={"max_unavailable": 1, "selector": {"match_labels": GATEWAY_SELECTOR}},
+            opts=self._child,
+        )
+        self.register_outputs({"service": self.service.metadata.name})
+
+    @staticmethod
+    def commands() -> dict[str, str]:
+        """How a person reaches the models."""
+        return {
+            "forward": f"kubectl --namespace {SERVING_NAMESPACE} port-forward service/{GATEWAY} {GATEWAY_PORT}",
+            "url": f"http://localhost:{GATEWAY_PORT}/v1",
+            "newKeyCommand": "python -m loraserve key <tenant>",
+        }
+
+    def _metadata(self) -> k8s.meta.v1.ObjectMetaArgsDict:
+        return {"name": GATEWAY, "namespace": self._namespace, "labels": GATEWAY_LABELS}
+
+    def _let_it_watch(self) -> pulumi.Resource:
+        """Which pods there are and what they shall serve; nothing else of the API."""
+        account = core.ServiceAccount(
+            GATEWAY, metadata=self._metadata(), automount_service_account_token=False, opts=self._child
+        )
+        role = k8s.rbac.v1.Role(
+            GATEWAY,
+            metadata=self._metadata(),
+            rules=[
+                {
+                    "api_groups": ["discovery.k8s.io"],
+                    "resources": ["endpointslices"],
+                    "verbs": ["get", "list", "watch"],
+                },
+                {
+                    "api_groups": [""],
+                    "resources": ["configmaps"],
+                    "resource_names": [DESIRED_STATE],
+                    "verbs": ["get", "list", "watch"],
+                },
+            ],
+            opts=self._child,
+        )
+        return k8s.rbac.v1.RoleBinding(
+            GATEWAY,
+            metadata=self._metadata(),
+            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
+            subjects=[
+                {"kind": "ServiceAccount", "name": account.metadata.name, "namespace": self._namespace},
+            ],
+            opts=self._child,
+        )
+
+    def _create_keys(self) -> core.Secret:
+        """Digests of the keys; a changed one reaches the gateway through the mount, without a restart."""
+        return core.Secret(
+            _KEYS,
+            metadata={"name": _KEYS, "namespace": self._namespace},
+            string_data={_KEYS_FILE: KeyRing(keys=self._settings.gateway_keys).to_json()},
+            opts=self._child,
+        )
+
+    def _create_deployment(self, keys: core.Secret, access: pulumi.Resource) -> k8s.apps.v1.Deployment:
+        return k8s.apps.v1.Deployment(
+            GATEWAY,
+            metadata=self._metadata(),
+            spec={
+                "replicas": self._settings.gateway_replicas,
+                "revision_history_limit": 3,
+                "selector": {"match_labels": GATEWAY_SELECTOR},
+                # Held requests and streams stay where they are until their replica has been replaced.
+                "strategy": {"type": "RollingUpdate", "rolling_update": {"max_surge": 1, "max_unavailable": 0}},
+                "template": {"metadata": {"labels": GATEWAY_LABELS}, "spec": self._pod_spec(keys)},
+            },
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[access]),
+        )
+
+    def _pod_spec(self, keys: core.Secret) -> core.PodSpecArgsDict:
+        drain_seconds = self._settings.longest_generation_seconds
+        return {
+            "service_account_name": GATEWAY,
+            "automount_service_account_token": True,
+            "enable_service_links": False,
+            "tolerations": [cast(core.TolerationArgsDict, toleration) for toleration in self._tolerations],
+            "topology_spread_constraints": [
+                {
+                    "topology_key": key,
+                    "max_skew": 1,
+                    "when_unsatisfiable": "ScheduleAnyway",
+                    "label_selector": {"match_labels": GATEWAY_SELECTOR},
+                }
+                for key in _SPREAD_OVER
+            ],
+            "termination_grace_period_seconds": PRESTOP_SECONDS + drain_seconds + _GRACE_MARGIN_SECONDS,
+            "security_context": {
+                "run_as_non_root": True,
+                "run_as_user": _USER_ID,
+                "run_as_group": _USER_ID,
+                "fs_group": _USER_ID,
+                "seccomp_profile": {"type": "RuntimeDefault"},
+            },
+            "containers": [self._container()],
+            "volumes": [{"name": "keys", "secret": {"secret_name": keys.metadata.name}}],
+        }
+
+    def _container(self) -> core.ContainerArgsDict:
+        environment: list[core.EnvVarArgsDict] = [
+            {"name": name, "value": value} for name, value in gateway_environment(self._settings).items()
+        ]
+        environment.append(
+            {
+                "name": "GATEWAY_VLLM_API_KEY",
+                "value_from": {"secret_key_ref": {"name": self._vllm_key_secret, "key": VLLM_API_KEY}},
+            }
+        )
+        ports: list[core.ContainerPortArgsDict] = [
+            {"name": HTTP_PORT_NAME, "container_port": GATEWAY_PORT},
+            {"name": METRICS_PORT_NAME, "container_port": GATEWAY_METRICS_PORT},
+        ]
+        if self._settings.gateway_certificate_arn:
+            ports.append({"name": "https", "container_port": GATEWAY_TLS_PORT})
+        return {
+            "name": GATEWAY,
+            "image": self._image,
+            "args": ["gateway"],
+            "env": environment,
+            "ports": ports,
+            "readiness_probe": _probe("/readyz", period=5),
+            "liveness_probe": _probe("/livez", period=10),
+            "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
+            "resources": {
+                "requests": pod_resources.GATEWAY_REQUESTS.quantities(),
+                "limits": {"memory": f"{pod_resources.GATEWAY_MEMORY_LIMIT_MIB}Mi"},
+            },
+            "security_context": {
+                "allow_privilege_escalation": False,
+                "read_only_root_filesystem": True,
+                "run_as_non_root": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volume_mounts": [{"name": "keys", "mount_path": _KEYS_DIR, "read_only": True}],
+        }
+
+    def _create_service(self) -> core.Service:
+        """KEDA reads every replica through it, on the metrics port, which clients do not reach."""
+        return core.Service(
+            GATEWAY,
+            metadata=self._metadata(),
+            spec={
+                "type": "ClusterIP",
+                "selector": GATEWAY_SELECTOR,
+                "ports": [
+                    {"name": HTTP_PORT_NAME, "port": GATEWAY_PORT, "target_port": GATEWAY_PORT},
+                    {"name": METRICS_PORT_NAME, "port": GATEWAY_METRICS_PORT, "target_port": GATEWAY_METRICS_PORT},
+                ],
+            },
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[self.deployment]),
+        )
+
+
+def _probe(path: str, *, period: int) -> core.ProbeArgsDict:
+    return {
+        "http_get": {"path": path, "port": GATEWAY_METRICS_PORT},
+        "period_seconds": period,
+        "timeout_seconds": 3,
+        "failure_threshold": 3,
+    }

@@ -1,0 +1,92 @@
+"""vLLM's replicas follow the requests at the gateway: from nothing to N and back, by KEDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.charts import KEDA, requesting
+from infra.names import GATEWAY, GATEWAY_METRICS_PORT, SERVING_NAMESPACE, SYSTEM_NAMESPACE, VLLM
+from infra.pod_resources import Requests
+from infra.settings import Settings
+
+POLLING_SECONDS = 5
+"""How long a first request may go unnoticed."""
+_PART_OF_IDLE_SECONDS = 30
+"""Ending an idle pod, and the autoscaler's own look around."""
+_SIGNALS = ("waiting", "running")
+
+
+def cooldown_seconds(settings: Settings) -> int:
+    """How long pods stay without a request: with the time an empty node is kept, it makes gpuIdleMinutes."""
+    return (settings.gpu_idle_minutes - settings.node_idle_minutes) * 60 - _PART_OF_IDLE_SECONDS
+
+
+def keda_values() -> dict[str, Any]:
+    """Chart values. Its webhooks only check what people write by hand."""
+    return {
+        "webhooks": {"enabled": False},
+        "resources": {
+            "operator": requesting(Requests(50, 128)),
+            "metricServer": requesting(Requests(30, 96)),
+        },
+    }
+
+
+def scaled_object_spec(settings: Settings) -> dict[str, Any]:
+    """What KEDA does with vLLM's Deployment. Any request, waiting or running, keeps it from going to zero."""
+    return {
+        "scaleTargetRef": {"name": VLLM},
+        "minReplicaCount": settings.inference_replicas,
+        "maxReplicaCount": settings.most_replicas,
+        "pollingInterval": POLLING_SECONDS,
+        "cooldownPeriod": cooldown_seconds(settings),
+        "triggers": [_trigger(signal, settings.requests_per_replica) for signal in _SIGNALS],
+    }
+
+
+def _trigger(signal: str, target: int) -> dict[str, Any]:
+    """One number of the gateway's, summed over its replicas without Prometheus in between."""
+    return {
+        "type": "metrics-api",
+        "metadata": {
+            # The port is the pods' own: KEDA asks each endpoint of the Service that the host names.
+            "url": f"http://{GATEWAY}.{SERVING_NAMESPACE}.svc.cluster.local:{GATEWAY_METRICS_PORT}/scale",
+            "valueLocation": signal,
+            "targetValue": str(target),
+            "activationTargetValue": "0",
+            "aggregateFromKubeServiceEndpoints": "true",
+            "aggregationType": "sum",
+        },
+    }
+
+
+class Scaling(pulumi.ComponentResource):
+    """KEDA, where add-ons are installed by this program, and the ScaledObject."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings,
+        namespace: pulumi.Input[str],
+        deployment: k8s.apps.v1.Deployment,
+        gateway: k8s.core.v1.Service,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Scaling", name, None, opts)
+        keda: list[pulumi.Resource] = []
+        if settings.addons_enabled:
+            keda = [KEDA.install(namespace=SYSTEM_NAMESPACE, values=keda_values(), parent=self)]
+        k8s.apiextensions.CustomResource(
+            VLLM,
+            api_version="keda.sh/v1alpha1",
+            kind="ScaledObject",
+            metadata={"name": VLLM, "namespace": namespace},
+            spec=scaled_object_spec(settings),
+            # It has a finalizer that only KEDA takes off: it comes after KEDA, and goes before it.
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[*keda, deployment, gateway]),
+        )
+        self.register_outputs({})

@@ -1,0 +1,54 @@
+"""KEDA's real operator, as a process of this machine that works on the stack's cluster.
+
+It asks the gateway's pods for their numbers by their addresses, which are routed from here, and sets the replicas.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from local.control_plane import ControlPlane
+from local.processes import Process, ProcessError, free_ports
+from local.toolchain import Tool, ensure
+
+_NAME = "keda"
+_NAMESPACE = "keda"
+_ATTEMPTS = 3
+
+
+def start(state: Path, control_plane: ControlPlane) -> None:
+    """Starts the operator, where it does not run. Raises ProcessError.
+
+    Its first start makes its certificates and ends; it is then started again.
+    """
+    if Process.load(_NAME, state):
+        return
+    state.mkdir(parents=True, exist_ok=True)
+    metrics, health, service = free_ports(3)
+    command = [
+        ensure(Tool.KEDA)[Tool.KEDA],
+        f"--kubeconfig={control_plane.kubeconfig}",
+        f"--cert-dir={state / 'certificates'}",
+        "--enable-cert-rotation=true",
+        "--leader-elect=false",
+        f"--metrics-bind-address=127.0.0.1:{metrics}",
+        f"--health-probe-bind-address=127.0.0.1:{health}",
+        f"--metrics-service-bind-address=127.0.0.1:{service}",
+    ]
+    environment = os.environ | {"POD_NAMESPACE": _NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE}
+    for attempt in range(1, _ATTEMPTS + 1):
+        process = Process.start(_NAME, command, state, env=environment)
+        try:
+            process.wait_until(lambda: is_healthy(health))
+            return
+        except ProcessError:
+            process.stop()
+            if attempt == _ATTEMPTS:
+                raise
+
+
+def stop(state: Path) -> None:
+    """Ends it. Does nothing where it does not run."""
+    if process := Process.load(_NAME, state):
+        process.stop()

@@ -1,0 +1,69 @@
+"""Kubernetes events about quarantined adapters, so that `kubectl describe pod` and `kubectl get events` show them."""
+
+import hashlib
+import logging
+import queue
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+from loraserve.agent.kubernetes import ApiError, KubernetesApi, Pod
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+LONGEST_NOTE = 1000
+"""The API refuses notes of more than 1,024 bytes."""
+
+
+class Events:
+    """Written in the background and once per version and cause, however often the agent tries again or restarts."""
+
+    def __init__(self, api: KubernetesApi, pod: Pod) -> None:
+        self._api = api
+        self._pod = pod
+        self._told: set[str] = set()
+        self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._send, name="events", daemon=True).start()
+
+    def quarantined(self, adapter: str, cause: str, reason: str) -> None:
+        name = _name(self._pod, adapter, cause)
+        if name not in self._told:
+            self._told.add(name)
+            self._waiting.put(_warning(self._pod, name, f"{adapter}: {reason}"))
+
+    def _send(self) -> None:
+        while True:
+            body = self._waiting.get()
+            try:
+                self._api.create_event(self._pod.namespace, body)
+            except ApiError as error:
+                self._told.discard(body["metadata"]["name"])
+                log.warning(event("event not created", note=body["note"], reason=error))
+            except Exception:
+                log.exception(event("event not created", note=body["note"]))
+
+
+def _name(pod: Pod, adapter: str, cause: str) -> str:
+    digest = hashlib.sha256(f"{pod.uid} {adapter} {cause}".encode()).hexdigest()
+    return f"{pod.name}.{digest[:16]}"
+
+
+def _warning(pod: Pod, name: str, note: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": pod.namespace},
+        "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "reportingController": "loraserve-agent",
+        "reportingInstance": pod.name[:128],
+        "regarding": {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": pod.name,
+            "namespace": pod.namespace,
+            "uid": pod.uid,
+        },
+        "type": "Warning",
+        "reason": "AdapterQuarantined",
+        "action": "Quarantine",
+        "note": note.encode()[:LONGEST_NOTE].decode(errors="ignore"),
+    }

@@ -1,0 +1,164 @@
+"""The two HTTP surfaces: what clients may call, and what Prometheus, KEDA and the kubelet ask. Nothing else exists."""
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from loraserve.gateway.completion import Completion
+from loraserve.gateway.errors import ApiError, NoSuchPage, TooLarge, TooSlow, WrongMethod
+from loraserve.gateway.exchange import SERVER, Exchange, Gateway
+from loraserve.gateway.keys import Key
+from loraserve.gateway.openapi import DOCUMENT
+from loraserve.gateway.record import CLIENT_GONE, OK, Record
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RECORD = web.RequestKey("record", Record)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class PublicApi:
+    """OpenAI's API, as far as it is open."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._recorded], client_max_size=self._gateway.settings.max_body_bytes)
+        app.router.add_get("/v1/models", self.models, allow_head=False)
+        app.router.add_post("/v1/completions", self.complete)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        return app
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Every model that the key allows, asleep or not."""
+        key, gateway = self._authenticate(request), self._gateway
+        models = [model for model in gateway.routes.models if key.allows(model)]
+        data = [
+            {
+                "id": model,
+                "object": "model",
+                "created": 0,
+                "owned_by": "loraserve",
+                "parent": None if model == gateway.routes.base else gateway.routes.base,
+                "status": gateway.pods.status(gateway.routes.resolve(model, key.tenant)),
+            }
+            for model in models
+        ]
+        return web.json_response({"object": "list", "data": data})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """A completion, chat or not."""
+        key = self._authenticate(request)
+        completion = Completion.parse(await self._read(request))
+        return await Exchange(self._gateway, request, request[RECORD], key, completion).run()
+
+    def _authenticate(self, request: web.Request) -> Key:
+        """Before anything is read of the body."""
+        key = self._gateway.keys.authenticate(request.headers.get("Authorization"))
+        record = request[RECORD]
+        record.tenant, record.key = key.tenant, key.id
+        return key
+
+    async def _read(self, request: web.Request) -> bytes:
+        settings = self._gateway.settings
+        if (request.content_length or 0) > settings.max_body_bytes:
+            raise TooLarge(f"The body may have {settings.max_body_bytes} bytes.")
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                return await request.read()
+        except TimeoutError:
+            raise TooSlow(f"The body did not arrive within {settings.body_seconds:g} s.") from None
+
+    @web.middleware
+    async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every request ends in one record, every error in OpenAI's shape."""
+        record = request[RECORD] = _new_record(request)
+        try:
+            response = await handler(request)
+            record.status = response.status
+        except (ApiError, web.HTTPException) as error:
+            response = _refuse(record, error if isinstance(error, ApiError) else _as_api_error(error))
+        except (ConnectionError, asyncio.CancelledError):
+            if record.outcome == OK:
+                record.outcome = CLIENT_GONE
+            raise
+        except Exception:
+            log.exception("request failed")
+            response = _refuse(record, ApiError("The gateway failed; its log says why."))
+        finally:
+            record.finish(self._gateway.metrics)
+        return response
+
+
+class InnerApi:
+    """On a port of its own that clients do not reach."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.stopping = False
+
+    def application(self) -> web.Application:
+        app = web.Application()
+        for path, handler in {
+            "/scale": self.scale,
+            "/metrics": self.metrics,
+            "/readyz": self.readyz,
+            "/livez": self.livez,
+            "/openapi.json": self.openapi,
+        }.items():
+            app.router.add_get(path, handler)
+        return app
+
+    async def scale(self, _: web.Request) -> web.Response:
+        """What KEDA sums over the replicas."""
+        return web.json_response({"waiting": self._gateway.room.count, "running": self._gateway.pods.running})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self._gateway.metrics.exposition(), headers=headers)
+
+    async def readyz(self, _: web.Request) -> web.Response:
+        if self.stopping:
+            return web.Response(status=503, text="stopping\n")
+        if self._gateway.routes.base is None:
+            return web.Response(status=503, text="the desired state was not read yet\n")
+        return web.Response(text="ready\n")
+
+    async def livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(DOCUMENT)
+
+
+def _new_record(request: web.Request) -> Record:
+    """Ids of the client's are kept where they have the form of ids."""
+    given, trace = request.headers.get("X-Request-Id", ""), request.headers.get("traceparent", "")
+    return Record(
+        path=request.path if request.match_info.http_exception is None else "other",
+        request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
+        trace=trace.split("-")[1] if _TRACE_PARENT.fullmatch(trace) else None,
+    )
+
+
+def _refuse(record: Record, error: ApiError) -> web.Response:
+    record.status, record.outcome = error.status, error.code
+    headers = {"Server": SERVER, "Content-Type": "application/json", "X-Request-Id": record.request_id}
+    return web.Response(status=error.status, body=error.body(), headers=headers | error.headers())
+
+
+def _as_api_error(error: web.HTTPException) -> ApiError:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            return WrongMethod(error.allowed_methods)
+        case web.HTTPRequestEntityTooLarge():
+            return TooLarge("The body is too large.")
+        case _:
+            return NoSuchPage("There is no such page; there are /v1/models, /v1/completions and /v1/chat/completions.")

@@ -1,0 +1,111 @@
+"""Errors in the shape of OpenAI's API, so that its official clients raise their own exceptions and retry as they should."""
+
+import json
+
+from loraserve.errors import LoraserveError
+
+LONGEST_RETRY_AFTER = 60
+"""The official clients ignore a Retry-After beyond it."""
+
+
+class ApiError(LoraserveError):
+    """What a client gets instead of an answer. `code` is also the outcome that metrics and the access log name."""
+
+    status = 500
+    kind = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """The JSON document, also as the data of a stream's error event."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}).encode()
+
+    def headers(self) -> dict[str, str]:
+        """A wait beyond LONGEST_RETRY_AFTER is asked for in steps."""
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(round(min(max(self.retry_after, 1), LONGEST_RETRY_AFTER)))}
+
+
+class BadRequest(ApiError):
+    status, kind, code = 400, "invalid_request_error", "invalid_request"
+
+
+class Unauthorized(ApiError):
+    status, kind, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    status, kind, code = 403, "permission_error", "model_not_allowed"
+
+
+class NoSuchPage(ApiError):
+    status, kind, code = 404, "invalid_request_error", "unknown_url"
+
+
+class NoSuchModel(ApiError):
+    status, kind, code = 404, "invalid_request_error", "model_not_found"
+
+
+class WrongMethod(ApiError):
+    status, kind, code = 405, "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, allowed: set[str]) -> None:
+        super().__init__(f"Use {' or '.join(sorted(allowed))} here.")
+        self._allowed = allowed
+
+    def headers(self) -> dict[str, str]:
+        return {"Allow": ", ".join(sorted(self._allowed))}
+
+
+class TooSlow(ApiError):
+    """The request's body did not arrive in time."""
+
+    status, kind, code = 408, "invalid_request_error", "request_timeout"
+
+
+class TooLarge(ApiError):
+    status, kind, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RateLimited(ApiError):
+    status, kind, code = 429, "requests", "rate_limit_exceeded"
+
+
+class UpstreamBroken(ApiError):
+    """vLLM answered what no client can do anything about, or went away while it answered."""
+
+    status, code = 502, "upstream_error"
+
+
+class Overloaded(ApiError):
+    """The waiting room is full."""
+
+    status, code = 503, "overloaded"
+
+
+class Asleep(ApiError):
+    """The model did not wake up within the time that a request is held."""
+
+    status, code = 503, "model_starting"
+
+
+class Stopping(ApiError):
+    """This replica goes; another one takes the request."""
+
+    status, code = 503, "gateway_stopping"
+
+
+class AdapterUnavailable(ApiError):
+    """No pod can serve the adapter, although some are awake."""
+
+    status, code = 503, "adapter_unavailable"
+
+
+class UpstreamTimeout(ApiError):
+    status, code = 504, "upstream_timeout"

@@ -1,0 +1,277 @@
+"""One request, from its headers to the last byte of its answer."""
+
+import asyncio
+import json
+import logging
+import time
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import web
+
+from loraserve.gateway.cold_start import ColdStarts
+from loraserve.gateway.completion import Completion
+from loraserve.gateway.errors import (
+    AdapterUnavailable,
+    ApiError,
+    Asleep,
+    Forbidden,
+    UpstreamBroken,
+    UpstreamTimeout,
+)
+from loraserve.gateway.keys import Key, Keys, RateLimits
+from loraserve.gateway.metrics import Metrics
+from loraserve.gateway.pods import Place, Pods, host
+from loraserve.gateway.record import Record, StreamMeter
+from loraserve.gateway.routing import Route, Routes
+from loraserve.gateway.settings import Settings
+from loraserve.gateway.waiting_room import Ticket, WaitingRoom
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15.0
+"""A held stream gets a comment this often, so that nothing between here and the client takes it for dead."""
+ATTEMPTS = 2
+"""A request that two vLLMs dropped may be what kills them."""
+SERVER = "loraserve"
+MODEL_HEADER = "X-Loraserve-Model"
+FALLBACK_HEADER = "X-Loraserve-Fallback"
+_EVENT_STREAM = "text/event-stream"
+_COMMENT = b": waiting\n\n"
+_TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+@dataclass
+class Gateway:
+    """Everything that requests share."""
+
+    settings: Settings
+    keys: Keys
+    limits: RateLimits
+    pods: Pods
+    room: WaitingRoom
+    cold_starts: ColdStarts
+    metrics: Metrics
+    http: aiohttp.ClientSession
+    routes: Routes
+
+
+class ClientGone(ConnectionResetError):
+    """Nobody takes the answer any more."""
+
+
+class _Unreachable(Exception):
+    """vLLM took no connection."""
+
+
+class _Dropped(Exception):
+    """vLLM ended the connection before its answer began: another attempt disturbs nobody."""
+
+
+class _Refused(Exception):
+    """vLLM does not know the adapter."""
+
+
+class Exchange:
+    """Serves one completion, streamed or whole."""
+
+    def __init__(
+        self, gateway: Gateway, request: web.Request, record: Record, key: Key, completion: Completion
+    ) -> None:
+        self._gateway = gateway
+        self._settings = gateway.settings
+        self._request = request
+        self._record = record
+        self._key = key
+        self._completion = completion
+        self._deadline = record.started + gateway.settings.wait_seconds
+        self._stream: web.StreamResponse | None = None
+        """The answer, once its headers are sent: what happens from then on is told in band."""
+
+    async def run(self) -> web.StreamResponse:
+        """Raises ApiError while there is a status left to send, ConnectionError where nobody is left to send it to."""
+        route = self._gateway.routes.resolve(self._completion.model, self._caller())
+        self._record.model = route.model
+        if not self._key.allows(route.model):
+            raise Forbidden(f"This key may not call {route.model!r}.", param="model")
+        self._gateway.limits.take(self._key, self._gateway.pods.replicas)
+        try:
+            return await self._serve(route)
+        except ApiError as error:
+            if self._stream is None:
+                raise
+            return await self._fail_in_band(self._stream, error)
+
+    def _caller(self) -> str:
+        """Who stays on one side of a canary share: the end user where the tenant names one."""
+        return f"{self._key.tenant} {self._completion.user}"
+
+    async def _serve(self, route: Route) -> web.StreamResponse:
+        try:
+            return await self._attempt(route)
+        except (AdapterUnavailable, Asleep, UpstreamTimeout) as error:
+            if not route.falls_back or self._stream or not self._gateway.pods.awake:
+                raise
+            self._record.fallback = error.code
+            return await self._attempt(self._gateway.routes.fallback(route))
+
+    async def _attempt(self, route: Route) -> web.StreamResponse:
+        failures = 0
+        while True:
+            place = await self._find_place(route)
+            try:
+                with place:
+                    return await self._forward(place)
+            except _Unreachable:
+                self._gateway.pods.unreachable(place.pod)  # it waits for a pod again; no attempt was made
+                continue
+            except _Dropped:
+                error = UpstreamBroken("The model stopped before it answered.", retry_after=1)
+            except _Refused:
+                error = AdapterUnavailable(f"vLLM does not know {place.served}.", param="model", retry_after=5)
+                self._gateway.pods.refused(place)
+            failures += 1
+            await self._gateway.pods.refresh(place.pod)
+            given_up = route.falls_back and not self._gateway.pods.ready(route)
+            if failures == ATTEMPTS or (isinstance(error, AdapterUnavailable) and given_up):
+                raise error
+
+    async def _find_place(self, route: Route) -> Place:
+        ticket = self._gateway.room.enter(self._key.tenant, route, self._completion.size)
+        if ticket.place.done():
+            return ticket.place.result()
+        self._gateway.cold_starts.begin()
+        since = time.monotonic()
+        try:
+            return await self._wait(ticket)
+        except BaseException:
+            self._gateway.room.leave(ticket)
+            raise
+        finally:
+            waited = time.monotonic() - since
+            self._record.waited += waited
+            self._gateway.metrics.wait.labels(route.model).observe(waited)
+
+    async def _wait(self, ticket: Ticket) -> Place:
+        while not ticket.place.done():
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise Asleep(
+                    f"{ticket.route.model} is not ready yet; try again later.",
+                    retry_after=self._gateway.cold_starts.remaining(),
+                )
+            await asyncio.wait([ticket.place], timeout=min(left, KEEP_ALIVE_SECONDS))
+            if not ticket.place.done() and self._completion.streams:
+                await self._write(_COMMENT)
+        return ticket.place.result()
+
+    async def _forward(self, place: Place) -> web.StreamResponse:
+        self._record.served = place.served
+        url = f"http://{host(place.pod.address)}:{self._settings.vllm_port}{self._request.path}"
+        payload = self._completion.payload(place.served)
+        try:
+            async with self._gateway.http.post(url, data=payload, headers=self._upstream_headers()) as answer:
+                if answer.status == 200 and answer.content_type == _EVENT_STREAM:
+                    return await self._pass_stream(answer)
+                return await self._pass_whole(answer, place)
+        except ClientGone:
+            raise
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _Unreachable from error
+        except TimeoutError:
+            raise UpstreamTimeout(f"The model sent nothing for {self._settings.stall_seconds:g} s.") from None
+        except aiohttp.ClientError as error:
+            raise _Dropped from error
+
+    def _upstream_headers(self) -> dict[str, str]:
+        """Nothing of the client's but what traces it."""
+        given = self._request.headers
+        return {
+            "Authorization": f"Bearer {self._settings.vllm_api_key}",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            "X-Request-Id": self._record.request_id,
+            **{name: given[name] for name in _TRACE_HEADERS if name in given},
+        }
+
+    async def _pass_whole(self, answer: aiohttp.ClientResponse, place: Place) -> web.StreamResponse:
+        body = await answer.read()
+        if answer.status in (401, 403):
+            log.error(event("vLLM refuses this gateway's key", pod=place.pod.address, status=answer.status))
+            raise UpstreamBroken("The model does not accept this gateway.")
+        if answer.status >= 400:
+            if means_unknown_adapter(answer.status, body, place.served):
+                raise _Refused
+            self._record.outcome = f"vllm_{answer.status}"
+        if self._stream:
+            await self._write(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
+            await self._stream.write_eof()
+            return self._stream
+        self._record.answered(body)
+        headers = {"Content-Type": answer.headers.get("Content-Type", "application/json"), **self._own_headers()}
+        return web.Response(status=answer.status, body=body, headers=headers)
+
+    async def _pass_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        chunk = await answer.content.readany()  # before the headers: until here, another attempt can be made
+        stream = await self._begin_stream()
+        meter = StreamMeter(self._record, self._gateway.metrics)
+        try:
+            while chunk:
+                meter.see(chunk)
+                await self._write(chunk)
+                chunk = await answer.content.readany()
+        except ClientGone:
+            raise
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if not meter.between_events:
+                self._record.outcome = UpstreamBroken.code
+                raise ConnectionResetError("the answer broke off within an event") from error
+            raise UpstreamBroken("The model stopped in the middle of its answer.") from error
+        finally:
+            meter.close()
+        await stream.write_eof()
+        return stream
+
+    async def _begin_stream(self) -> web.StreamResponse:
+        """Sends the headers, once."""
+        if self._stream is None:
+            headers = {"Content-Type": f"{_EVENT_STREAM}; charset=utf-8", "Cache-Control": "no-cache"}
+            stream = web.StreamResponse(headers=headers | self._own_headers())
+            self._record.status = stream.status
+            await stream.prepare(self._request)
+            self._stream = stream
+        return self._stream
+
+    def _own_headers(self) -> dict[str, str]:
+        """What the gateway adds to an answer."""
+        served = {MODEL_HEADER: self._record.served} if self._record.served else {}
+        fallback = {FALLBACK_HEADER: "base"} if self._record.fallback else {}
+        return {"Server": SERVER, "X-Request-Id": self._record.request_id, **served, **fallback}
+
+    async def _write(self, data: bytes) -> None:
+        """To the client, as fast as it reads."""
+        try:
+            stream = await self._begin_stream()
+            async with asyncio.timeout(self._settings.stall_seconds):
+                await stream.write(data)
+        except (ConnectionError, TimeoutError) as error:
+            raise ClientGone("the client does not read its answer") from error
+
+    async def _fail_in_band(self, stream: web.StreamResponse, error: ApiError) -> web.StreamResponse:
+        self._record.outcome = error.code
+        await self._write(b"data: " + error.body() + b"\n\n")
+        await stream.write_eof()
+        return stream
+
+
+def means_unknown_adapter(status: int, body: bytes, served: str) -> bool:
+    """Whether vLLM's error is about the adapter, not about the request."""
+    if status not in (400, 404):
+        return False
+    try:
+        error = json.loads(body)["error"]
+        param, message = error.get("param"), str(error.get("message"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return param == "model" or served in message or "lora" in message.lower()

@@ -1,0 +1,189 @@
+"""Puts the gateway together and runs it until it is told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from loraserve.desired import DesiredState, InvalidDesiredState
+from loraserve.gateway.app import InnerApi, PublicApi
+from loraserve.gateway.cold_start import ColdStarts
+from loraserve.gateway.errors import Stopping
+from loraserve.gateway.exchange import Gateway
+from loraserve.gateway.keys import Keys, RateLimits
+from loraserve.gateway.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
+from loraserve.gateway.metrics import Metrics
+from loraserve.gateway.pods import Pods
+from loraserve.gateway.routing import Routes
+from loraserve.gateway.settings import InvalidSettings, Settings
+from loraserve.gateway.tls import self_signed
+from loraserve.gateway.waiting_room import WaitingRoom
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+KEYS_SECONDS = 2.0
+_CONNECT_SECONDS = 2.0
+_IDLE_UPSTREAM_SECONDS = 4.0
+"""Shorter than vLLM's own 5, or a request would meet a connection that is just being closed."""
+_LINGER_SECONDS = 2.0
+
+
+def run(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then finishes what is running. Raises InvalidSettings."""
+    uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serving(settings) as ports:
+        log.info(event("gateway started", port=ports.public, metrics_port=ports.inner))
+        await stop.wait()
+        log.info(event("gateway stopping"))
+    log.info(event("gateway stopped"))
+
+
+@dataclass(frozen=True)
+class Ports:
+    public: int
+    inner: int
+    tls: int | None
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Ports]:
+    """A gateway that answers; at the end it lets running generations finish. Raises InvalidSettings."""
+    async with contextlib.AsyncExitStack() as stack:
+        gateway = await _assemble(settings, stack)
+        inner_api = InnerApi(gateway)
+        inner = web.AppRunner(inner_api.application(), access_log=None)
+        public = web.AppRunner(
+            PublicApi(gateway).application(),
+            access_log=None,
+            handler_cancellation=True,
+            auto_decompress=False,
+            keepalive_timeout=settings.idle_seconds,
+            lingering_time=_LINGER_SECONDS,
+            shutdown_timeout=settings.drain_seconds,
+        )
+        stack.push_async_callback(inner.cleanup)
+        await public.setup()
+        await inner.setup()
+        ports = Ports(
+            public=await _listen(public, settings.port),
+            inner=await _listen(inner, settings.metrics_port),
+            tls=None if settings.tls_port is None else await _listen(public, settings.tls_port, self_signed()),
+        )
+        try:
+            yield ports
+        finally:
+            inner_api.stopping = True
+            gateway.room.close(Stopping("This gateway is being replaced; try again.", retry_after=1))
+            await public.cleanup()
+
+
+async def _assemble(settings: Settings, stack: contextlib.AsyncExitStack) -> Gateway:
+    """Everything but the HTTP servers."""
+    metrics = Metrics()
+    keys = Keys(settings.keys_file)
+    keys.refresh()
+    http = await stack.enter_async_context(_upstream_session(settings))
+    pods = Pods(http, settings.agent_port, settings.pod_concurrency)
+    stack.push_async_callback(pods.close)
+    cold_starts = ColdStarts(pods, metrics, settings.cold_start_seconds, waiting=lambda: room.count)
+    room = WaitingRoom(
+        pods.place,
+        max_count=settings.max_waiting,
+        max_bytes=settings.max_waiting_bytes,
+        retry_after=cold_starts.remaining,
+    )
+
+    def on_change() -> None:
+        cold_starts.observe()
+        room.wake()
+
+    pods.on_change = on_change
+    metrics.follow(room.waiting, lambda: pods.running)
+    gateway = Gateway(
+        settings=settings,
+        keys=keys,
+        limits=RateLimits(),
+        pods=pods,
+        room=room,
+        cold_starts=cold_starts,
+        metrics=metrics,
+        http=http,
+        routes=Routes(),
+    )
+    await _follow_everything(gateway, stack)
+    return gateway
+
+
+def _upstream_session(settings: Settings) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_UPSTREAM_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent",),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=settings.stall_seconds),
+    )
+
+
+async def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> None:
+    settings = gateway.settings
+    try:
+        api = KubernetesApi(
+            gateway.http, settings.kubernetes_url, settings.kubernetes_ca_file, settings.kubernetes_token_file
+        )
+    except OSError as error:
+        raise InvalidSettings(f"GATEWAY_KUBERNETES_CA_FILE {settings.kubernetes_ca_file}: {error.strerror}") from None
+    followed = {
+        config_map(settings.namespace, settings.desired_config_map): lambda found: follow_desired(gateway, found),
+        endpoint_slices(settings.namespace, settings.vllm_service): gateway.pods.follow,
+        endpoint_slices(settings.namespace, settings.gateway_service): gateway.pods.follow_gateway,
+    }
+    tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
+    tasks.append(asyncio.create_task(_refresh_keys(gateway.keys)))
+
+    async def end() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
+def follow_desired(gateway: Gateway, config_maps: list[Manifest]) -> None:
+    """Takes over the desired state; a bad document never replaces a good one."""
+    for manifest in config_maps:
+        try:
+            desired = DesiredState.parse(manifest["data"][gateway.settings.desired_key])
+        except (InvalidDesiredState, KeyError) as error:
+            log.error(event("desired state refused", problem=error))
+        else:
+            gateway.routes = Routes(desired)
+            log.info(event("desired state read", base=desired.base.name, adapters=len(desired.adapters)))
+
+
+async def _refresh_keys(keys: Keys) -> None:
+    while True:
+        await asyncio.sleep(KEYS_SECONDS)
+        keys.refresh()
+
+
+async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None = None) -> int:
+    """The port; 0 takes a free one."""
+    try:
+        await web.TCPSite(runner, "0.0.0.0", port, ssl_context=tls).start()
+    except OSError as error:
+        raise InvalidSettings(f"cannot listen on port {port}: {error.strerror}") from None
+    return runner.addresses[-1][1]

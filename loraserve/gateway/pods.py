@@ -1,0 +1,236 @@
+"""vLLM's pods as the gateway may use them: who is there, what each has ready, and how busy it is."""
+
+import asyncio
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+from pydantic import ValidationError
+
+from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.gateway.errors import AdapterUnavailable
+from loraserve.gateway.kubernetes import Manifest
+from loraserve.gateway.routing import Route
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+FRESH_SECONDS = 5.0
+"""What an agent said longer ago is not acted on."""
+DOUBT_SECONDS = 3.0
+"""Where vLLM's own answer contradicts its agent, the agent is believed again after so long: it has looked anew by then."""
+IMBALANCE = 1.25
+"""An adapter stays on its pod until that one has so many times the average of running requests."""
+_ANSWER = aiohttp.ClientTimeout(total=2)
+
+
+def endpoints(slices: Iterable[Manifest]) -> Iterator[tuple[str, bool]]:
+    """The addresses that EndpointSlices name, but for those of pods that are ending, and whether each is ready."""
+    for manifest in slices:
+        for endpoint in manifest.get("endpoints") or ():
+            conditions = endpoint.get("conditions") or {}
+            if not conditions.get("terminating"):
+                yield endpoint["addresses"][0], conditions.get("ready", True)
+
+
+@dataclass(eq=False)
+class Pod:
+    """One vLLM and its agent."""
+
+    address: str
+    state: AgentState = field(default_factory=AgentState)
+    """What the agent said last."""
+    versions: dict[str, AdapterStatus] = field(default_factory=dict)
+    """The adapters of `state` by served name."""
+    heard_at: float = -math.inf
+    running: int = 0
+    """Requests of this replica."""
+    doubted_until: float = -math.inf
+    """vLLM took no connection."""
+    refused_until: dict[str, float] = field(default_factory=dict)
+    """Served name -> vLLM did not know it."""
+
+    def hear(self, state: AgentState, now: float) -> None:
+        """Takes over what the agent said."""
+        if state != self.state:
+            self.state, self.versions = state, {f"{a.name}@{a.version}": a for a in state.adapters}
+        self.heard_at = now
+
+    def has(self, served: str, now: float) -> bool:
+        """Whether a request for it may go there."""
+        if self.state.loaded is None or now < max(self.doubted_until, self.refused_until.get(served, -math.inf)):
+            return False
+        status = self.versions.get(served)
+        return status.state is State.READY if status else served == self.state.base
+
+
+@dataclass(frozen=True)
+class Place:
+    """Room for one request on a pod. Used as a context: the room is free again afterwards."""
+
+    pod: Pod
+    served: str
+    _release: Callable[[Pod], None]
+
+    def __enter__(self) -> "Place":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release(self.pod)
+
+
+class Pods:
+    """`on_change` is called whenever a request that had to wait may have a place now."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        agent_port: int,
+        concurrency: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._http = http
+        self._agent_port = agent_port
+        self._concurrency = concurrency
+        self._clock = clock
+        self.on_change = on_change
+        self._pods: dict[str, Pod] = {}
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        self.replicas = 1
+        """Of the gateway: each grants its share of what the pods can take."""
+
+    def follow(self, slices: Iterable[Manifest]) -> None:
+        """Takes over vLLM's endpoints. A pod that is not ready yet counts: its agent says what it has."""
+        addresses = {address for address, _ in endpoints(slices)}
+        for gone in self._pods.keys() - addresses:
+            del self._pods[gone]
+            self._polls.pop(gone).cancel()
+        for new in sorted(addresses - self._pods.keys()):
+            pod = self._pods[new] = Pod(new)
+            self._polls[new] = asyncio.create_task(self._poll_forever(pod))
+            log.info(event("pod found", address=new))
+        self.on_change()
+
+    def follow_gateway(self, slices: Iterable[Manifest]) -> None:
+        """Takes over the gateway's own endpoints."""
+        self.replicas = max(1, sum(ready for _, ready in endpoints(slices)))
+        self.on_change()
+
+    async def close(self) -> None:
+        for task in self._polls.values():
+            task.cancel()
+        await asyncio.gather(*self._polls.values(), return_exceptions=True)
+
+    async def refresh(self, pod: Pod) -> None:
+        """Asks the agent now."""
+        url = f"http://{host(pod.address)}:{self._agent_port}/v1/state"
+        try:
+            async with self._http.get(url, timeout=_ANSWER, raise_for_status=True) as answer:
+                # An agent may be newer than this gateway.
+                pod.hear(AgentState.model_validate_json(await answer.read(), extra="ignore"), self._clock())
+        except (aiohttp.ClientError, TimeoutError, ValidationError) as error:
+            log.debug(event("agent does not answer", address=pod.address, problem=error or type(error).__name__))
+        self.on_change()
+
+    def unreachable(self, pod: Pod) -> None:
+        """Its vLLM took no connection, whatever the agent said a moment ago."""
+        pod.doubted_until = self._clock() + DOUBT_SECONDS
+
+    def refused(self, place: Place) -> None:
+        """Its vLLM does not know the adapter, whatever the agent said a moment ago."""
+        place.pod.refused_until[place.served] = self._clock() + DOUBT_SECONDS
+
+    def place(self, route: Route) -> Place | None:
+        """Room for a request, or None where it has to wait. Raises AdapterUnavailable where waiting cannot help."""
+        for candidates in self._candidates(route):
+            if candidates:
+                return self._least_surprising(candidates)
+        self._give_up_hopeless(route)
+        return None
+
+    @property
+    def all(self) -> list[Pod]:
+        return list(self._pods.values())
+
+    @property
+    def heard(self) -> list[Pod]:
+        """Those whose agents have answered lately."""
+        now = self._clock()
+        return [pod for pod in self._pods.values() if now - pod.heard_at <= FRESH_SECONDS]
+
+    @property
+    def awake(self) -> bool:
+        """Whether any vLLM answers."""
+        return any(pod.state.loaded is not None for pod in self.heard)
+
+    @property
+    def running(self) -> int:
+        return sum(pod.running for pod in self._pods.values())
+
+    def ready(self, route: Route) -> bool:
+        """Whether a pod has it, room or not."""
+        return any(self._candidates(route))
+
+    def status(self, route: Route) -> str:
+        """One word on a model, for people: ready, sleeping, or what its agent does with it."""
+        if self.ready(route):
+            return State.READY
+        states = [pod.versions[served].state for pod in self.heard for served in route.served if served in pod.versions]
+        return next((state for state in states if state is not State.READY), "sleeping")
+
+    def _candidates(self, route: Route) -> Iterator[list[tuple[Pod, str]]]:
+        now, heard = self._clock(), self.heard
+        for served in route.served:
+            yield [(pod, served) for pod in heard if pod.has(served, now)]
+        if route.any_version:
+            prefix = f"{route.model}@"
+            yield [
+                (pod, served)
+                for pod in heard
+                for served in pod.versions
+                if served.startswith(prefix) and pod.has(served, now)
+            ]
+
+    def _least_surprising(self, candidates: list[tuple[Pod, str]]) -> Place | None:
+        """The pod where this adapter is at home, unless it is full or far busier than the others."""
+        share = max(1, self._concurrency // self.replicas)
+        bound = IMBALANCE * (sum(pod.running for pod, _ in candidates) + 1) / len(candidates)
+        at_home = sorted(candidates, key=lambda candidate: _affinity(*candidate), reverse=True)
+        for pod, served in at_home:
+            if pod.running < min(share, math.ceil(bound)):
+                pod.running += 1
+                return Place(pod, served, self._release)
+        return None
+
+    def _release(self, pod: Pod) -> None:
+        pod.running -= 1
+        self.on_change()
+
+    def _give_up_hopeless(self, route: Route) -> None:
+        """Every pod that knows this adapter has it in quarantine."""
+        known = [pod.versions[served] for pod in self.heard for served in route.served if served in pod.versions]
+        if known and all(status.state is State.QUARANTINED for status in known):
+            worst = known[0]
+            raise AdapterUnavailable(f"{worst.name}@{worst.version} is quarantined: {worst.reason}", param="model")
+
+    async def _poll_forever(self, pod: Pod) -> None:
+        while True:
+            await self.refresh(pod)
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _affinity(pod: Pod, served: str) -> bytes:
+    """Rendezvous hashing: a pod that comes or goes moves only its own share of the adapters."""
+    return hashlib.blake2b(f"{served} {pod.address}".encode(), digest_size=8).digest()
+
+
+def host(address: str) -> str:
+    """As a URL writes it."""
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,75 @@
+"""From the name a client calls to the versions that may answer: aliases, canary shares, fallback."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from loraserve.desired import Adapter, DesiredState, served_name
+from loraserve.gateway.errors import NoSuchModel
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to answer a request. `model` is the public name, which metrics and logs use."""
+
+    model: str
+    served: tuple[str, ...]
+    """Names under which vLLM may have it, the best first."""
+    any_version: bool = False
+    """While none of `served` is ready, another version that a pod still holds will do: the one before a swap."""
+    falls_back: bool = False
+
+
+class Routes:
+    """Everything clients may name. Built anew from each desired state."""
+
+    def __init__(self, desired: DesiredState | None = None) -> None:
+        self.base = desired.base.name if desired else None
+        self._adapters: dict[str, list[Adapter]] = {}
+        for adapter in desired.adapters if desired else ():
+            self._adapters.setdefault(adapter.name, []).append(adapter)
+        for versions in self._adapters.values():
+            versions.sort(key=lambda adapter: adapter.canary_percent is not None)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The public names, whether they are awake or not."""
+        return (*self._adapters, *([self.base] if self.base else []))
+
+    def resolve(self, model: str, caller: str) -> Route:
+        """`caller` decides on which side of a canary share a request falls. Raises NoSuchModel."""
+        if model == self.base:
+            return self.base_route()
+        name, pinned, version = model.partition("@")
+        entries = self._adapters.get(name, [])
+        if pinned:
+            entries = [entry for entry in entries if entry.version == version]
+        if not entries:
+            raise NoSuchModel(f"The model {model!r} does not exist; /v1/models lists those that do.", param="model")
+        entries = _preferred(entries, name, caller)
+        return Route(
+            name,
+            tuple(served_name(entry) for entry in entries),
+            any_version=not pinned,
+            falls_back=entries[0].fallback == "base",
+        )
+
+    def base_route(self) -> Route:
+        assert self.base is not None
+        return Route(self.base, (self.base,))
+
+    def fallback(self, route: Route) -> Route:
+        """The base model in the adapter's stead; metrics and logs keep the adapter's name."""
+        return replace(self.base_route(), model=route.model)
+
+
+def _preferred(entries: list[Adapter], name: str, caller: str) -> list[Adapter]:
+    """Stable version and canary, the one that is this caller's first."""
+    canary = entries[-1]
+    if len(entries) == 1 or _share(f"{name} {caller}") >= (canary.canary_percent or 0):
+        return entries
+    return entries[::-1]
+
+
+def _share(text: str) -> int:
+    """0 to 99, always the same for one text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100

@@ -1,0 +1,38 @@
+"""Fixtures of the agent's tests, as a pytest plugin that these tests name."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter
+from tests.unit.adapters_and_vllm import FakeVllm, write_adapter
+from tests.unit.agents import Agent, Publish
+
+pytest_plugins = ["tests.unit.catalog_fixtures"]
+
+
+@pytest.fixture
+def desired(tmp_path: Path) -> Path:
+    return tmp_path / "desired.json"
+
+
+@pytest.fixture
+def publish(catalog: Catalog, tmp_path: Path) -> Publish:
+    def publish(name: str, version: str = "v1", **peft: Any) -> Adapter:
+        return catalog.publish(write_adapter(tmp_path / f"{name}-{version}", **peft), name, version)
+
+    return publish
+
+
+@pytest.fixture
+def new_agent(desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> Callable[[], Agent]:
+    return functools.partial(Agent, desired, disk, vllm, catalog)
+
+
+@pytest.fixture
+def agent(new_agent: Callable[[], Agent]) -> Agent:
+    return new_agent()

@@ -1,0 +1,89 @@
+"""One agent with its clock in hand, and what its tests do to the world around it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loraserve.agent.base_weights import BaseWeights
+from loraserve.agent.desired_document import DesiredDocument
+from loraserve.agent.disk import Disk
+from loraserve.agent.downloads import Downloads
+from loraserve.agent.drain import DrainTimes
+from loraserve.agent.metrics import Metrics
+from loraserve.agent.reconciler import Reconciler
+from loraserve.agent.server import AgentApi
+from loraserve.agent.state import AdapterStatus
+from loraserve.agent.vllm import Vllm
+from loraserve.catalog import Catalog
+from loraserve.desired import Adapter, Base, DesiredState, Envelope
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
+
+Publish = Callable[..., Adapter]
+
+
+class Agent:
+    """One agent with its clock in hand; `settle` runs passes until no download is under way."""
+
+    def __init__(
+        self,
+        desired: Path,
+        disk: Path,
+        vllm: FakeVllm,
+        catalog: Catalog,
+        *,
+        envelope: Envelope | None = None,
+        disk_bytes: int = 1 << 30,
+    ) -> None:
+        self.seconds = 0.0
+        self.metrics = Metrics()
+        self._downloaded = threading.Event()
+        client = Vllm(vllm.url, vllm.api_key)
+        downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
+        self.reconciler = Reconciler(
+            DesiredDocument(desired.read_bytes),
+            client,
+            downloads,
+            self.metrics,
+            disk=Disk(disk, disk_bytes),
+            drain_times=DrainTimes(),
+            envelope=envelope,
+            clock=lambda: self.seconds,
+        )
+        self.metrics.follow(lambda: self.reconciler.report)
+        self.api = AgentApi(self.reconciler, client, self.metrics, BaseWeights(None, lambda: None))
+
+    def settle(self) -> dict[str, AdapterStatus]:
+        """Returns every adapter's status by served name."""
+        while True:
+            self._downloaded.clear()
+            self.reconciler.step()
+            if not any(progress.downloading for progress in self.reconciler._progress.values()):
+                return {f"{status.name}@{status.version}": status for status in self.reconciler.report.adapters}
+            assert self._downloaded.wait(10), "a download neither ends nor fails"
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def drain(self) -> dict[str, AdapterStatus]:
+        """Settles, and again when what then drains has been quiet for long enough."""
+        self.settle()
+        self.wait(DrainTimes.quiet_seconds)
+        return self.settle()
+
+
+def want(desired: Path, *adapters: Adapter) -> None:
+    state = DesiredState(base=Base(name=FakeVllm.base), bucket=BUCKET, adapters=adapters)
+    desired.write_text(state.to_json())
+
+
+def corrupt(s3: Any, adapter: Adapter) -> None:
+    key = f"llm-models/{adapter.model}/{adapter.version}/adapter_model.safetensors"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"\x80\x04pickle")
+
+
+def remove(s3: Any, adapter: Adapter) -> bytes:
+    key = f"llm-models/{adapter.model}/{adapter.version}/manifest.json"
+    content = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    s3.delete_object(Bucket=BUCKET, Key=key)
+    return content

@@ -1,0 +1,413 @@
+"""A gateway between a Kubernetes API, agents and vLLMs that keep their APIs' promises only, all on loopback addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from aiohttp import web
+
+from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.desired import Adapter, Base, DesiredState
+from loraserve.gateway.keys import Key, KeyRing, create_key
+from loraserve.gateway.main import serving
+from loraserve.gateway.settings import Settings
+
+BASE = "base-model"
+NAMESPACE = "ml-models"
+PIECES = ("Hel", "lo", " wor", "ld")
+
+
+def adapter(name: str = "faq", version: str = "v1", **changes: Any) -> Adapter:
+    entry: dict[str, Any] = {
+        "model": f"m-{name}",
+        "digest": "sha256:" + "0" * 64,
+        "rank": 8,
+        "target_modules": ["q_proj"],
+        "size_bytes": 1,
+    }
+    return Adapter(name=name, version=version, **entry | changes)
+
+
+def chat(model: str = "faq", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "Hi"}], **more}
+
+
+def free_port(addresses: int = 3) -> int:
+    """Free on every address that pods get."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            for last in range(2, addresses + 1):
+                stack.enter_context(socket.socket()).bind((f"127.0.0.{last}", port))
+            return port
+
+
+class FakePod:
+    """One agent and one vLLM. Attributes may be changed while it runs."""
+
+    def __init__(self, address: str, agent_port: int, vllm_port: int) -> None:
+        self.address = address
+        self.ports = {"agent": agent_port, "vllm": vllm_port}
+        self.report = AgentState()
+        self.known: set[str] = {BASE}
+        """What vLLM answers to."""
+        self.agent_up = True
+        self.behaviour: Callable[[web.Request, dict[str, Any]], Coroutine[Any, Any, web.StreamResponse]] | None = None
+        """Answers a completion instead of the usual way."""
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.hung_up = threading.Event()
+        self.go_on: asyncio.Semaphore | None = None
+        """One permit per piece of a stream; None: all at once."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._runners: dict[str, web.AppRunner] = {}
+
+    def holds(self, *versions: str, state: State = State.READY, reason: str | None = None) -> None:
+        """Agent and vLLM agree: these versions are loaded (or are in that state)."""
+        statuses = []
+        for served in versions:
+            name, _, version = served.partition("@")
+            statuses.append(AdapterStatus(name=name, version=version, state=state, reason=reason))
+        loaded = versions if state is State.READY else ()
+        self.known = {BASE, *loaded}
+        self.report = AgentState(base=BASE, adapters=tuple(statuses), loaded=loaded, ready=state is State.READY)
+
+    def starting(self) -> None:
+        """The agent answers, vLLM does not."""
+        self.report = AgentState(base=BASE)
+
+    @property
+    def models(self) -> list[str]:
+        return [request["model"] for request in self.requests]
+
+    def permit(self, pieces: int = 1) -> None:
+        """Lets streams go on."""
+        assert self.go_on
+        assert self.loop
+        for _ in range(pieces):
+            self.loop.call_soon_threadsafe(self.go_on.release)
+
+    async def start(self, *parts: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        for part in parts or ("agent", "vllm"):
+            app = web.Application()
+            if part == "agent":
+                app.router.add_get("/v1/state", self._state)
+            else:
+                app.router.add_post("/{path:.*}", self._complete)
+            runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, self.address, self.ports[part], reuse_address=True).start()
+            self._runners[part] = runner
+
+    async def stop(self, *parts: str) -> None:
+        for part in parts or tuple(self._runners):
+            if runner := self._runners.pop(part, None):
+                await runner.cleanup()
+
+    async def _state(self, _: web.Request) -> web.Response:
+        if not self.agent_up:
+            return web.Response(status=503)
+        return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        try:
+            if self.behaviour:
+                return await self.behaviour(request, body)
+            if body["model"] not in self.known:
+                return error(404, f"The model `{body['model']}` does not exist.", "NotFoundError", "model")
+            return await self._stream(request, body) if body.get("stream") else self._whole(body)
+        except (asyncio.CancelledError, ConnectionError):
+            self.hung_up.set()
+            raise
+
+    def _whole(self, body: dict[str, Any]) -> web.Response:
+        message = {"role": "assistant", "content": f"{body['model']} says hello"}
+        answer = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        }
+        return web.json_response(answer)
+
+    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        for line in stream_lines(body["model"]):
+            if self.go_on:
+                await self.go_on.acquire()
+            await response.write(line)
+        return response
+
+
+def stream_lines(model: str) -> list[bytes]:
+    """A streamed chat answer as vLLM words it."""
+    lines = []
+    for piece in PIECES:
+        choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
+        chunk = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
+        lines.append(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    return [*lines, b"data: [DONE]\n\n"]
+
+
+def error(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message, "type": kind, "param": param, "code": status}}, status=status
+    )
+
+
+class FakeKubernetes:
+    """Lists and watches one namespace."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[str, Any]] = {}
+        self._version = 1
+        self._changed = asyncio.Event()
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+        self.tokens: set[str] = set()
+
+    def put(self, selector: str, manifest: dict[str, Any]) -> None:
+        self._version += 1
+        manifest["metadata"]["resourceVersion"] = str(self._version)
+        self._objects[selector] = manifest
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.tokens.add(request.headers["Authorization"])
+        selector = request.query.get("labelSelector") or request.query["fieldSelector"]
+        if "watch" not in request.query:
+            items = [self._objects[selector]] if selector in self._objects else []
+            return web.json_response({"items": items, "metadata": {"resourceVersion": str(self._version)}})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        seen = int(request.query["resourceVersion"])
+        while True:
+            found = self._objects.get(selector)
+            if found and int(found["metadata"]["resourceVersion"]) > seen:
+                seen = int(found["metadata"]["resourceVersion"])
+                await response.write(json.dumps({"type": "MODIFIED", "object": found}).encode() + b"\n")
+            await self._changed.wait()
+
+
+def endpoint_slice(service: str, addresses: list[str], terminating: tuple[str, ...] = ()) -> dict[str, Any]:
+    conditions = {address: {"ready": True, "terminating": address in terminating} for address in addresses}
+    endpoints = [{"addresses": [address], "conditions": conditions[address]} for address in addresses]
+    return {"metadata": {"name": f"{service}-1"}, "endpoints": endpoints}
+
+
+class World:
+    """Runs in a thread of its own; its methods may be called from tests."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._folder = folder
+        agent_port, vllm_port = free_port(), free_port()
+        self.pods = [FakePod(f"127.0.0.{last}", agent_port, vllm_port) for last in (1, 2, 3)]
+        self.key, entry = create_key("team-a", ("*",), None)
+        self.keys: list[Key] = [entry]
+        self._write_keys()
+        (folder / "token").write_text("the-token\n")
+        self._settings = settings
+        self._stop: asyncio.Event | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    def add_key(self, tenant: str, models: tuple[str, ...] = ("*",), requests_per_minute: int | None = None) -> str:
+        """Before the world starts."""
+        key, entry = create_key(tenant, models, requests_per_minute)
+        self.keys.append(entry)
+        self._write_keys()
+        return key
+
+    def _write_keys(self) -> None:
+        self.keys_file.write_text(KeyRing(keys=tuple(self.keys)).to_json())
+
+    @property
+    def keys_file(self) -> Path:
+        return self._folder / "keys.json"
+
+    def start(self, *adapters: Adapter, pods: int = 1) -> None:
+        """Declares adapters; the first pods run, and the gateway has heard of them when this returns."""
+        self.run(self._start(adapters, pods))
+        self.wait_until(lambda: self.inner("/readyz").status_code == 200)
+
+    async def _start(self, adapters: tuple[Adapter, ...], pods: int) -> None:
+        self.kubernetes = FakeKubernetes()
+        await self.kubernetes.start()
+        for pod in self.pods:
+            await pod.start()
+        self._declare(adapters)
+        self._show_pods(pods)
+        self._show_gateways(1)
+        started = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._ended = asyncio.ensure_future(self._serve(started))
+        await asyncio.wait({self._ended, asyncio.ensure_future(started.wait())}, return_when="FIRST_COMPLETED")
+        if self._ended.done():
+            self._ended.result()
+
+    async def _serve(self, started: asyncio.Event) -> None:
+        settings = Settings(
+            namespace=NAMESPACE,
+            vllm_service="vllm-service",
+            gateway_service="gateway",
+            desired_config_map="desired-state",
+            keys_file=self.keys_file,
+            vllm_api_key="vllm-key",
+            port=0,
+            metrics_port=0,
+            vllm_port=self.pods[0].ports["vllm"],
+            agent_port=self.pods[0].ports["agent"],
+            kubernetes_url=self.kubernetes.url,
+            kubernetes_token_file=self._folder / "token",
+            **self._settings,
+        )
+        async with serving(settings) as ports:
+            self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
+            self.tls_url = f"https://127.0.0.1:{ports.tls}"
+            started.set()
+            assert self._stop
+            await self._stop.wait()
+
+    def declare(self, *adapters: Adapter) -> None:
+        """A new desired state."""
+        self._call(self._declare, adapters)
+
+    def _declare(self, adapters: tuple[Adapter, ...]) -> None:
+        document = DesiredState(base=Base(name=BASE), bucket="adapters", adapters=adapters).to_json()
+        self._show_document(document)
+
+    def show_document(self, document: str) -> None:
+        """Whatever it is."""
+        self._call(self._show_document, document)
+
+    def _show_document(self, document: str) -> None:
+        manifest = {"metadata": {"name": "desired-state"}, "data": {"desired.json": document}}
+        self.kubernetes.put("metadata.name=desired-state", manifest)
+
+    def show_pods(self, count: int, terminating: tuple[str, ...] = ()) -> None:
+        """As many endpoints as there are now."""
+        self._call(self._show_pods, count, terminating)
+
+    def _show_pods(self, count: int, terminating: tuple[str, ...] = ()) -> None:
+        addresses = [pod.address for pod in self.pods[:count]]
+        manifest = endpoint_slice("vllm-service", addresses, terminating)
+        self.kubernetes.put("kubernetes.io/service-name=vllm-service", manifest)
+
+    def show_gateways(self, count: int) -> None:
+        self._call(self._show_gateways, count)
+
+    def _show_gateways(self, count: int) -> None:
+        manifest = endpoint_slice("gateway", [f"10.0.0.{number}" for number in range(count)])
+        self.kubernetes.put("kubernetes.io/service-name=gateway", manifest)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        async def called() -> None:
+            function(*arguments)
+
+        self.run(called())
+
+    def client(self, key: str | None = None, **options: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False, **options)
+
+    def post(self, body: dict[str, Any], key: str | None = None, **headers: str) -> httpx.Response:
+        with self.client(key) as http:
+            return http.post("/v1/chat/completions", json=body, headers=headers)
+
+    def inner(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.inner_url}{path}", trust_env=False)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        async def waited() -> None:
+            async with asyncio.timeout(15):
+                while not await asyncio.to_thread(condition):
+                    await asyncio.sleep(0.02)
+
+        self.run(waited())
+
+    def wait_for_status(self, status: str, model: str = "faq") -> None:
+        """Until /v1/models says so of a model."""
+
+        def said() -> bool:
+            with self.client() as http:
+                models = http.get("/v1/models").json()["data"]
+            return any(entry["id"] == model and entry["status"] == status for entry in models)
+
+        self.wait_until(said)
+
+    def wait_for_load(self, waiting: int = 0, running: int = 0) -> None:
+        """Until the gateway holds and runs so many requests."""
+        self.wait_until(lambda: self.inner("/scale").json() == {"waiting": waiting, "running": running})
+
+    def stop_gateway(self) -> None:
+        """As SIGTERM does; returns when it has ended."""
+
+        async def stopped() -> None:
+            assert self._stop
+            assert self._ended
+            self._stop.set()
+            await self._ended
+
+        self.run(stopped())
+
+    def begin_stop(self) -> None:
+        assert self._stop
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def close(self) -> None:
+        async def ended() -> None:
+            if self._stop and self._ended:
+                self._stop.set()
+                await asyncio.gather(self._ended, return_exceptions=True)
+            for pod in self.pods:
+                await pod.stop()
+            await self.kubernetes.stop()
+
+        self.run(ended())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@contextlib.contextmanager
+def world(folder: Path, **settings: Any) -> Iterator[World]:
+    made = World(folder, **{"drain_seconds": 5, "wait_seconds": 20} | settings)
+    try:
+        yield made
+    finally:
+        made.close()
