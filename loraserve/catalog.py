@@ -62,8 +62,9 @@ class Catalog:
         The folder appears whole or not at all.
         Raises ObjectMissing, DigestMismatch, UnsafeFile, CatalogUnavailable; OSError when the disk fails.
         """
-        folder = into / f"{adapter.model}@{adapter.version}@{adapter.digest.removeprefix('sha256:')[:12]}"
+        folder = into / adapter.folder_name
         if _is_complete(folder, adapter):
+            Manifest.parse((folder / MANIFEST_FILE).read_bytes()).check_entry(adapter)
             return folder
         content = self._read_manifest(adapter)
         manifest = Manifest.parse(content)

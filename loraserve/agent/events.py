@@ -3,15 +3,18 @@
 import hashlib
 import logging
 import queue
+import random
 import threading
+import time
 from datetime import UTC, datetime
 from typing import Any
 
-from loraserve.agent.kubernetes import ApiError, KubernetesApi, Pod
+from loraserve.agent.kubernetes import KubernetesApi, Pod
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
 
+RETRY_SECONDS = 10.0
 LONGEST_NOTE = 1000
 """The API refuses notes of more than 1,024 bytes."""
 
@@ -33,15 +36,19 @@ class Events:
             self._waiting.put(_warning(self._pod, name, f"{adapter}: {reason}"))
 
     def _send(self) -> None:
+        problem = None
         while True:
             body = self._waiting.get()
             try:
                 self._api.create_event(self._pod.namespace, body)
-            except ApiError as error:
-                self._told.discard(body["metadata"]["name"])
-                log.warning(event("event not created", note=body["note"], reason=error))
-            except Exception:
-                log.exception(event("event not created", note=body["note"]))
+            except Exception as error:
+                if str(error) != problem:
+                    problem = str(error)
+                    log.warning(event("events wait", note=body["note"], reason=problem))
+                self._waiting.put(body)
+                time.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+            else:
+                problem = None
 
 
 def _name(pod: Pod, adapter: str, cause: str) -> str:

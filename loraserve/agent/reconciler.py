@@ -8,6 +8,7 @@ serves until its successor is ready, then drains.
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from loraserve.errors import LoraserveError
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
-
 
 OnQuarantine = Callable[[str, str, str], object]
 """Told (served name, cause, reason)."""
@@ -110,11 +110,12 @@ class Reconciler:
         """Asks vLLM what it holds; `_loaded` is None while it does not answer."""
         try:
             self._loaded, trouble = self._vllm.adapters(), None
-            self._last_used = self._vllm.last_used()
         except (VllmUnreachable, VllmRefused) as error:
             self._loaded, trouble = None, str(error)
         else:
             self._proven &= self._loaded.items()
+            with suppress(VllmUnreachable, VllmRefused):  # a busy server's metrics may be late; what was seen stays
+                self._last_used = self._vllm.last_used()
         if trouble != self._trouble:
             log.info(event("vLLM answers") if trouble is None else event("waiting for vLLM", reason=trouble))
         self._trouble = trouble

@@ -17,7 +17,7 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 LONGEST_SILENCE_SECONDS = 300.0
-"""More than the slowest single step of the reconciler, a load."""
+"""More than the slowest single step of the reconciler: a probe, which is three completions, and a pre-warming one."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from loraserve.errors import LoraserveError
 
 ANSWER_SECONDS = 5.0
 LOAD_SECONDS = 120.0
+COMPLETION_SECONDS = 60.0
 LONGEST_PROBE_TOKENS = 128
 """vLLM keeps one row of logits per prompt token for its log-probability: 16 MB on a vocabulary of 32,000."""
 PREWARM_TOKENS = 8
@@ -51,16 +52,16 @@ class Vllm:
         return {model["id"]: model["root"] for model in models if model.get("parent")}
 
     def load(self, name: str, folder: Path) -> None:
-        self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, LOAD_SECONDS)
 
     def unload(self, name: str) -> None:
-        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_SECONDS)
 
     def prompt_logprobs(self, model: str, prompts: Sequence[str]) -> list[float]:
         """The log-probability of every token of the prompts but their first ones; long prompts lose their start."""
         limits = {"max_tokens": 1, "truncate_prompt_tokens": LONGEST_PROBE_TOKENS}
         body = {"model": model, "prompt": list(prompts), "temperature": 0, "prompt_logprobs": 0, **limits}
-        choices = self._ask("POST", "/v1/completions", body).json()["choices"]
+        choices = self._ask("POST", "/v1/completions", body, COMPLETION_SECONDS).json()["choices"]
         tokens = [token for choice in choices for token in choice.get("prompt_logprobs") or () if token]
         if not tokens:
             raise VllmRefused("vLLM returned no log-probabilities of the probe prompts; they need two tokens or more")
@@ -69,12 +70,13 @@ class Vllm:
     def prewarm(self, model: str) -> None:
         """Has one short request answered."""
         body = {"model": model, "prompt": "Hello", "max_tokens": PREWARM_TOKENS, "temperature": 0}
-        self._ask("POST", "/v1/completions", body)
+        self._ask("POST", "/v1/completions", body, COMPLETION_SECONDS)
 
     def last_used(self) -> dict[str, float]:
         """When vLLM last had a request for an adapter, running or waiting: served name -> seconds since 1970.
 
-        vLLM stamps the set of adapters in use with the time, so a request that is over by now is seen as well.
+        vLLM stamps the set of adapters in use with the time at every step but the one that ends a request: one that is
+        over by now is seen as well, one of a single token is not.
         """
         seen: dict[str, float] = {}
         for running, waiting, at in _USE.findall(self.metrics()):
@@ -86,8 +88,9 @@ class Vllm:
         """vLLM's own metrics in the Prometheus text format."""
         return self._ask("GET", "/metrics").text
 
-    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> httpx.Response:
-        timeout = ANSWER_SECONDS if method == "GET" else LOAD_SECONDS
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, timeout: float = ANSWER_SECONDS
+    ) -> httpx.Response:
         try:
             response = self._http.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moto.server import ThreadedMotoServer
+
 from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
@@ -20,6 +22,23 @@ from loraserve.desired import Adapter, Base, DesiredState, Envelope
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
 Publish = Callable[..., Adapter]
+
+
+class S3Server:
+    """An S3 over HTTP that can go away and come back with what it held."""
+
+    def __init__(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, self.port = self._server.get_host_and_port()
+        self.url = f"http://{host}:{self.port}"
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def come_back(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
 
 
 class Agent:

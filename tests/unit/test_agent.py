@@ -293,6 +293,21 @@ def test_the_metrics_are_vllms_and_the_agents(
     assert 'loraserve_adapter_quarantined{adapter="bad",cause="DigestMismatch",version="v1"} 1.0' in lines
 
 
+def test_metrics_that_come_late_unsettle_nothing(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late() -> str:
+        raise ConnectionAbortedError
+
+    want(desired, publish("a"))
+    vllm.used["a@v1"] = 1_700_000_000.0
+    agent.settle()
+    monkeypatch.setattr(vllm, "_metrics", late)
+
+    status = agent.settle()["a@v1"]
+    assert (status.state, status.last_used) == (State.READY, 1_700_000_000.0)
+
+
 def test_slots_swaps_and_last_use_are_metrics(
     new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, publish: Publish
 ) -> None:

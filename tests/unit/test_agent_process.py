@@ -6,13 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import boto3
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from loraserve import base_weights
 from loraserve.agent.settings import InvalidSettings, Settings
@@ -21,23 +19,16 @@ from loraserve.bucket import Bucket
 from loraserve.catalog import Catalog
 from loraserve.desired import Base, DesiredState
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, safetensors_of, write_adapter
+from tests.unit.agents import S3Server
+from tests.unit.kubernetes_api import CONFIG_MAP, NAMESPACE, FakeKubernetesApi
 
-pytest_plugins = ["tests.unit.catalog_fixtures"]
+pytest_plugins = ["tests.unit.agent_fixtures"]
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def environment(s3_server: S3Server) -> dict[str, str]:
     """Of a process that reaches an S3 server with an empty BUCKET."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.Session().client("s3").create_bucket(Bucket=BUCKET)
-    yield dict(os.environ)
-    server.stop()
+    return dict(os.environ)
 
 
 def free_port() -> int:
@@ -118,6 +109,51 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
+
+
+def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_changes(
+    environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
+) -> None:
+    catalog = Catalog(BUCKET)
+    first, second = (catalog.publish(write_adapter(tmp_path / version), "a", version) for version in ("v1", "v2"))
+    lying = catalog.publish(write_adapter(tmp_path / "lies"), "lies", "v1")
+    documents = [
+        DesiredState(base=Base(name=vllm.base), bucket=BUCKET, adapters=adapters).to_json()
+        for adapters in ((first,), (second, lying.model_copy(update={"rank": 4})))
+    ]
+    mounted = tmp_path / "desired.json"
+    mounted.write_text(documents[0])
+    api = FakeKubernetesApi(tmp_path)
+    api.put(documents[0])
+    port = free_port()
+    process = start(
+        environment,
+        LORASERVE_DESIRED_FILE=mounted,
+        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
+        LORASERVE_PORT=port,
+        VLLM_URL=vllm.url,
+        VLLM_API_KEY=vllm.api_key,
+        KUBERNETES_SERVICE_HOST="127.0.0.1",
+        KUBERNETES_SERVICE_PORT=urlsplit(api.url).port,
+        POD_NAME="vllm-0",
+        POD_NAMESPACE=NAMESPACE,
+        POD_UID="uid-1",
+        LORASERVE_CONFIG_MAP=CONFIG_MAP,
+        LORASERVE_KUBERNETES_CREDENTIALS=api.credentials,
+    )
+    try:
+        api.watches.get(timeout=60)
+        api.put(documents[1])
+        while "a@v2" not in vllm.loaded or not api.events:
+            assert process.poll() is None, "the agent ended"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+        api.stop()
+    (told,) = api.events.values()
+    assert told["note"].startswith("lies@v1: the stack config says rank 4")
+    assert "following the ConfigMap through the API name=desired-state" in log
 
 
 def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:

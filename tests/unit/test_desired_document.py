@@ -2,7 +2,6 @@
 
 import os
 import queue
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -240,19 +239,16 @@ def test_a_quarantine_becomes_one_event_on_the_pod(api: FakeKubernetesApi) -> No
     assert len(first["note"].encode()) <= 1024
 
 
-def test_an_event_that_could_not_be_created_is_tried_with_the_next_attempt(
+def test_an_event_that_could_not_be_created_is_tried_again(
     api: FakeKubernetesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given_up = threading.Event()
-    monkeypatch.setattr(agent_events.log, "warning", lambda *_: given_up.set())
+    monkeypatch.setattr(agent_events, "RETRY_SECONDS", 0.01)
     client = CountingApi(api)
-    events = Events(client, Pod("vllm-0", NAMESPACE, "uid-1"))
     api.refuses = True
-    events.quarantined("faq@v2", "DigestMismatch", "other bytes")
-    assert given_up.wait(LONGEST_WAIT_SECONDS)
+    Events(client, Pod("vllm-0", NAMESPACE, "uid-1")).quarantined("faq@v2", "DigestMismatch", "other bytes")
+    client.answered.get(timeout=LONGEST_WAIT_SECONDS)
+
     api.refuses = False
 
-    events.quarantined("faq@v2", "DigestMismatch", "other bytes")
-    for _ in range(2):
+    while not api.events:
         client.answered.get(timeout=LONGEST_WAIT_SECONDS)
-    assert len(api.events) == 1

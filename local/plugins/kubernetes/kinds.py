@@ -53,5 +53,8 @@ KINDS = (
         "storageclasses",
         *("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"),
     ),
+    _namespaced("rbac.authorization.k8s.io/v1", "Role", "roles"),
+    _namespaced("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", "roleRef"),
+    _namespaced("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),
     _namespaced("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
 )
