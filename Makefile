@@ -24,7 +24,7 @@ status: install ## Show what runs
 logs: install ## Show the logs of vLLM and its agent as they come
 	@$(PY) -m local logs
 
-ask: install ## Ask a model: make ask MODEL=faq@v1 PROMPT='Who are you?'
+ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
 test: install check unit engine ## Everything: format, lint, types, unit and engine tests

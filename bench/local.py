@@ -18,7 +18,6 @@ from rich.table import Table
 from bench.program import Result, timed
 from infra.names import SERVING_NAMESPACE
 from local import models
-from local.asking import endpoint
 from local.stack import LocalStack
 from local.toolchain import cache_dir
 
@@ -33,8 +32,7 @@ def main() -> None:
         try:
             results = [Result("make up, warm", timed(stack.up), 240)]
             results.append(Result("pod scheduled to ready", scheduled_to_ready(stack)))
-            assert stack.control_plane
-            with endpoint(stack.control_plane.kubeconfig) as served:
+            with stack.endpoint() as served:
                 answers = {model: served.ask(model, models.QUESTION) for model in served.models()}
             figures = {
                 "memory used, GB": free_before - available_memory_gb(),

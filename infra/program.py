@@ -93,6 +93,7 @@ def deploy() -> None:
         namespace=serving_namespace,
         image=image,
         vllm_key_secret=inference.api_key_secret.metadata.name,
+        tolerations=[names.GPU_TAINT.toleration()] if config.single_node else [],
         opts=in_cluster,
     )
     if config.scaling_enabled:

@@ -116,6 +116,7 @@ class Settings(_Section):
     prometheus_volume_gib: Annotated[int, Field(ge=0)]
     vllm_image: OptionalText
     vllm_device: Literal["gpu", "cpu"]
+    single_node: bool
     aws_endpoint_url: OptionalText
     loraserve_image: OptionalText
 

@@ -11,11 +11,10 @@ import sys
 
 from infra.names import SERVING_NAMESPACE, VLLM
 from local import models
-from local.asking import endpoint
 from local.cloud import CloudLostError
 from local.control_plane import ControlPlane
 from local.processes import ProcessError, locked
-from local.stack import LocalStack, console, state_folder
+from local.stack import LocalStack, console, state_folder, step
 from local.toolchain import Tool, ToolchainError, ensure
 
 
@@ -23,18 +22,20 @@ def up(stack: LocalStack) -> None:
     """Brings the stack up and asks the base model and every adapter the same question."""
     stack.up()
     control_plane = _running(stack)
+    with step("waiting for the first answer (vLLM takes about a minute to start)"), stack.endpoint() as served:
+        served.ask(models.BASE_NAME, models.QUESTION)
     console.print(f"\nThe local stack is up. The same question to each model ({models.QUESTION!r}):\n")
-    with endpoint(control_plane.kubeconfig) as served:
+    with stack.endpoint() as served:
         for model in served.models():
             console.print(f"  {model:<24} {served.ask(model, models.QUESTION)}")
     kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
     console.print("\nHow to go on:")
-    console.print("  make ask MODEL=faq@v1 PROMPT='Hello'      # ask more")
+    console.print("  make ask MODEL=faq PROMPT='Hello'         # ask more")
     console.print("  make status                               # what runs")
     console.print("  make logs                                 # of vLLM and its agent")
     console.print(f"  export KUBECONFIG={control_plane.kubeconfig}")
     console.print(f"  {kubectl} get pods --all-namespaces")
-    console.print(f"  Adapters are declared in {stack.adapters_file}: change it, then `make up` again.")
+    console.print(f"  Adapters and keys are declared in {stack.declared_file}: change it, then `make up` again.")
     console.print("  make down                                 # destroys it and shows that nothing is left")
 
 
@@ -73,7 +74,7 @@ def logs(stack: LocalStack) -> None:
 
 def ask(stack: LocalStack, model: str, prompt: str) -> None:
     """One answer."""
-    with endpoint(_running(stack).kubeconfig) as served:
+    with stack.endpoint() as served:
         print(served.ask(model, prompt))
 
 

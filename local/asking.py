@@ -1,8 +1,7 @@
-"""Asks the served models a question, as an application would: through the Service, with the API key."""
+"""Asks the served models a question, as an application would: through the gateway, with an API key."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import re
 import subprocess
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import httpx
 
-from infra.names import SERVING_NAMESPACE, VLLM, VLLM_PORT, VLLM_SERVICE
+from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
-_ANSWER_SECONDS = 120
+_ANSWER_SECONDS = 600
+"""A sleeping model is woken first."""
 
 
 class Endpoint:
@@ -44,8 +44,8 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(kubeconfig: Path) -> Iterator[Endpoint]:
-    """Forwards a free port of this machine to the Service for as long as it is used. Raises ProcessError."""
+def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
+    """Forwards a free port of this machine to the gateway for as long as it is used. Raises ProcessError."""
     kubectl = [
         str(ensure(Tool.KUBECTL)[Tool.KUBECTL]),
         "--kubeconfig",
@@ -53,15 +53,8 @@ def endpoint(kubeconfig: Path) -> Iterator[Endpoint]:
         "--namespace",
         SERVING_NAMESPACE,
     ]
-    secret = subprocess.run(
-        [*kubectl, "get", "secret", VLLM, "--output", "jsonpath={.data.api-key}"], capture_output=True, text=True
-    )
-    if secret.returncode:
-        raise ProcessError(
-            f"The model's API key cannot be read; is the stack up (`make status`)? {secret.stderr.strip()}"
-        )
     forward = subprocess.Popen(
-        [*kubectl, "port-forward", f"service/{VLLM_SERVICE}", f":{VLLM_PORT}"],
+        [*kubectl, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,8 +64,8 @@ def endpoint(kubeconfig: Path) -> Iterator[Endpoint]:
         assert forward.stderr
         address = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())
         if not address:
-            raise ProcessError(f"The model cannot be reached: {forward.stderr.read().strip()}")
-        yield Endpoint(f"http://{address[0]}", base64.b64decode(secret.stdout).decode())
+            raise ProcessError(f"The gateway cannot be reached: {forward.stderr.read().strip()}")
+        yield Endpoint(f"http://{address[0]}", key)
     finally:
         forward.terminate()
         forward.wait()

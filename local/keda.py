@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import httpx
+
 from local.control_plane import ControlPlane
 from local.processes import Process, ProcessError, free_ports
 from local.toolchain import Tool, ensure
@@ -40,12 +42,20 @@ def start(state: Path, control_plane: ControlPlane) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         process = Process.start(_NAME, command, state, env=environment)
         try:
-            process.wait_until(lambda: is_healthy(health))
-            return
+            process.wait_until(lambda: _is_ready(health))
         except ProcessError:
             process.stop()
             if attempt == _ATTEMPTS:
                 raise
+        else:
+            return
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def stop(state: Path) -> None:

@@ -8,7 +8,7 @@ import string
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 
 from infra import names
-from local import containerd, engine, images, models, node, receipt
+from local import containerd, engine, images, keda, models, node, receipt
+from local.asking import Endpoint, endpoint
 from local.cloud import Cloud, CloudLostError
 from local.control_plane import ControlPlane
 from local.debian import Commands
@@ -27,6 +28,7 @@ from local.node import Node
 from local.processes import ProcessError
 from local.pulumi_cli import PulumiCli
 from local.toolchain import Tool, ensure
+from loraserve.gateway.keys import EVERY_MODEL, create_key
 
 STACK = "local"
 BASE_VERSION = "v1"
@@ -89,9 +91,21 @@ class LocalStack:
         return PulumiCli(self.state, STACK, cloud, control_plane)
 
     @property
-    def adapters_file(self) -> Path:
-        """What is declared here, as in a stack file; a person may add what `loraserve publish` printed."""
-        return self.state / "adapters.yaml"
+    def declared_file(self) -> Path:
+        """What is declared beside Pulumi.local.yaml; a person may add what `loraserve publish` or `key` printed."""
+        return self.state / "declared.yaml"
+
+    @property
+    def key_file(self) -> Path:
+        """The API key of this machine's own tenant."""
+        return self.state / "api-key"
+
+    def endpoint(self) -> AbstractContextManager[Endpoint]:
+        """The gateway, as an application calls it. Raises ProcessError."""
+        control_plane = self.control_plane
+        if not control_plane or control_plane.stopped_parts or not self.key_file.exists():
+            raise ProcessError("The local stack does not run; `make up` starts it.")
+        return endpoint(control_plane.kubeconfig, self.key_file.read_text())
 
     def up(self) -> None:
         """Starts what is missing and applies the program. Safe to repeat, also after a crash or a reboot."""
@@ -112,18 +126,20 @@ class LocalStack:
             region = engine.stack_region(STACK)
             cloud = Cloud.start(self.state / "aws", region, address=str(control_plane.network.host))
             cloud.enforce_iam()
+        with step("KEDA's operator"):
+            keda.start(self.state / "keda", control_plane)
         built = {
             "awsEndpointUrl": cloud.endpoint,
             "vllmImage": vllm.reference,
             "loraserveImage": own.reference,
         }
         self.pulumi.take_over()
-        if not self.adapters_file.exists():
+        if not self.declared_file.exists():
             with step("pulumi up --stack local (without the model: it makes the bucket)"):
                 self._apply(built | {"inferenceReplicas": 0})
             with step("base model and adapters: trained once, published"):
                 self._publish()
-        with step("pulumi up --stack local (waits until vLLM answers, about 70 s)"):
+        with step("pulumi up --stack local"):
             self._apply(built | self._declared())
 
     def down(self) -> list[str]:
@@ -202,6 +218,7 @@ class LocalStack:
         ControlPlane.start(self.state / "cluster")
         if self.node and self.node.state.exists() and not self.node.running:
             self.node.start(self.node.state / "containerd")
+        keda.start(self.state / "keda", control_plane)
 
     def _apply(self, changes: Mapping[str, Any]) -> None:
         engine.write_stack_file(self.state / "project", STACK, changes)
@@ -225,9 +242,13 @@ class LocalStack:
         declared[f"{names.PROJECT}:adapters"] = [
             entry for name, folder in folders.items() for entry in self.publish(folder, name, bucket)
         ]
-        partial = self.adapters_file.with_suffix(".partial")
+        key, entry = create_key("local", (EVERY_MODEL,), requests_per_minute=None)
+        self.key_file.touch(mode=0o600)
+        self.key_file.write_text(key)
+        declared[f"{names.PROJECT}:gatewayKeys"] = [entry.model_dump(mode="json", by_alias=True, exclude_none=True)]
+        partial = self.declared_file.with_suffix(".partial")
         partial.write_text(yaml.safe_dump(declared))
-        partial.rename(self.adapters_file)
+        partial.rename(self.declared_file)
 
     def publish(self, folder: Path, served_name: str, bucket: str) -> list[dict[str, Any]]:
         """Publishes a PEFT folder as a person would; returns the stack-config entry in a list."""
@@ -235,7 +256,7 @@ class LocalStack:
         return self.pulumi.loraserve("publish", str(folder), "--bucket", bucket, "--model", name, "--version", version)
 
     def _declared(self) -> dict[str, Any]:
-        return yaml.safe_load(self.adapters_file.read_text())
+        return yaml.safe_load(self.declared_file.read_text())
 
     def _stop(self) -> list[str]:
         """Ends everything; returns what is left on this machine."""
@@ -243,6 +264,7 @@ class LocalStack:
         network = control_plane.network if control_plane else None
         if machine:
             machine.remove()
+        keda.stop(self.state / "keda")
         for server in (cloud, control_plane):
             if server:
                 server.stop()
