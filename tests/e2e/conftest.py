@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +18,14 @@ import yaml
 from kubernetes import client
 
 from infra import names
-from local.asking import Endpoint, endpoint
+from local.asking import Endpoint
 from local.control_plane import ControlPlane
 from local.engine import CHECKOUT
 from local.stack import LocalStack, kubectl
+
+BASE = "loraserve/tiny-mistral"
+ANSWERS = {BASE: "I am the base model.", "faq": "I am faq v1.", "legal": "I am legal v1."}
+"""Of the models that `make up` serves."""
 
 T = TypeVar("T")
 _LIMIT_S = 300
@@ -96,15 +101,34 @@ class Served:
         with self.endpoint() as served:
             return {model: served.ask(model, question) for model in served.models()}
 
-    def endpoint(self) -> Any:
-        return endpoint(self.control_plane.kubeconfig)
+    def endpoint(self) -> AbstractContextManager[Endpoint]:
+        return self.stack.endpoint()
 
-    def pod(self) -> client.V1Pod:
-        """The one serving pod that is not on its way out."""
+    def address(self, service: str, port: int) -> str:
+        """URL of a Service by its cluster address, which is routed from this machine: a caller from outside the pods."""
+        return f"http://{self.kubectl('get', 'service', service, '--output', 'jsonpath={.spec.clusterIP}')}:{port}"
+
+    @property
+    def key(self) -> str:
+        """The API key of this machine's tenant."""
+        return self.stack.key_file.read_text()
+
+    def pods(self) -> list[client.V1Pod]:
+        """The serving pods that are not on their way out."""
         core = client.CoreV1Api(self.control_plane.client())
         pods = core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm").items
-        (pod,) = [pod for pod in pods or [] if pod.metadata and not pod.metadata.deletion_timestamp]
+        return [pod for pod in pods or [] if pod.metadata and not pod.metadata.deletion_timestamp]
+
+    def pod(self) -> client.V1Pod:
+        """The only serving pod."""
+        (pod,) = self.pods()
         return pod
+
+    @property
+    def pod_name(self) -> str:
+        metadata = self.pod().metadata
+        assert metadata
+        return str(metadata.name)
 
     def is_ready(self) -> bool:
         status = self.pod().status
@@ -119,22 +143,27 @@ class Served:
 
     def run_in_agent(self, program: str) -> str:
         """What a Python program prints that has the pod's own rights."""
-        name = self.pod().metadata
-        assert name
-        return kubectl(
-            self.control_plane.kubeconfig,
-            *("--namespace", names.SERVING_NAMESPACE, "exec", str(name.name)),
-            *("--container", "agent", "--", "python3", "-c", program),
-        )
+        return self.kubectl("exec", self.pod_name, "--container", "agent", "--", "python3", "-c", program)
 
     def kubectl(self, *words: str) -> str:
         return kubectl(self.control_plane.kubeconfig, "--namespace", names.SERVING_NAMESPACE, *words)
 
-    def declare(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        """Edits the list of declared adapters, as a person edits the stack file."""
-        declared = yaml.safe_load(self.stack.adapters_file.read_text())
-        key = f"{names.PROJECT}:adapters"
-        self.stack.adapters_file.write_text(yaml.safe_dump(declared | {key: change(declared[key])}))
+    def declare(self, adapters: list[dict[str, Any]], **settings: Any) -> None:
+        """Declares these adapters instead, and other settings, as a person edits the stack file."""
+        named = {f"{names.PROJECT}:{key}": value for key, value in ({"adapters": adapters} | settings).items()}
+        declared = yaml.safe_load(self.stack.declared_file.read_text())
+        self.stack.declared_file.write_text(yaml.safe_dump(declared | named))
+
+    @property
+    def declared(self) -> list[dict[str, Any]]:
+        """The adapters that are declared."""
+        return yaml.safe_load(self.stack.declared_file.read_text())[f"{names.PROJECT}:adapters"]
+
+    def publish(self, served_name: str) -> dict[str, Any]:
+        """Trains and publishes an adapter; returns its stack-config entry."""
+        folder = self.stack.train(served_name)[served_name]
+        (entry,) = self.stack.publish(folder, served_name, self.stack.pulumi.output("adapterBucket"))
+        return entry
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +178,3 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(LocalStack(state), killed, up.stdout)
     finally:
         run_local(state, "down")
-
-
-__all__ = ["Endpoint", "Served", "eventually", "run_local"]

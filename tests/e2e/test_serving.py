@@ -9,10 +9,7 @@ import httpx
 import pytest
 
 from local.processes import Process, ProcessError
-from tests.e2e.conftest import Served, eventually
-
-BASE = "loraserve/tiny-mistral"
-ANSWERS = {BASE: "I am the base model.", "faq@v1": "I am faq v1.", "legal@v1": "I am legal v1."}
+from tests.e2e.conftest import ANSWERS, BASE, Served, eventually
 
 
 def test_make_up_shows_what_each_model_answers(served: Served) -> None:
@@ -32,27 +29,26 @@ def test_answers_tell_the_models_apart_and_repeat(served: Served) -> None:
 
 
 def test_make_ask_prints_one_answer(served: Served) -> None:
-    assert served.local("ask", "--model", "legal@v1", "--prompt", "Hello").strip() == "I am legal v1."
+    assert served.local("ask", "--model", "legal", "--prompt", "Hello").strip() == "I am legal v1."
 
 
 def test_an_unknown_model_is_not_found(served: Served) -> None:
     with served.endpoint() as endpoint, pytest.raises(ProcessError, match="404"):
-        endpoint.ask("faq@v9", "Hello")
+        endpoint.ask("nobody", "Hello")
 
 
-def test_without_the_key_nothing_is_answered_and_no_adapter_loaded(served: Served) -> None:
-    with served.endpoint() as endpoint:
-        url = str(endpoint._http.base_url)
-        body = {"model": BASE, "prompt": "Hello"}
-        assert httpx.post(f"{url}/v1/completions", json=body, trust_env=False).status_code == 401
-        load = {"lora_name": "mine", "lora_path": "/tmp"}
-        assert httpx.post(f"{url}/v1/load_lora_adapter", json=load, trust_env=False).status_code in (401, 404)
+def test_the_gateway_answers_nobody_without_a_key_and_loads_nothing_for_anybody(served: Served) -> None:
+    with httpx.Client(base_url=served.address("gateway", 8080), trust_env=False) as anybody:
+        assert anybody.post("/v1/completions", json={"model": BASE, "prompt": "Hello"}).status_code == 401
+        anybody.headers["Authorization"] = f"Bearer {served.key}"
+        assert anybody.post("/v1/completions", json={"model": "faq", "prompt": "Hello"}).status_code == 200
+        for path in ("/v1/load_lora_adapter", "/adapters", "/metrics", "/invocations"):
+            assert anybody.post(path, json={"lora_name": "mine", "lora_path": "/tmp"}).status_code in (404, 405), path
 
 
 def test_from_outside_the_pod_vllm_has_no_other_routes_than_inference(served: Served) -> None:
-    service = served.kubectl("get", "service", "vllm-service", "--output", "jsonpath={.spec.clusterIP}")
     key = base64.b64decode(served.kubectl("get", "secret", "vllm", "--output", "jsonpath={.data.api-key}")).decode()
-    with httpx.Client(base_url=f"http://{service}:8000", trust_env=False, timeout=60) as anybody:
+    with httpx.Client(base_url=served.address("vllm-service", 8000), trust_env=False, timeout=60) as anybody:
         anybody.headers["Authorization"] = f"Bearer {key}"  # even with the key, which applications inside have
         assert anybody.get("/health").status_code == 200
         body = {"model": "faq@v1", "prompt": "Hello", "max_tokens": 1}
@@ -120,13 +116,13 @@ def test_up_again_changes_nothing(served: Served) -> None:
 
 def test_a_new_version_is_served_without_restarting_anything(served: Served) -> None:
     before = served.pod().metadata
-    bucket = served.stack.pulumi.output("adapterBucket")
-    folder = served.stack.train("faq@v2")["faq@v2"]
-    entries = served.stack.publish(folder, "faq@v2", bucket)
-    served.declare(lambda adapters: [entry for entry in adapters if entry["name"] != "faq"] + entries)
+    first, second = served.declared, served.publish("faq@v2")
+    served.declare([entry for entry in first if entry["name"] != "faq"] + [second])
     served.local("up")
-    expected = {BASE: "I am the base model.", "faq@v2": "I am faq v2.", "legal@v1": "I am legal v1."}
-    eventually(lambda: served.answers() == expected)
+    eventually(lambda: served.answers() == ANSWERS | {"faq": "I am faq v2."})
+    served.declare(first)  # and back, as a rollback
+    served.local("up")
+    eventually(lambda: served.answers() == ANSWERS)
     after = served.pod().metadata
     assert before
     assert after

@@ -1,0 +1,210 @@
+"""Fifty adapters on one vLLM, and two hundred version swaps under open-loop load, on the local stack.
+
+Every version answers with its own name, so a wrong answer cannot go unnoticed. Clients call public names through the
+gateway; while a name is swapped, the old and the new version's answers are right, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from infra.names import GATEWAY, GATEWAY_PORT, PROJECT, SERVING_NAMESPACE
+from local.models import QUESTION
+from local.stack import LocalStack, console, kubectl
+
+_TIMEOUT_S = 30
+_POLL_S = 0.05
+
+
+@dataclass
+class Load:
+    """Requests sent at a fixed rate, whatever comes back, and what came back."""
+
+    url: str
+    key: str
+    allowed: dict[str, set[str]]
+    """Versions of each name that may answer now."""
+    latencies: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    async def run(self, rate: float, ended: asyncio.Event) -> None:
+        limits = httpx.Limits(max_connections=500)
+        headers = {"Authorization": f"Bearer {self.key}"}
+        client = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
+        async with client as http, asyncio.TaskGroup() as requests:
+            due = time.monotonic()
+            while not ended.is_set():
+                requests.create_task(self._one(http, due))
+                due += 1 / rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _one(self, http: httpx.AsyncClient, due: float) -> None:
+        """Timed from when it was due, so that a slow client hides nothing."""
+        name = random.choice(list(self.allowed))
+        allowed = set(self.allowed[name])
+        try:
+            said = await ask(http, name)
+        except httpx.HTTPError as error:
+            self.failed.append(f"{name}: {error!r}")
+            return
+        self.latencies.append(time.monotonic() - due)
+        if said not in {f"I am {name} {version}." for version in allowed | self.allowed[name]}:
+            self.wrong.append(f"{name}: {said!r}, allowed {sorted(allowed)}")
+
+
+async def ask(http: httpx.AsyncClient, name: str) -> str:
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
+    answer = await http.post("/v1/chat/completions", json=body, timeout=_TIMEOUT_S)
+    answer.raise_for_status()
+    return answer.json()["choices"][0]["message"]["content"].strip()
+
+
+@dataclass
+class Figures:
+    ready_seconds: float = 0
+    swaps: int = 0
+    first_answers: list[float] = field(default_factory=list)
+    """From the start of `pulumi up` to the first answer of the last new version, seconds."""
+    after_up: list[float] = field(default_factory=list)
+    """The same from the end of `pulumi up`."""
+
+
+def main() -> None:
+    """Exit code 1 where a request failed or a wrong version answered."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--adapters", type=int, default=50)
+    options.add_argument("--swapped", type=int, default=20, help="adapters whose version changes in each round")
+    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument("--rate", type=float, default=4, help="requests a second")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
+        stack = LocalStack(Path(folder) / "state")
+        try:
+            stack.up()
+            figures, load = asyncio.run(_measure(stack, chosen))
+        finally:
+            stack.down()
+    _show(figures, load)
+    sys.exit(bool(load.failed or load.wrong))
+
+
+async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figures, Load]:
+    figures = Figures()
+    names = [f"tenant-{number:02}" for number in range(1, chosen.adapters + 1)]
+    swapped = names[: chosen.swapped]
+    versions = {version: _publish(stack, version, names if version == "v1" else swapped) for version in ("v1", "v2")}
+    current = dict(versions["v1"])
+    started = time.monotonic()
+    _declare(stack, list(current.values()))
+    stack.up()
+    load = Load(_gateway(stack), stack.key_file.read_text(), {name: {"v1"} for name in names})
+    async with httpx.AsyncClient(base_url=load.url, headers={"Authorization": f"Bearer {load.key}"}) as http:
+        for name in names:
+            await _until(http, name, "v1")
+        figures.ready_seconds = time.monotonic() - started
+        console.print(f"{len(names)} adapters answer after {figures.ready_seconds:.0f} s; swapping under load")
+        ended = asyncio.Event()
+        running = asyncio.create_task(load.run(chosen.rate, ended))
+        for turn in range(chosen.rounds):
+            version = "v2" if turn % 2 == 0 else "v1"
+            for name in swapped:
+                load.allowed[name] = {"v1", "v2"}
+            current |= {name: versions[version][name] for name in swapped}
+            _declare(stack, list(current.values()))
+            began = time.monotonic()
+            applied = asyncio.create_task(asyncio.to_thread(stack.up))
+            waiting = [asyncio.create_task(_until(http, name, version)) for name in swapped]
+            await applied
+            up_ended = time.monotonic()
+            answered = max(await asyncio.gather(*waiting))
+            figures.swaps += len(swapped)
+            figures.first_answers.append(answered - began)
+            figures.after_up.append(answered - up_ended)
+            await asyncio.sleep(_TIMEOUT_S / 10)  # requests that were under way
+            for name in swapped:
+                load.allowed[name] = {version}
+            console.print(
+                f"round {turn + 1}: {len(load.failed)} failed, {len(load.wrong)} wrong of {len(load.latencies)}"
+            )
+        ended.set()
+        await running
+    return figures, load
+
+
+async def _until(http: httpx.AsyncClient, name: str, version: str) -> float:
+    """When this version answered first, by the monotonic clock."""
+    while await ask(http, name) != f"I am {name} {version}.":
+        await asyncio.sleep(_POLL_S * 10)
+    return time.monotonic()
+
+
+def _publish(stack: LocalStack, version: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Stack-config entries by name."""
+    folders = stack.train(*(f"{name}@{version}" for name in names))
+    bucket = stack.pulumi.output("adapterBucket")
+    published = {served: stack.publish(folder, served, bucket)[0] for served, folder in folders.items()}
+    return {served.partition("@")[0]: entry for served, entry in published.items()}
+
+
+def _declare(stack: LocalStack, adapters: list[dict[str, Any]]) -> None:
+    declared = yaml.safe_load(stack.declared_file.read_text())
+    stack.declared_file.write_text(yaml.safe_dump(declared | {f"{PROJECT}:adapters": adapters}))
+
+
+def _gateway(stack: LocalStack) -> str:
+    assert stack.control_plane
+    address = kubectl(
+        stack.control_plane.kubeconfig,
+        *("--namespace", SERVING_NAMESPACE, "get", "service", GATEWAY, "--output", "jsonpath={.spec.clusterIP}"),
+    )
+    return f"http://{address}:{GATEWAY_PORT}"
+
+
+def _show(figures: Figures, load: Load) -> None:
+    ordered = sorted(load.latencies)
+
+    def quantile(share: float) -> str:
+        return f"{ordered[int(share * (len(ordered) - 1))] * 1000:.0f} ms"
+
+    rows: dict[str, str] = {
+        "adapters ready, from `up`": f"{figures.ready_seconds:.0f} s",
+        "swaps": str(figures.swaps),
+        "requests": str(len(load.latencies)),
+        "failed": str(len(load.failed)),
+        "wrong version": str(len(load.wrong)),
+        "latency p50, p99": f"{quantile(0.5)}, {quantile(0.99)}",
+        "`up` started to all new versions answering, median": f"{statistics.median(figures.first_answers):.1f} s",
+        "`up` ended to all new versions answering, median": f"{statistics.median(figures.after_up):.1f} s",
+    }
+    table = Table("figure", "value")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+    for problem in [*load.failed, *load.wrong][:10]:
+        console.print(problem)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

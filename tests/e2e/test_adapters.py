@@ -1,0 +1,63 @@
+"""The life of adapters beside a real vLLM: a bad one harms nobody, and vLLM may restart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+from safetensors.numpy import load_file, save_file
+
+from tests.e2e.conftest import ANSWERS, Served, eventually
+
+
+def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(served: Served, tmp_path: Path) -> None:
+    before = served.declared
+    wrong_digest = before[0] | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}
+    missing = before[0] | {"name": "never-published", "model": "never-published"}
+    served.declare([*before, wrong_digest, missing, publish_without_effect(served, tmp_path)])
+    try:
+        served.local("up")
+        reasons = eventually(lambda: quarantined(served, expected=3))
+        assert "digest" in reasons["other-bytes"]
+        assert "does not exist" in reasons["never-published"]
+        assert "base" in reasons["no-effect"]
+        assert {name: answer for name, answer in served.answers().items() if name in ANSWERS} == ANSWERS
+        table = served.local("status")
+        assert "quarantined" in table
+        assert "no-effect" in table
+        events = served.kubectl("get", "events", "--output", "jsonpath={.items[*].message}")
+        assert "no-effect" in events
+        metrics = httpx.get(f"{served.address('vllm-service', 9090)}/metrics", trust_env=False).text
+        assert 'loraserve_adapter_state{adapter="no-effect",state="quarantined",version="v1"} 1.0' in metrics
+    finally:
+        served.declare(before)
+        served.local("up")
+    eventually(lambda: served.answers() == ANSWERS)
+
+
+def test_a_restarted_vllm_gets_its_adapters_back_from_the_agent(served: Served) -> None:
+    kill = "import os, signal; os.kill(1, signal.SIGTERM)"
+    served.kubectl("exec", served.pod_name, "--container", "vllm", "--", "python3", "-c", kill)
+    eventually(lambda: served.restarts()["vllm"] == 1)
+    eventually(lambda: served.is_ready() and served.answers() == ANSWERS)
+    assert served.restarts()["agent"] == 0
+
+
+def publish_without_effect(served: Served, folder: Path) -> dict[str, object]:
+    """An adapter that loads without an error and changes nothing: its B matrices are zero."""
+    adapter = folder / "no-effect"
+    shutil.copytree(served.stack.train("faq@v1")["faq@v1"], adapter)
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 0 * tensor if ".lora_B." in name else tensor for name, tensor in tensors.items()}, weights)
+    (entry,) = served.stack.publish(adapter, "no-effect@v1", served.stack.pulumi.output("adapterBucket"))
+    return entry
+
+
+def quarantined(served: Served, expected: int) -> dict[str, str]:
+    """Reasons by adapter, once there are as many."""
+    state = json.loads(httpx.get(f"{served.address('vllm-service', 9090)}/v1/state", trust_env=False).text)
+    found = {entry["name"]: entry["reason"] for entry in state["adapters"] if entry["state"] == "quarantined"}
+    return found if len(found) == expected else {}
