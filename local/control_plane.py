@@ -325,7 +325,7 @@ def _crd_name(manifest: Path) -> tuple[str, str]:
 def _served_path(manifest: Path) -> str:
     """Where a CRD's objects are served; its text is searched, since some take a second to parse."""
     group, plural = _crd_name(manifest)
-    version = re.search(r"^    name: (v\d\w*)$", manifest.read_text(), re.MULTILINE)
+    version = re.search(r"^(?:  - |    )name: (v\d\w*)$", manifest.read_text(), re.MULTILINE)
     assert version, f"{manifest} names no version"
     return f"apis/{group}/{version[1]}/{plural}"
 

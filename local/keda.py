@@ -38,9 +38,9 @@ def start(state: Path, control_plane: ControlPlane) -> None:
         f"--health-probe-bind-address=127.0.0.1:{health}",
         f"--metrics-service-bind-address=127.0.0.1:{service}",
     ]
-    environment = os.environ | {"POD_NAMESPACE": _NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE}
+    namespaces = {"POD_NAMESPACE": _NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE, "WATCH_NAMESPACE": ""}
     for attempt in range(1, _ATTEMPTS + 1):
-        process = Process.start(_NAME, command, state, env=environment)
+        process = Process.start(_NAME, command, state, env=os.environ | namespaces)
         try:
             process.wait_until(lambda: _is_ready(health))
         except ProcessError:
