@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from loraserve.agent.state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.kubernetes import Manifest
-from loraserve.gateway.routing import Route
+from loraserve.gateway.routing import ANY_OTHER, Route
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -188,15 +188,10 @@ class Pods:
     def _candidates(self, route: Route) -> Iterator[list[tuple[Pod, str]]]:
         now, heard = self._clock(), self.heard
         for served in route.served:
-            yield [(pod, served) for pod in heard if pod.has(served, now)]
-        if route.any_version:
-            prefix = f"{route.model}@"
-            yield [
-                (pod, served)
-                for pod in heard
-                for served in pod.versions
-                if served.startswith(prefix) and pod.has(served, now)
-            ]
+            if served != ANY_OTHER:
+                yield [(pod, served) for pod in heard if pod.has(served, now)]
+            else:
+                yield [(pod, other) for pod in heard for other in _others(pod, route) if pod.has(other, now)]
 
     def _least_surprising(self, candidates: list[tuple[Pod, str]]) -> Place | None:
         """The pod where this adapter is at home, unless it is full or far busier than the others."""
@@ -229,6 +224,11 @@ class Pods:
 def _affinity(pod: Pod, served: str) -> bytes:
     """Rendezvous hashing: a pod that comes or goes moves only its own share of the adapters."""
     return hashlib.blake2b(f"{served} {pod.address}".encode(), digest_size=8).digest()
+
+
+def _others(pod: Pod, route: Route) -> list[str]:
+    """Versions of the adapter that the route does not name."""
+    return [served for served in pod.versions if served.startswith(f"{route.model}@") and served not in route.served]
 
 
 def host(address: str) -> str:

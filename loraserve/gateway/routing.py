@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from loraserve.desired import Adapter, DesiredState, served_name
 from loraserve.gateway.errors import NoSuchModel
 
+ANY_OTHER = "*"
+"""Stands for any version of the adapter that a pod still holds and that is not declared: the one before a swap."""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -14,8 +17,6 @@ class Route:
     model: str
     served: tuple[str, ...]
     """Names under which vLLM may have it, the best first."""
-    any_version: bool = False
-    """While none of `served` is ready, another version that a pod still holds will do: the one before a swap."""
     falls_back: bool = False
 
 
@@ -45,13 +46,8 @@ class Routes:
             entries = [entry for entry in entries if entry.version == version]
         if not entries:
             raise NoSuchModel(f"The model {model!r} does not exist; /v1/models lists those that do.", param="model")
-        entries = _preferred(entries, name, caller)
-        return Route(
-            name,
-            tuple(served_name(entry) for entry in entries),
-            any_version=not pinned,
-            falls_back=entries[0].fallback == "base",
-        )
+        served = (served_name(entries[0]),) if pinned else _served(entries, name, caller)
+        return Route(name, served, falls_back=entries[0].fallback == "base")
 
     def base_route(self) -> Route:
         assert self.base is not None
@@ -62,12 +58,14 @@ class Routes:
         return replace(self.base_route(), model=route.model)
 
 
-def _preferred(entries: list[Adapter], name: str, caller: str) -> list[Adapter]:
-    """Stable version and canary, the one that is this caller's first."""
-    canary = entries[-1]
-    if len(entries) == 1 or _share(f"{name} {caller}") >= (canary.canary_percent or 0):
-        return entries
-    return entries[::-1]
+def _served(entries: list[Adapter], name: str, caller: str) -> tuple[str, ...]:
+    """A canary's callers have the stable version to fall back on; the others get the canary only where nothing else is."""
+    stable, canary = entries[0], entries[-1]
+    if stable is canary:
+        return served_name(stable), ANY_OTHER
+    if _share(f"{name} {caller}") < (canary.canary_percent or 0):
+        return served_name(canary), served_name(stable), ANY_OTHER
+    return served_name(stable), ANY_OTHER, served_name(canary)
 
 
 def _share(text: str) -> int:

@@ -108,6 +108,7 @@ class WaitingRoom:
             self._serve(ticket)
             if ticket.place.done():
                 line.popleft()
+                queue.lines[route] = queue.lines.pop(route)  # the other lines are next
                 self._tidy(tenant, queue, route)
                 self._count(queue, ticket, -1)
                 return True

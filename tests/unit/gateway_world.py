@@ -261,11 +261,18 @@ class World:
         return self._folder / "keys.json"
 
     def start(self, *adapters: Adapter, pods: int = 1) -> None:
-        """Declares adapters; the first pods run, and the gateway has heard of them when this returns."""
-        self.run(self._start(adapters, pods))
+        """Declares adapters; the first pods run, and the gateway has read the document when this returns."""
+        self.run(self._surround(adapters, pods))
+        self.run(self._start_gateway())
         self.wait_until(lambda: self.inner("/readyz").status_code == 200)
 
-    async def _start(self, adapters: tuple[Adapter, ...], pods: int) -> None:
+    def surround(self, *adapters: Adapter, pods: int = 1) -> dict[str, str]:
+        """Everything but the gateway; the environment that one needs here."""
+        self.run(self._surround(adapters, pods))
+        values = self._gateway_settings().model_dump(exclude_defaults=True)
+        return {f"GATEWAY_{field.upper()}": str(value) for field, value in values.items()}
+
+    async def _surround(self, adapters: tuple[Adapter, ...], pods: int) -> None:
         self.kubernetes = FakeKubernetes()
         await self.kubernetes.start()
         for pod in self.pods:
@@ -273,6 +280,8 @@ class World:
         self._declare(adapters)
         self._show_pods(pods)
         self._show_gateways(1)
+
+    async def _start_gateway(self) -> None:
         started = asyncio.Event()
         self._stop = asyncio.Event()
         self._ended = asyncio.ensure_future(self._serve(started))
@@ -281,7 +290,15 @@ class World:
             self._ended.result()
 
     async def _serve(self, started: asyncio.Event) -> None:
-        settings = Settings(
+        async with serving(self._gateway_settings()) as ports:
+            self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
+            self.tls_url = f"https://127.0.0.1:{ports.tls}"
+            started.set()
+            assert self._stop
+            await self._stop.wait()
+
+    def _gateway_settings(self) -> Settings:
+        return Settings(
             namespace=NAMESPACE,
             vllm_service="vllm-service",
             gateway_service="gateway",
@@ -296,12 +313,6 @@ class World:
             kubernetes_token_file=self._folder / "token",
             **self._settings,
         )
-        async with serving(settings) as ports:
-            self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
-            self.tls_url = f"https://127.0.0.1:{ports.tls}"
-            started.set()
-            assert self._stop
-            await self._stop.wait()
 
     def declare(self, *adapters: Adapter) -> None:
         """A new desired state."""

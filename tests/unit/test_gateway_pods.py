@@ -10,10 +10,10 @@ import pytest
 from loraserve.agent.state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.pods import DOUBT_SECONDS, FRESH_SECONDS, Pod, Pods, endpoints
-from loraserve.gateway.routing import Route
+from loraserve.gateway.routing import ANY_OTHER, Route
 from tests.unit.gateway_world import BASE, endpoint_slice
 
-FAQ = Route("faq", ("faq@v2",), any_version=True)
+FAQ = Route("faq", ("faq@v2", ANY_OTHER))
 
 
 class Fleet:
@@ -45,6 +45,15 @@ def test_the_wanted_version_goes_before_the_one_that_it_replaces() -> None:
     assert fleet.served(FAQ) == "faq@v1"
     fleet.add("b", faq_v1=State.DRAINING, faq_v2=State.READY)
     assert fleet.served(FAQ) == "faq@v2"
+
+
+def test_a_canary_does_not_get_everybody_while_the_stable_version_is_swapped() -> None:
+    fleet = Fleet()
+    stable = Route("faq", ("faq@v3", ANY_OTHER, "faq@v2"))
+    fleet.add("a", faq_v1=State.READY, faq_v2=State.READY, faq_v3=State.LOADING)
+    assert fleet.served(stable) == "faq@v1"
+    fleet.add("b", faq_v2=State.READY, faq_v3=State.READY)
+    assert fleet.served(stable) == "faq@v3"
 
 
 @pytest.mark.parametrize("state", [state for state in State if state not in (State.READY, State.QUARANTINED)])

@@ -104,6 +104,15 @@ async def test_an_adapter_that_is_not_ready_holds_up_no_other() -> None:
 
 
 @in_loop
+async def test_one_tenants_adapters_are_served_in_turn() -> None:
+    server = Server()
+    server.hold("a", 5, route=FAQ)
+    (legal,) = server.hold("a", route=LEGAL)
+    await server.open(2)
+    assert legal.place.done()
+
+
+@in_loop
 async def test_a_newcomer_does_not_overtake_its_own_tenants_line() -> None:
     server = Server()
     (first,) = server.hold("a")
