@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import httpx
+from kubernetes import client
 
 from local.control_plane import ControlPlane
 from local.processes import Process, ProcessError, free_ports
@@ -27,6 +28,7 @@ def start(state: Path, control_plane: ControlPlane) -> None:
     if Process.load(_NAME, state):
         return
     state.mkdir(parents=True, exist_ok=True)
+    _create_namespace(client.CoreV1Api(control_plane.client()))
     metrics, health, service = free_ports(3)
     command = [
         ensure(Tool.KEDA)[Tool.KEDA],
@@ -49,6 +51,15 @@ def start(state: Path, control_plane: ControlPlane) -> None:
                 raise
         else:
             return
+
+
+def _create_namespace(core: client.CoreV1Api) -> None:
+    """Its certificates are kept there."""
+    try:
+        core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=_NAMESPACE)))
+    except client.ApiException as error:
+        if error.status != 409:
+            raise
 
 
 def _is_ready(port: int) -> bool:

@@ -140,9 +140,10 @@ def ensure(*tools: Tool) -> dict[Tool, Path]:
 
 def crds() -> list[Path]:
     """Manifests of the custom resources that the program creates, or that KEDA's operator looks for."""
-    monitors = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+    folder = "example/prometheus-operator-crd"
+    monitoring = [f"{folder}/monitoring.coreos.com_{plural}.yaml" for plural in ("servicemonitors", "prometheusrules")]
     keda = [f"config/crd/bases/{name}.yaml" for name in _KEDA_RESOURCES]
-    return [*_module_files(_PROMETHEUS_OPERATOR, [monitors]), *_module_files(_KEDA, keda)]
+    return [*_module_files(_PROMETHEUS_OPERATOR, monitoring), *_module_files(_KEDA, keda)]
 
 
 def kwok_stages() -> list[Path]:

@@ -75,7 +75,7 @@ def upload(s3: Any, name: str, files: Files) -> Adapter:
         {
             "schemaVersion": 1,
             "files": {
-                file: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+                file: {"parts": [hashlib.sha256(content).hexdigest()], "size": len(content)}
                 for file, content in files.items()
             },
             "baseModel": "mistralai/Mistral-7B-v0.1",

@@ -17,7 +17,7 @@ from loraserve.gateway.keys import KeyRing, create_key
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.settings import Settings
 from tests.stack_values import adapter, stack_values
-from tests.unit.declared import Program, declare, declared
+from tests.unit.declared import Program, declare
 
 CERTIFICATE = "arn:aws:acm:eu-central-1:123456789012:certificate/0123"
 _, KEY = create_key("team-a", ("aws-rag-qa",), 600)
@@ -205,9 +205,9 @@ def test_a_rolling_update_has_room_at_the_most_replicas() -> None:
 
 
 def test_without_scaling_there_is_no_keda() -> None:
-    local = declared("local")
-    assert not local.of_type("keda.sh/v1alpha1:ScaledObject")
-    assert not [chart for chart in declare("dev", scalingEnabled=False).of_type("Chart") if chart.name == "keda"]
+    program = declare("dev", scalingEnabled=False)
+    assert not program.of_type("keda.sh/v1alpha1:ScaledObject")
+    assert not [chart for chart in program.of_type("Chart") if chart.name == "keda"]
 
 
 @pytest.mark.parametrize(

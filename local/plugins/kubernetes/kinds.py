@@ -56,5 +56,6 @@ KINDS = (
     _namespaced("rbac.authorization.k8s.io/v1", "Role", "roles"),
     _namespaced("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", "roleRef"),
     _namespaced("keda.sh/v1alpha1", "ScaledObject", "scaledobjects"),
+    _namespaced("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
     _namespaced("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
 )
