@@ -56,7 +56,11 @@ _HUB_TOKEN = "hub-token"
 _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
 _SHARED_MEMORY_GIB = 1
-_CPU_KV_CACHE_GIB = "1"
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # Its image has no compiler; without this, the first request for log-probabilities ends the engine.
+    "TORCH_COMPILE_DISABLE": "1",
+}
 
 
 def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
@@ -372,7 +376,10 @@ class Inference(pulumi.ComponentResource):
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings, base = self._settings, base_folder(self._settings)
         environment = [
-            *([_variable("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)] if settings.vllm_device == "cpu" else []),
+            *(
+                _variable(key, value)
+                for key, value in (_CPU_ENVIRONMENT if settings.vllm_device == "cpu" else {}).items()
+            ),
             *(
                 _variable(key, value)
                 for key, value in vllm_environment(bool(self._envelope), offline=bool(base)).items()

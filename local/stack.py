@@ -34,6 +34,7 @@ STACK = "local"
 BASE_VERSION = "v1"
 ADAPTERS = ("faq@v1", "legal@v1")
 """What `make up` trains and publishes the first time."""
+_ADAPTERS, _KEYS = f"{names.PROJECT}:adapters", f"{names.PROJECT}:gatewayKeys"
 _NEEDED_MEMORY_GB = 6
 
 console = Console(highlight=False, soft_wrap=True)
@@ -134,9 +135,11 @@ class LocalStack:
             "loraserveImage": own.reference,
         }
         self.pulumi.take_over()
-        if not self.declared_file.exists():
+        if not self.key_file.exists():
+            self._make_key()
+        if _ADAPTERS not in self._declared():
             with step("pulumi up --stack local (without the model: it makes the bucket)"):
-                self._apply(built | {"inferenceReplicas": 0})
+                self._apply(built | self._declared() | {"inferenceReplicas": 0})
             with step("base model and adapters: trained once, published"):
                 self._publish()
         with step("pulumi up --stack local"):
@@ -236,18 +239,21 @@ class LocalStack:
         base = models.base(self._run_in_vllm_image)
         folders = self.train(*ADAPTERS)
         bucket = self.pulumi.output("adapterBucket")
-        declared: dict[str, Any] = self.pulumi.loraserve(
+        mirrored: dict[str, Any] = self.pulumi.loraserve(
             "mirror", str(base), "--bucket", bucket, "--model", models.BASE_NAME, "--version", BASE_VERSION
         )
-        declared[f"{names.PROJECT}:adapters"] = [
-            entry for name, folder in folders.items() for entry in self.publish(folder, name, bucket)
-        ]
+        adapters = [entry for name, folder in folders.items() for entry in self.publish(folder, name, bucket)]
+        self._declare(mirrored | {_ADAPTERS: adapters})
+
+    def _make_key(self) -> None:
         key, entry = create_key("local", (EVERY_MODEL,), requests_per_minute=None)
+        self._declare({_KEYS: [entry.model_dump(mode="json", by_alias=True, exclude_none=True)]})
         self.key_file.touch(mode=0o600)
         self.key_file.write_text(key)
-        declared[f"{names.PROJECT}:gatewayKeys"] = [entry.model_dump(mode="json", by_alias=True, exclude_none=True)]
+
+    def _declare(self, added: Mapping[str, Any]) -> None:
         partial = self.declared_file.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(declared))
+        partial.write_text(yaml.safe_dump(self._declared() | dict(added)))
         partial.rename(self.declared_file)
 
     def publish(self, folder: Path, served_name: str, bucket: str) -> list[dict[str, Any]]:
@@ -256,7 +262,7 @@ class LocalStack:
         return self.pulumi.loraserve("publish", str(folder), "--bucket", bucket, "--model", name, "--version", version)
 
     def _declared(self) -> dict[str, Any]:
-        return yaml.safe_load(self.declared_file.read_text())
+        return yaml.safe_load(self.declared_file.read_text()) if self.declared_file.exists() else {}
 
     def _stop(self) -> list[str]:
         """Ends everything; returns what is left on this machine."""
