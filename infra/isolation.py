@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pulumi
 import pulumi_kubernetes as k8s
 
@@ -32,7 +34,14 @@ def create_namespace(name: str, level: str, opts: pulumi.ResourceOptions) -> pul
 class Isolation(pulumi.ComponentResource):
     """In the serving namespace nothing is allowed but what a policy here allows."""
 
-    def __init__(self, name: str, *, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: pulumi.Input[str],
+        aws_endpoint_url: str | None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("loraserve:infra:Isolation", name, None, opts)
         self._namespace = namespace
         self._child = pulumi.ResourceOptions(parent=self)
@@ -44,6 +53,9 @@ class Isolation(pulumi.ComponentResource):
             VLLM_SELECTOR,
             egress=[{"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}],
         )
+        if aws_endpoint_url:  # an emulated AWS, which need not listen on HTTPS's port
+            port = urlsplit(aws_endpoint_url).port or HTTPS_PORT
+            self._create("vllm-to-aws-endpoint", VLLM_SELECTOR, egress=[{"to": [_internet()], "ports": [_tcp(port)]}])
         self._create(
             "vllm-from-clients",
             VLLM_SELECTOR,

@@ -63,7 +63,7 @@ def deploy() -> None:
     )
     if config.addons_enabled:
         Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.gpu_idle_minutes, opts=in_cluster)
-    Isolation("isolation", namespace=serving_namespace, opts=in_cluster)
+    Isolation("isolation", namespace=serving_namespace, aws_endpoint_url=config.aws_endpoint_url, opts=in_cluster)
     inference = Inference(
         "inference",
         settings=config,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from tests.unit.declared import Program, declared
+from tests.unit.declared import Program, declare, declared
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
 
@@ -112,3 +112,11 @@ def test_what_vllm_reaches(
 def test_a_pod_that_no_policy_names_is_cut_off(policies: list[dict[str, Any]]) -> None:
     assert not allowed(policies, "Ingress", STRANGER, CLIENT, 8080)
     assert not allowed(policies, "Egress", STRANGER, "52.95.110.1", 443)
+
+
+def test_an_emulated_aws_is_reached_at_its_port_and_stays_the_only_one() -> None:
+    program = declare("local", awsEndpointUrl="http://172.18.0.1:4566")
+    policies = [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    assert allowed(policies, "Egress", VLLM, "172.18.0.1", 4566)
+    assert not allowed(policies, "Egress", VLLM, "172.18.0.1", 6443)
+    assert not allowed(policies, "Egress", STRANGER, "172.18.0.1", 4566)
