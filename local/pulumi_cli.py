@@ -12,18 +12,18 @@ import yaml
 
 from local import engine
 from local.cloud import Cloud
-from local.control_plane import ControlPlane
+from local.place import Cluster
 from local.processes import ProcessError
 
 
 class PulumiCli:
     """Runs in a project folder below `state`, with an environment that reaches this stack and nothing else."""
 
-    def __init__(self, state: Path, stack: str, cloud: Cloud, control_plane: ControlPlane) -> None:
+    def __init__(self, state: Path, stack: str, cloud: Cloud, cluster: Cluster) -> None:
         self._cli = str(engine.cli(state))
         self._stack = stack
         self._project = state / "project"
-        self._environment = engine.environment(state, cloud, control_plane)
+        self._environment = engine.environment(state, cloud, cluster)
         engine.lay_out_project(self._project)
         engine.write_stack_file(self._project, stack, {})
 
