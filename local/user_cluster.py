@@ -1,8 +1,8 @@
 """A cluster of the user's own as the place of the stack: chosen by its context, used without root, left as it was.
 
-It runs in Docker on this machine (kind, k3d, minikube). Our namespaces apart, three things of it change: it gets two
-images, and one node carries the GPU group's label and advertises a GPU, both of which `remove` takes back. The node gets no taint:
-it may be the only one.
+It runs in Docker on this machine (kind, k3d, minikube). What changes in it, our namespaces apart: it gets two images, and
+one node carries the GPU group's label and advertises a GPU, which `remove` takes back. The node gets no taint: it may be
+the only one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
 _KIND, _K3D = "kind-", "k3d-"
-_LOCAL = (_KIND, _K3D, "minikube", "docker-desktop")
-"""How contexts of clusters on this machine begin."""
+_LOCAL = (_KIND, _K3D, "minikube")
+"""How contexts of clusters in Docker on this machine begin."""
 _OLDEST_MINOR = 30
 """Kubernetes 1.30 is the first with native sidecars and a hook that sleeps."""
 _NAMESPACES = (names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE)
@@ -52,8 +52,10 @@ class UserCluster:
     def choose(cls, state: Path, context: str) -> UserCluster:
         """Copies this context, and nothing else, of the user's kubeconfig. Raises ProcessError where it cannot serve."""
         if context not in (known := contexts()):
-            has = f"it has: {', '.join(known)}" if known else "it has none"
-            raise ProcessError(f"Your kubeconfig has no context {context!r}; {has}.")
+            listed = ", ".join(known) or "none"
+            raise ProcessError(
+                f"Your kubeconfig has no context {context!r}; `kubectl config get-contexts` lists: {listed}."
+            )
         check_memory()
         _address(context)
 

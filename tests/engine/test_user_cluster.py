@@ -24,7 +24,7 @@ from kubernetes import client
 
 from infra import names, versions
 from infra.instance_types import SYSTEM_INSTANCE_TYPES
-from local import docker, images, nodes, place
+from local import docker, images, nodes, place, user_cluster
 from local.control_plane import ControlPlane
 from local.engine import CHECKOUT
 from local.machine import Machine
@@ -309,7 +309,7 @@ def test_a_gateway_that_is_elsewhere_is_refused(desktop: Desktop, tmp_path: Path
 @pytest.mark.parametrize(
     ("context", "reason"),
     [
-        ("kind-gone", f"no context 'kind-gone'; it has: {K3D}, {KIND}, {OTHER}, {PRODUCTION}"),
+        ("kind-gone", f"no context 'kind-gone'; .* lists: {K3D}, {KIND}, {OTHER}, {PRODUCTION}"),
         (PRODUCTION, "must run in Docker on this machine"),
     ],
 )
@@ -352,6 +352,36 @@ def test_a_missing_program_is_named(desktop: Desktop, tmp_path: Path) -> None:
     (desktop.bin / "docker").unlink()
     with pytest.raises(ProcessError, match="no `docker` on PATH"):
         chosen.check()
+
+
+def test_a_cluster_that_is_too_old_is_refused(
+    desktop: Desktop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_cluster, "_OLDEST_MINOR", 99)
+    with pytest.raises(ProcessError, match=r"runs Kubernetes v1\..*1\.99 or newer"):
+        UserCluster.choose(tmp_path / "place", KIND)
+
+
+def test_after_a_reboot_the_stack_is_built_anew_in_the_same_cluster(
+    desktop: Desktop, core: client.CoreV1Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop.has_built()
+    before = contents(core)
+    UserCluster.choose(tmp_path / "user-cluster", KIND).start(say)
+    (tmp_path / "aws").mkdir()
+    (tmp_path / "aws" / "aws.json").write_text("{}")  # of an emulated AWS that has ended
+
+    def stop_here(*_: object) -> None:
+        raise ProcessError("far enough")
+
+    monkeypatch.setattr(UserCluster, "prepare", stop_here)
+    with pytest.raises(ProcessError, match="far enough"):
+        LocalStack(tmp_path).up()
+    again = UserCluster.load(tmp_path / "user-cluster")
+    assert again
+    assert again.context == KIND
+    assert not (tmp_path / "aws").exists()
+    assert contents(core) == before
 
 
 def test_a_cluster_that_does_not_answer_any_more_is_named(desktop: Desktop, tmp_path: Path) -> None:
