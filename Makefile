@@ -42,6 +42,7 @@ engine: install tools ## The real engine against emulated AWS and a real API ser
 
 bench: install tools ## Measure what is promised about speed
 	@$(PY) -m bench.program
+	@$(PY) -m bench.local
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.toolchain

@@ -40,6 +40,7 @@ class Tool(StrEnum):
     KUBELET = "kubelet"
     KUBE_PROXY = "kube-proxy"
     COREDNS = "coredns"
+    KEDA = "keda"
     ETCD = "etcd"
     KWOK = "kwok"
     KUBECTL = "kubectl"
@@ -92,6 +93,7 @@ _KUBERNETES = _GoModule(
 _ETCD = _GoModule("etcd", "go.etcd.io/etcd/server/v3", versions.ETCD, disk_gb=1)
 _KWOK = _GoModule("kwok", "sigs.k8s.io/kwok", versions.KWOK, disk_gb=2)
 _COREDNS = _GoModule("coredns", "github.com/coredns/coredns", versions.COREDNS, disk_gb=3)
+_KEDA = _GoModule("keda", "github.com/kedacore/keda/v2", versions.KEDA, disk_gb=5)
 _PROMETHEUS_OPERATOR = _GoModule(
     "prometheus-operator", "github.com/prometheus-operator/prometheus-operator", versions.PROMETHEUS_OPERATOR
 )
@@ -104,6 +106,7 @@ _PROGRAMS = {
     Tool.KUBELET: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubelet", 1),
     Tool.KUBE_PROXY: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", 1),
     Tool.COREDNS: _Program(_COREDNS, "github.com/coredns/coredns", 2),
+    Tool.KEDA: _Program(_KEDA, "github.com/kedacore/keda/v2/cmd/operator", 5),
     Tool.ETCD: _Program(_ETCD, "go.etcd.io/etcd/server/v3", 1),
     Tool.KWOK: _Program(_KWOK, "sigs.k8s.io/kwok/cmd/kwok", 1),
     Tool.KUBECTL: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", 1),

@@ -16,6 +16,7 @@ KUBERNETES_MINOR: Final = int(KUBERNETES.split(".")[1])
 
 ETCD: Final = "v3.6.8"
 COREDNS: Final = "v1.15.0"
+KEDA: Final = "v2.21.0"
 KWOK: Final = "v0.8.0"
 PROMETHEUS_OPERATOR: Final = "v0.85.0"
 

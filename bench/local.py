@@ -1,0 +1,94 @@
+"""How long the local stack takes on this machine: `make up` with what is cached, pod scheduled to ready, `make down`.
+
+Prints, too, the answers that it got, and what memory and disk were used.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from kubernetes import client
+from rich.console import Console
+from rich.table import Table
+
+from bench.program import Result, timed
+from infra.names import SERVING_NAMESPACE
+from local import models
+from local.asking import endpoint
+from local.stack import LocalStack
+from local.toolchain import cache_dir
+
+_GB = 1e9
+
+
+def main() -> None:
+    """Exit code 1 where a target is missed."""
+    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
+        stack = LocalStack(Path(folder) / "state")
+        free_before = available_memory_gb()
+        try:
+            results = [Result("make up, warm", timed(stack.up), 240)]
+            results.append(Result("pod scheduled to ready", scheduled_to_ready(stack)))
+            assert stack.control_plane
+            with endpoint(stack.control_plane.kubeconfig) as served:
+                answers = {model: served.ask(model, models.QUESTION) for model in served.models()}
+            figures = {
+                "memory used, GB": free_before - available_memory_gb(),
+                "disk of the state, links not counted, GB": own_disk_gb(stack.state, cache_dir()),
+                "disk of the cache, GB": disk_gb(cache_dir()),
+            }
+            results.append(Result("make up again, nothing changed", timed(stack.up)))
+        except BaseException:
+            stack.down()
+            raise
+        left: list[str] = []
+        results.append(Result("make down", timed(lambda: left.extend(stack.down())), 60))
+    table = Table("figure", "value", "target")
+    for result in results:
+        table.add_row(result.name, f"{result.seconds:.1f} s", f"<= {result.target:g} s" if result.target else "-")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.1f}", "-")
+    for model, answer in answers.items():
+        table.add_row(f"{model} answers", answer, "-")
+    table.add_row("left behind", ", ".join(left) or "nothing", "nothing")
+    Console().print(table)
+    print(json.dumps({result.name: round(result.seconds, 1) for result in results} | figures))
+    sys.exit(bool(left) or any(result.target and result.seconds > result.target for result in results))
+
+
+def scheduled_to_ready(stack: LocalStack) -> float:
+    """Seconds between the two conditions of the serving pod."""
+    assert stack.control_plane
+    core = client.CoreV1Api(stack.control_plane.client())
+    (pod,) = core.list_namespaced_pod(SERVING_NAMESPACE, label_selector="app=vllm").items or []
+    assert pod.status
+    since = {condition.type: condition.last_transition_time for condition in pod.status.conditions or []}
+    ready, scheduled = since["Ready"], since["PodScheduled"]
+    assert ready
+    assert scheduled
+    return (ready - scheduled).total_seconds()
+
+
+def available_memory_gb() -> float:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 / _GB
+
+
+def disk_gb(*folders: Path) -> float:
+    """Each file once, however many links it has."""
+    command = ["du", "--summarize", "--total", "--bytes", "--one-file-system", *map(str, folders)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return int(listing.splitlines()[-1].split()[0]) / _GB
+
+
+def own_disk_gb(folder: Path, beside: Path) -> float:
+    """What a folder adds to another one that it shares files with."""
+    return disk_gb(beside, folder) - disk_gb(beside)
+
+
+if __name__ == "__main__":
+    main()
