@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kubernetes import client
+from kubernetes import client, config
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +33,7 @@ def main() -> None:
         try:
             results = [Result("make up, warm", timed(stack.up), 240)]
             results.append(Result("pod scheduled to ready", scheduled_to_ready(stack)))
-            assert stack.control_plane
-            with endpoint(stack.control_plane.kubeconfig) as served:
+            with endpoint(stack.place.kubeconfig) as served:
                 answers = {model: served.ask(model, models.QUESTION) for model in served.models()}
             figures = {
                 "memory used, GB": free_before - available_memory_gb(),
@@ -62,8 +61,7 @@ def main() -> None:
 
 def scheduled_to_ready(stack: LocalStack) -> float:
     """Seconds between the two conditions of the serving pod."""
-    assert stack.control_plane
-    core = client.CoreV1Api(stack.control_plane.client())
+    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
     (pod,) = core.list_namespaced_pod(SERVING_NAMESPACE, label_selector="app=vllm").items or []
     assert pod.status
     since = {condition.type: condition.last_transition_time for condition in pod.status.conditions or []}
