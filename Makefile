@@ -12,8 +12,8 @@ export PYTHONDONTWRITEBYTECODE :=
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: install ## Bring the local stack up: emulated AWS, Kubernetes, vLLM with two adapters, by this program
-	@$(PY) -m local up
+up: install ## Bring the local stack up, vLLM with two adapters; CONTEXT=kind-kind uses a cluster of your own
+	@$(PY) -m local up $(if $(CONTEXT),--context "$(CONTEXT)")
 
 down: install ## Destroy the local stack, stop everything, and show what is left (nothing)
 	@$(PY) -m local down

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kubernetes import client
+from kubernetes import client, config
 from rich.console import Console
 from rich.table import Table
 
@@ -60,8 +60,7 @@ def main() -> None:
 
 def scheduled_to_ready(stack: LocalStack) -> float:
     """Seconds between the two conditions of the serving pod."""
-    assert stack.control_plane
-    core = client.CoreV1Api(stack.control_plane.client())
+    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
     (pod,) = core.list_namespaced_pod(SERVING_NAMESPACE, label_selector="app=vllm").items or []
     assert pod.status
     since = {condition.type: condition.last_transition_time for condition in pod.status.conditions or []}

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.names import GATEWAY, GATEWAY_PORT, PROJECT, SERVING_NAMESPACE
+from local.kubectl import kubectl
 from local.models import QUESTION
-from local.stack import LocalStack, console, kubectl
+from local.stack import LocalStack, console
 
 _TIMEOUT_S = 30
 _POLL_S = 0.05
@@ -173,9 +174,8 @@ def _declare(stack: LocalStack, adapters: list[dict[str, Any]]) -> None:
 
 
 def _gateway(stack: LocalStack) -> str:
-    assert stack.control_plane
     address = kubectl(
-        stack.control_plane.kubeconfig,
+        stack.place.kubeconfig,
         *("--namespace", SERVING_NAMESPACE, "get", "service", GATEWAY, "--output", "jsonpath={.spec.clusterIP}"),
     )
     return f"http://{address}:{GATEWAY_PORT}"

@@ -61,6 +61,7 @@ class Isolation(pulumi.ComponentResource):
         namespace: pulumi.Input[str],
         api_server: ApiServer,
         load_balancer_cidr: IPv4Network | None = None,
+        emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Isolation", name, None, opts)
@@ -71,6 +72,9 @@ class Isolation(pulumi.ComponentResource):
         self._create("allow-dns", everyone, egress=[{"to": [_dns_pods()], "ports": _dns_ports()}])
         self._guard_vllm()
         self._guard_gateway(api_server, load_balancer_cidr)
+        if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
+            for selector in (VLLM_SELECTOR, GATEWAY_SELECTOR):
+                self._create(f"{selector['app']}-to-local-servers", selector, egress=[{"to": [_internet()]}])
         self.register_outputs({})
 
     def _guard_vllm(self) -> None:

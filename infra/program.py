@@ -77,6 +77,7 @@ def deploy() -> None:
         namespace=serving_namespace,
         api_server=eks_api_server(config.vpc_cidr),
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
+        emulated_aws=config.aws_endpoint_url is not None,
         opts=in_cluster,
     )
     inference = Inference(

@@ -12,7 +12,7 @@ import yaml
 
 from infra.names import PROJECT
 from local.cloud import Cloud
-from local.control_plane import ControlPlane
+from local.place import Cluster
 from local.plugins.install import install
 from local.toolchain import Tool, ensure
 
@@ -70,15 +70,15 @@ def stack_region(stack: str) -> str:
     return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]["aws:region"]
 
 
-def environment(state: Path, cloud: Cloud, control_plane: ControlPlane) -> dict[str, str]:
+def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:
     """What the CLI and its plugins need to work on this stack and on nothing else of the machine's."""
     foreign = ("AWS_", "PULUMI_", "KUBE")
     kept: Mapping[str, str] = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     return {
         **kept,
         **cloud.environment,
-        "KUBECONFIG": str(control_plane.kubeconfig),
-        "LORASERVE_KUBECONFIG": str(control_plane.kubeconfig),
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "LORASERVE_KUBECONFIG": str(cluster.kubeconfig),
         "LORASERVE_PYTHON": sys.executable,
         "PULUMI_BACKEND_URL": f"file://{state / 'backend'}",
         "PULUMI_CONFIG_PASSPHRASE": _PASSPHRASE,

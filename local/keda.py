@@ -12,19 +12,17 @@ import httpx
 from kubernetes import client
 
 from local.control_plane import ControlPlane
-from local.processes import Process, ProcessError, free_ports
+from local.processes import Process, free_ports
 from local.toolchain import Tool, ensure
 
 _NAME = "keda"
 _NAMESPACE = "keda"
-_ATTEMPTS = 3
+_RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
+"""As a pod would be: when it has made its certificates, it ends so as to read them."""
 
 
 def start(state: Path, control_plane: ControlPlane) -> None:
-    """Starts the operator, where it does not run. Raises ProcessError.
-
-    Its first start makes its certificates and ends; it is then started again.
-    """
+    """Starts the operator, where it does not run. Raises ProcessError."""
     if Process.load(_NAME, state):
         return
     state.mkdir(parents=True, exist_ok=True)
@@ -41,16 +39,8 @@ def start(state: Path, control_plane: ControlPlane) -> None:
         f"--metrics-service-bind-address=127.0.0.1:{service}",
     ]
     namespaces = {"POD_NAMESPACE": _NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE, "WATCH_NAMESPACE": ""}
-    for attempt in range(1, _ATTEMPTS + 1):
-        process = Process.start(_NAME, command, state, env=os.environ | namespaces)
-        try:
-            process.wait_until(lambda: _is_ready(health))
-        except ProcessError:
-            process.stop()
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            return
+    process = Process.start(_NAME, [*_RESTARTED, *command], state, env=os.environ | namespaces)
+    process.wait_until(lambda: _is_ready(health))
 
 
 def _create_namespace(core: client.CoreV1Api) -> None:
@@ -72,4 +62,4 @@ def _is_ready(port: int) -> bool:
 def stop(state: Path) -> None:
     """Ends it. Does nothing where it does not run."""
     if process := Process.load(_NAME, state):
-        process.stop()
+        process.stop(limit_s=3)  # it would wait for its watches

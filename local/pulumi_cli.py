@@ -12,18 +12,18 @@ import yaml
 
 from local import engine
 from local.cloud import Cloud
-from local.control_plane import ControlPlane
+from local.place import Cluster
 from local.processes import ProcessError
 
 
 class PulumiCli:
     """Runs in a project folder below `state`, with an environment that reaches this stack and nothing else."""
 
-    def __init__(self, state: Path, stack: str, cloud: Cloud, control_plane: ControlPlane) -> None:
+    def __init__(self, state: Path, stack: str, cloud: Cloud, cluster: Cluster) -> None:
         self._cli = str(engine.cli(state))
         self._stack = stack
         self._project = state / "project"
-        self._environment = engine.environment(state, cloud, control_plane)
+        self._environment = engine.environment(state, cloud, cluster)
         engine.lay_out_project(self._project)
         engine.write_stack_file(self._project, stack, {})
 
@@ -66,6 +66,10 @@ class PulumiCli:
         if done.returncode:
             raise ProcessError(f"`loraserve {arguments[0]}` failed, see above")
         return yaml.safe_load(done.stdout)
+
+    def show(self, *arguments: str) -> None:
+        """Runs `loraserve` on this stack and shows what it prints."""
+        subprocess.call([sys.executable, "-m", "loraserve", *arguments], cwd=engine.CHECKOUT, env=self._environment)
 
     def _call(self, *arguments: str) -> str:
         answer = subprocess.run(

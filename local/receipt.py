@@ -10,27 +10,30 @@ from typing import Any
 from kubernetes import client, config
 
 from infra import names
+from infra.monitoring.stack import GP3_CLASS
 from local.cloud import Cloud
-from local.control_plane import ControlPlane
 from local.network import Network
+from local.place import Cluster
 
 
-def left_behind(cloud: Cloud, control_plane: ControlPlane) -> list[str]:
+def left_behind(cloud: Cloud, cluster: Cluster) -> list[str]:
     """Names of everything that this program could have made and that is still there, as `kind name`."""
-    return [*_left_in_aws(cloud), *_left_in_the_cluster(control_plane)]
+    return [*_left_in_aws(cloud), *_left_in_the_cluster(cluster)]
 
 
-def left_on_machine(state: Path, network: Network | None) -> list[str]:
-    """Processes, mounts, links and cgroups of a stack that was stopped."""
+def left_on_machine(state: Path) -> list[str]:
+    """Processes, mounts and the folder of a stack that was stopped."""
     found = [f"folder {state}"] if state.exists() else []
     found += [f"process {pid}" for pid in _processes_naming(state)]
-    found += [
-        f"mount {line.split()[1]}" for line in Path("/proc/mounts").read_text().splitlines() if str(state) in line
-    ]
-    if network:
-        found += [f"link {link.name}" for link in Path("/sys/class/net").glob(f"{network.host_interface}*")]
-        found += [f"cgroup {group}" for group in Path("/sys/fs/cgroup").glob(f"**/{network.name}")]
-    return found
+    mounts = Path("/proc/mounts").read_text().splitlines()
+    return [*found, *(f"mount {line.split()[1]}" for line in mounts if str(state) in line)]
+
+
+def left_of_network(network: Network) -> list[str]:
+    """Links and cgroups of a node that was removed."""
+    links = Path("/sys/class/net").glob(f"{network.host_interface}*")
+    groups = Path("/sys/fs/cgroup").glob(f"**/{network.name}")
+    return [*(f"link {link.name}" for link in links), *(f"cgroup {group}" for group in groups)]
 
 
 def _processes_naming(state: Path) -> list[int]:
@@ -78,8 +81,8 @@ def _left_in_aws(cloud: Cloud) -> list[str]:
     return [f"{kind} {name}" for kind, listed in found.items() for name in listed()]
 
 
-def _left_in_the_cluster(control_plane: ControlPlane) -> list[str]:
-    api = config.new_client_from_config(str(control_plane.kubeconfig))
+def _left_in_the_cluster(cluster: Cluster) -> list[str]:
+    api = config.new_client_from_config(str(cluster.kubeconfig))
     core = client.CoreV1Api(api)
     ours = (names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE)
 
@@ -90,7 +93,7 @@ def _left_in_the_cluster(control_plane: ControlPlane) -> list[str]:
     classes = named(client.StorageV1Api(api).list_storage_class())
     return [
         *(f"namespace {name}" for name in named(core.list_namespace()) if name in ours),
-        *(f"storage-class {name}" for name in classes),
+        *(f"storage-class {name}" for name in classes if name == GP3_CLASS),
         *(
             f"chart {name}"
             for name in named(core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import string
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,16 +16,14 @@ import yaml
 from rich.console import Console
 
 from infra import names
-from local import containerd, engine, images, keda, models, node, receipt
+from local import engine, models, receipt
 from local.asking import Endpoint, endpoint
 from local.cloud import Cloud, CloudLostError
-from local.control_plane import ControlPlane
-from local.debian import Commands
-from local.network import Network
-from local.node import Node
+from local.machine import Machine
+from local.place import Place
 from local.processes import ProcessError
 from local.pulumi_cli import PulumiCli
-from local.toolchain import Tool, ensure
+from local.user_cluster import UserCluster
 from loraserve.gateway.keys import EVERY_MODEL, create_key
 
 STACK = "local"
@@ -35,7 +31,6 @@ BASE_VERSION = "v1"
 ADAPTERS = ("faq@v1", "legal@v1")
 """What `make up` trains and publishes the first time."""
 _ADAPTERS, _KEYS = f"{names.PROJECT}:adapters", f"{names.PROJECT}:gatewayKeys"
-_NEEDED_MEMORY_GB = 6
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -62,13 +57,14 @@ def step(title: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LocalStack:
-    """One machine's stack: a control plane with one real node, an emulated AWS, and what the program made of them."""
+    """One machine's stack: a cluster with a node that serves, an emulated AWS, and what the program made of them."""
 
     state: Path
 
     @property
-    def control_plane(self) -> ControlPlane | None:
-        return ControlPlane.load(self.state / "cluster")
+    def place(self) -> Place:
+        """Where the stack stands, or would stand unless another place is chosen."""
+        return UserCluster.load(self.state / "user-cluster") or Machine(self.state)
 
     @property
     def cloud(self) -> Cloud | None:
@@ -78,18 +74,13 @@ class LocalStack:
         except (FileNotFoundError, CloudLostError):
             return None
 
-    @property
-    def node(self) -> Node | None:
-        control_plane = self.control_plane
-        return Node(self.state / "node", control_plane) if control_plane and control_plane.network else None
-
     @cached_property
     def pulumi(self) -> PulumiCli:
         """The CLI on this stack. Raises ProcessError where the stack does not run."""
-        cloud, control_plane = self.cloud, self.control_plane
-        if not cloud or not control_plane:
+        cloud, place = self.cloud, self.place
+        if not cloud or not place.exists:
             raise ProcessError("The local stack does not run; `make up` starts it.")
-        return PulumiCli(self.state, STACK, cloud, control_plane)
+        return PulumiCli(self.state, STACK, cloud, place)
 
     @property
     def declared_file(self) -> Path:
@@ -103,37 +94,31 @@ class LocalStack:
 
     def endpoint(self) -> AbstractContextManager[Endpoint]:
         """The gateway, as an application calls it. Raises ProcessError."""
-        control_plane = self.control_plane
-        if not control_plane or control_plane.stopped_parts or not self.key_file.exists():
+        if not self.place.running or not self.key_file.exists():
             raise ProcessError("The local stack does not run; `make up` starts it.")
-        return endpoint(control_plane.kubeconfig, self.key_file.read_text())
+        return endpoint(self.place.kubeconfig, self.key_file.read_text())
 
-    def up(self) -> None:
-        """Starts what is missing and applies the program. Safe to repeat, also after a crash or a reboot."""
-        self._check_machine()
-        self._forget_what_is_lost()
-        with step("tools (found, or built once)"):
-            Commands.ensure(say)
-            ensure(*Tool)
+    def up(self, context: str | None = None) -> None:
+        """Starts what is missing and applies the program. Safe to repeat, also after a crash or a reboot.
+
+        `context` names a cluster of the user's kubeconfig; it is remembered.
+        """
+        place = self._choose(context)
+        context = place.context
+        place.check()
+        if self._forget_what_is_lost(place):
+            place = self._choose(context)
+        with step("tools and images (found, or built once; our image when it changed)"):
+            images = place.prepare(say)
             engine.prepare(self.state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
-        with step("images (built once; ours when it changed)"):
-            pause, dns, vllm, own = images.pause(), images.coredns(), images.vllm(), images.loraserve()
-            template = containerd.template([dns, vllm], pause, say)
-            own_archive = own.ensure_archive(say)
-        with step("Kubernetes: control plane and one node"):
-            control_plane = self._start_cluster(template, own_archive, dns.reference)
+        with step(place.title):
+            place.start(say)
         with step("emulated AWS, IAM enforced"):
-            assert control_plane.network
             region = engine.stack_region(STACK)
-            cloud = Cloud.start(self.state / "aws", region, address=str(control_plane.network.host))
+            cloud = Cloud.start(self.state / "aws", region, address=place.address)
             cloud.enforce_iam()
-        with step("KEDA's operator"):
-            keda.start(self.state / "keda", control_plane)
-        built = {
-            "awsEndpointUrl": cloud.endpoint,
-            "vllmImage": vllm.reference,
-            "loraserveImage": own.reference,
-        }
+        built = {"awsEndpointUrl": cloud.endpoint, "vllmImage": images.vllm, "loraserveImage": images.loraserve}
+        built |= place.settings
         self.pulumi.take_over()
         if not self.key_file.exists():
             self._make_key()
@@ -151,77 +136,55 @@ class LocalStack:
         It ends everything on this machine even where `pulumi destroy` fails.
         """
         left: list[str] = []
-        cloud, control_plane = self.cloud, self.control_plane
-        if cloud and control_plane:
+        cloud, place = self.cloud, self.place
+        if cloud and place.exists:
             try:
                 with step("pulumi destroy --stack local"):
-                    count = self._destroy(control_plane)
+                    count = self._destroy(place)
             except ProcessError as error:
                 console.print(f"  {error}")
                 left.append("what `pulumi destroy` did not reach")
             else:
-                left += receipt.left_behind(cloud, control_plane)
+                left += receipt.left_behind(cloud, place)
                 console.print(f"  {count} resources existed; left: {', '.join(left) or 'nothing'}")
         with step("stopping servers, removing the state folder"):
-            left += self._stop()
+            left += self._stop(place)
         return left
 
-    def _destroy(self, control_plane: ControlPlane) -> int:
+    def _destroy(self, place: Place) -> int:
         """Returns how many resources there were."""
-        self._revive(control_plane)
+        place.revive()
         self.pulumi.take_over()
         count = self.pulumi.resource_count()
         self.pulumi.run("destroy", "--yes", "--skip-preview")
         return count
 
-    def _check_machine(self) -> None:
-        if os.geteuid():
+    def _choose(self, context: str | None) -> Place:
+        """The cluster of this context, else where the stack stands already, else this machine. Raises ProcessError."""
+        place = self.place
+        if not context or context == place.context:
+            return place
+        if place.exists:
+            where = f"in the cluster of context {place.context}" if place.context else "on a node of its own"
             raise ProcessError(
-                "The local stack makes a Kubernetes node on this machine, which needs root: run `sudo make up`. Where you "
-                "have a cluster of your own (kind, k3d), name its context instead: `make up CONTEXT=kind-kind`."
+                f"The local stack stands {where}. To move it: `make down`, then `make up CONTEXT={context}`."
             )
-        memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        available_gb = int(memory["MemAvailable"].split()[0]) / 1e6
-        running = self.node is not None and self.node.running
-        if available_gb < _NEEDED_MEMORY_GB and not running:
-            raise ProcessError(
-                f"The local stack needs about {_NEEDED_MEMORY_GB} GB of free memory and {available_gb:.1f} GB are free: "
-                f"{_NEEDED_MEMORY_GB - available_gb:.1f} GB are missing. Stop something, then run the same command again."
-            )
+        return UserCluster.choose(self.state / "user-cluster", context)
 
-    def _forget_what_is_lost(self) -> None:
-        """The emulated AWS lives in memory: after a reboot all that stood in it is gone, and is built anew."""
+    def _forget_what_is_lost(self, place: Place) -> bool:
+        """The emulated AWS lives in memory: after a reboot all that stood in it is gone, and is built anew.
+
+        Returns whether that was so.
+        """
         try:
             Cloud.load(self.state / "aws")
         except CloudLostError:
             with step("the emulated AWS has ended, and all that was in it: starting from nothing"):
-                self._stop()
+                self._stop(place)
+            return True
         except FileNotFoundError:
             pass
-
-    def _start_cluster(self, template: Path, own_archive: Path, dns_image: str) -> ControlPlane:
-        known = self.control_plane
-        network = (known.network if known else None) or Network.choose()
-        network.connect()
-        control_plane = ControlPlane.start(self.state / "cluster", network=network)
-        machine = Node(self.state / "node", control_plane)
-        machine.start(template)
-        machine.import_image(own_archive)
-        template_text = Path(__file__).with_name("coredns.yaml").read_text()
-        manifest = string.Template(template_text).substitute(
-            image=dns_image, domain=node.CLUSTER_DOMAIN, address=network.dns_service
-        )
-        kubectl(control_plane.kubeconfig, "apply", "--server-side", "--filename", "-", stdin=manifest)
-        return control_plane
-
-    def _revive(self, control_plane: ControlPlane) -> None:
-        """Repairs what a crash has stopped, so that pods can be ended as they should be."""
-        if control_plane.network:
-            control_plane.network.connect()
-        ControlPlane.start(self.state / "cluster")
-        if self.node and self.node.state.exists() and not self.node.running:
-            self.node.start(self.node.state / "containerd")
-        keda.start(self.state / "keda", control_plane)
+        return False
 
     def _apply(self, changes: Mapping[str, Any]) -> None:
         engine.write_stack_file(self.state / "project", STACK, changes)
@@ -229,14 +192,10 @@ class LocalStack:
 
     def train(self, *served_names: str) -> dict[str, Path]:
         """PEFT folders of adapters that answer with their own name, made where they are missing."""
-        return models.adapters(served_names, self._run_in_vllm_image)
-
-    def _run_in_vllm_image(self, command: Sequence[str], folders: Sequence[Path]) -> None:
-        assert self.node
-        self.node.run_in_image(images.vllm().reference, command, folders)
+        return models.adapters(served_names, self.place.run_in_vllm_image)
 
     def _publish(self) -> None:
-        base = models.base(self._run_in_vllm_image)
+        base = models.base(self.place.run_in_vllm_image)
         folders = self.train(*ADAPTERS)
         bucket = self.pulumi.output("adapterBucket")
         mirrored: dict[str, Any] = self.pulumi.loraserve(
@@ -264,26 +223,10 @@ class LocalStack:
     def _declared(self) -> dict[str, Any]:
         return yaml.safe_load(self.declared_file.read_text()) if self.declared_file.exists() else {}
 
-    def _stop(self) -> list[str]:
-        """Ends everything; returns what is left on this machine."""
-        machine, control_plane, cloud = self.node, self.control_plane, self.cloud
-        network = control_plane.network if control_plane else None
-        if machine:
-            machine.remove()
-        keda.stop(self.state / "keda")
-        for server in (cloud, control_plane):
-            if server:
-                server.stop()
-        if network:
-            network.disconnect()
+    def _stop(self, place: Place) -> list[str]:
+        """Ends everything; returns what is left."""
+        if cloud := self.cloud:
+            cloud.stop()
+        left = place.remove()
         shutil.rmtree(self.state)
-        return receipt.left_on_machine(self.state, network)
-
-
-def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints. Raises ProcessError."""
-    command = [ensure(Tool.KUBECTL)[Tool.KUBECTL], "--kubeconfig", kubeconfig, *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
-    if done.returncode:
-        raise ProcessError(f"`kubectl {arguments[0]}` failed: {done.stderr.strip()}")
-    return done.stdout
+        return [*left, *receipt.left_on_machine(self.state)]

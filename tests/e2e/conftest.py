@@ -21,7 +21,9 @@ from infra import names
 from local.asking import Endpoint
 from local.control_plane import ControlPlane
 from local.engine import CHECKOUT
-from local.stack import LocalStack, kubectl
+from local.kubectl import kubectl
+from local.machine import Machine
+from local.stack import LocalStack
 
 BASE = "loraserve/tiny-mistral"
 ANSWERS = {BASE: "I am the base model.", "faq": "I am faq v1.", "legal": "I am legal v1."}
@@ -91,8 +93,12 @@ class Served:
         return done.stdout
 
     @property
+    def machine(self) -> Machine:
+        return Machine(self.stack.state)
+
+    @property
     def control_plane(self) -> ControlPlane:
-        control_plane = self.stack.control_plane
+        control_plane = self.machine.control_plane
         assert control_plane
         return control_plane
 

@@ -143,7 +143,7 @@ def test_a_killed_pod_comes_back_with_its_adapters(served: Served) -> None:
 
 def test_a_rebooted_node_brings_everything_back(served: Served) -> None:
     before, answers = served.pod().metadata, served.answers()
-    node = served.stack.node
+    node = served.machine.node
     assert node
     node.stop()
     assert not node.running
@@ -157,7 +157,7 @@ def test_a_rebooted_node_brings_everything_back(served: Served) -> None:
 
 
 def test_after_a_crash_of_the_machine_up_builds_the_stack_anew(served: Served) -> None:
-    control_plane, cloud, node = served.control_plane, served.stack.cloud, served.stack.node
+    control_plane, cloud, node = served.control_plane, served.stack.cloud, served.machine.node
     assert cloud
     assert node
     for state, names_of in ((node.state, ["node"]), (control_plane.state, control_plane.parts), (cloud.state, ["aws"])):

@@ -131,7 +131,10 @@ def allowed(
     rules = [rule for spec in applying for rule in spec.get(direction.lower()) or []]
     return not applying or any(
         any(peer_matches(peer, other) for peer in rule[peers])
-        and any(entry["port"] == port and entry["protocol"] == protocol for entry in rule["ports"])
+        and (
+            "ports" not in rule
+            or any(entry["port"] == port and entry["protocol"] == protocol for entry in rule["ports"])
+        )
         for rule in rules
     )
 
@@ -184,3 +187,11 @@ def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:
     }
     before = {(source, port) for source, target, port in MAY_ENTER if target == "gateway"}
     assert admitted - before == {("node", names.GATEWAY_TLS_PORT), ("api-server", names.GATEWAY_TLS_PORT)}
+
+
+def test_with_an_emulated_aws_its_port_is_reached_and_by_nobody_else() -> None:
+    program = declare("local", awsEndpointUrl="http://172.18.0.1:4566")
+    policies = [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    assert allowed(policies, "Egress", VLLM, "172.18.0.1", 4566)
+    assert allowed(policies, "Egress", GATEWAY, "172.18.0.1", 6443)
+    assert not allowed(policies, "Egress", STRANGER, "172.18.0.1", 4566)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from local import images, stack
+from local import images, place
 from local.network import Network
 from local.processes import ProcessError
 from local.stack import LocalStack
@@ -35,7 +35,7 @@ def test_who_is_not_root_is_told_both_ways_to_go_on(tmp_path: Path, monkeypatch:
 
 
 def test_too_little_memory_is_refused_with_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "_NEEDED_MEMORY_GB", 100_000)
+    monkeypatch.setattr(place, "_NEEDED_MEMORY_GB", 100_000)
     message = refusal(tmp_path / "state")
     assert "needs about 100000 GB of free memory" in message
     assert "GB are missing" in message
