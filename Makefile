@@ -49,6 +49,7 @@ deep: install tools ## Engine and end-to-end tests side by side
 
 bench: install tools ## Measure what is promised about speed
 	@$(PY) -m bench.program
+	@$(PY) -m bench.gateway
 	@$(PY) -m bench.local
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
