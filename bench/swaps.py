@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from infra.names import GATEWAY, GATEWAY_PORT, PROJECT, SERVING_NAMESPACE
+from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from local.kubectl import kubectl
 from local.models import QUESTION
 from local.stack import LocalStack, console
@@ -117,7 +116,7 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
     versions = {version: _publish(stack, version, names if version == "v1" else swapped) for version in ("v1", "v2")}
     current = dict(versions["v1"])
     started = time.monotonic()
-    _declare(stack, list(current.values()))
+    stack.declare(adapters=list(current.values()))
     stack.up()
     load = Load(_gateway(stack), stack.key_file.read_text(), {name: {"v1"} for name in names})
     async with httpx.AsyncClient(base_url=load.url, headers={"Authorization": f"Bearer {load.key}"}) as http:
@@ -132,7 +131,7 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
             for name in swapped:
                 load.allowed[name] = {"v1", "v2"}
             current |= {name: versions[version][name] for name in swapped}
-            _declare(stack, list(current.values()))
+            stack.declare(adapters=list(current.values()))
             began = time.monotonic()
             applied = asyncio.create_task(asyncio.to_thread(stack.up))
             waiting = [asyncio.create_task(_until(http, name, version)) for name in swapped]
@@ -166,11 +165,6 @@ def _publish(stack: LocalStack, version: str, names: list[str]) -> dict[str, dic
     bucket = stack.pulumi.output("adapterBucket")
     published = {served: stack.publish(folder, served, bucket)[0] for served, folder in folders.items()}
     return {served.partition("@")[0]: entry for served, entry in published.items()}
-
-
-def _declare(stack: LocalStack, adapters: list[dict[str, Any]]) -> None:
-    declared = yaml.safe_load(stack.declared_file.read_text())
-    stack.declared_file.write_text(yaml.safe_dump(declared | {f"{PROJECT}:adapters": adapters}))
 
 
 def _gateway(stack: LocalStack) -> str:

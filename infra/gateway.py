@@ -10,6 +10,7 @@ import pulumi_kubernetes as k8s
 
 from infra import pod_resources
 from infra.capacity import MAX_NUM_SEQS
+from infra.isolation import hardened
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -225,12 +226,7 @@ class Gateway(pulumi.ComponentResource):
                 "requests": pod_resources.GATEWAY_REQUESTS.quantities(),
                 "limits": {"memory": f"{pod_resources.GATEWAY_MEMORY_LIMIT_MIB}Mi"},
             },
-            "security_context": {
-                "allow_privilege_escalation": False,
-                "read_only_root_filesystem": True,
-                "run_as_non_root": True,
-                "capabilities": {"drop": ["ALL"]},
-            },
+            "security_context": hardened(),
             "volume_mounts": [{"name": "keys", "mount_path": _KEYS_DIR, "read_only": True}],
         }
 

@@ -14,6 +14,7 @@ import pulumi_random as random
 
 from infra import pod_resources, versions
 from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra.isolation import hardened
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
@@ -356,7 +357,7 @@ class Inference(pulumi.ComponentResource):
             "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
             "readiness_probe": _probe("/readyz", AGENT_PORT, period=10),
             "resources": _resources(pod_resources.AGENT_REQUESTS.quantities(), pod_resources.AGENT_LIMITS.quantities()),
-            "security_context": _hardened(),
+            "security_context": hardened(),
             "volume_mounts": [
                 {"name": "desired-state", "mount_path": DESIRED_STATE_DIR, "read_only": True},
                 {"name": "adapters", "mount_path": ADAPTER_DIR},
@@ -408,7 +409,7 @@ class Inference(pulumi.ComponentResource):
                 pod_resources.with_gpu(needs.requests) | disk,
                 pod_resources.with_gpu(needs.limits),
             ),
-            "security_context": _hardened(),
+            "security_context": hardened(),
             "volume_mounts": [
                 {"name": "adapters", "mount_path": ADAPTER_DIR, "read_only": True},
                 *([{"name": "base", "mount_path": BASE_DIR, "read_only": True}] if base else []),
@@ -497,12 +498,3 @@ def _probe(path: str, port: int, *, period: int, delay: int = 0, failures: int =
 
 def _resources(requests: dict[str, str], limits: dict[str, str]) -> core.ResourceRequirementsArgsDict:
     return {"requests": requests, "limits": limits}
-
-
-def _hardened() -> core.SecurityContextArgsDict:
-    return {
-        "allow_privilege_escalation": False,
-        "read_only_root_filesystem": True,
-        "run_as_non_root": True,
-        "capabilities": {"drop": ["ALL"]},
-    }

@@ -30,7 +30,6 @@ STACK = "local"
 BASE_VERSION = "v1"
 ADAPTERS = ("faq@v1", "legal@v1")
 """What `make up` trains and publishes the first time."""
-_ADAPTERS, _KEYS = f"{names.PROJECT}:adapters", f"{names.PROJECT}:gatewayKeys"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -122,13 +121,13 @@ class LocalStack:
         self.pulumi.take_over()
         if not self.key_file.exists():
             self._make_key()
-        if _ADAPTERS not in self._declared():
+        if f"{names.PROJECT}:adapters" not in self.declared:
             with step("pulumi up --stack local (without the model: it makes the bucket)"):
-                self._apply(built | self._declared() | {"inferenceReplicas": 0})
+                self._apply(built | self.declared | {"inferenceReplicas": 0})
             with step("base model and adapters: trained once, published"):
                 self._publish()
         with step("pulumi up --stack local"):
-            self._apply(built | self._declared())
+            self._apply(built | self.declared)
 
     def down(self) -> list[str]:
         """Destroys the stack, stops everything, removes the state. Returns what the destroy or the stop left behind.
@@ -202,17 +201,20 @@ class LocalStack:
             "mirror", str(base), "--bucket", bucket, "--model", models.BASE_NAME, "--version", BASE_VERSION
         )
         adapters = [entry for name, folder in folders.items() for entry in self.publish(folder, name, bucket)]
-        self._declare(mirrored | {_ADAPTERS: adapters})
+        mirror = mirrored[f"{names.PROJECT}:baseModelMirror"]
+        self.declare(baseModelMirror=mirror, adapters=adapters)
 
     def _make_key(self) -> None:
         key, entry = create_key("local", (EVERY_MODEL,), requests_per_minute=None)
-        self._declare({_KEYS: [entry.model_dump(mode="json", by_alias=True, exclude_none=True)]})
+        self.declare(gatewayKeys=[entry.model_dump(mode="json", by_alias=True, exclude_none=True)])
         self.key_file.touch(mode=0o600)
         self.key_file.write_text(key)
 
-    def _declare(self, added: Mapping[str, Any]) -> None:
+    def declare(self, **settings: Any) -> None:
+        """Sets these keys of the stack's configuration, as a person edits `declared_file`; `up` applies them."""
+        added = {f"{names.PROJECT}:{key}": value for key, value in settings.items()}
         partial = self.declared_file.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(self._declared() | dict(added)))
+        partial.write_text(yaml.safe_dump(self.declared | added))
         partial.rename(self.declared_file)
 
     def publish(self, folder: Path, served_name: str, bucket: str) -> list[dict[str, Any]]:
@@ -220,7 +222,9 @@ class LocalStack:
         name, version = served_name.split("@")
         return self.pulumi.loraserve("publish", str(folder), "--bucket", bucket, "--model", name, "--version", version)
 
-    def _declared(self) -> dict[str, Any]:
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What `declared_file` says, by full key."""
         return yaml.safe_load(self.declared_file.read_text()) if self.declared_file.exists() else {}
 
     def _stop(self, place: Place) -> list[str]:

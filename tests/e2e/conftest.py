@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import yaml
 from kubernetes import client
 
 from infra import names
@@ -154,16 +153,10 @@ class Served:
     def kubectl(self, *words: str) -> str:
         return kubectl(self.control_plane.kubeconfig, "--namespace", names.SERVING_NAMESPACE, *words)
 
-    def declare(self, adapters: list[dict[str, Any]], **settings: Any) -> None:
-        """Declares these adapters instead, and other settings, as a person edits the stack file."""
-        named = {f"{names.PROJECT}:{key}": value for key, value in ({"adapters": adapters} | settings).items()}
-        declared = yaml.safe_load(self.stack.declared_file.read_text())
-        self.stack.declared_file.write_text(yaml.safe_dump(declared | named))
-
     @property
     def declared(self) -> list[dict[str, Any]]:
         """The adapters that are declared."""
-        return yaml.safe_load(self.stack.declared_file.read_text())[f"{names.PROJECT}:adapters"]
+        return self.stack.declared[f"{names.PROJECT}:adapters"]
 
     def publish(self, served_name: str) -> dict[str, Any]:
         """Trains and publishes an adapter; returns its stack-config entry."""

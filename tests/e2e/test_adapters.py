@@ -16,7 +16,7 @@ def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(
     before = served.declared
     wrong_digest = before[0] | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}
     missing = before[0] | {"name": "never-published", "model": "never-published"}
-    served.declare([*before, wrong_digest, missing, publish_without_effect(served, tmp_path)])
+    served.stack.declare(adapters=[*before, wrong_digest, missing, publish_without_effect(served, tmp_path)])
     try:
         served.local("up")
         reasons = eventually(lambda: quarantined(served, expected=3))
@@ -32,7 +32,7 @@ def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(
         metrics = httpx.get(f"{served.address('vllm-service', 9090)}/metrics", trust_env=False).text
         assert 'loraserve_adapter_state{adapter="no-effect",state="quarantined",version="v1"} 1.0' in metrics
     finally:
-        served.declare(before)
+        served.stack.declare(adapters=before)
         served.local("up")
     eventually(lambda: served.answers() == ANSWERS)
 

@@ -8,8 +8,7 @@ from tests.e2e.conftest import ANSWERS, Served, eventually
 
 
 def test_a_request_to_a_sleeping_model_wakes_it_and_is_answered(served: Served) -> None:
-    before = served.declared
-    served.declare(before, inferenceReplicas=0, gpuIdleMinutes=3)  # less what its node takes: 30 s without a request
+    served.stack.declare(inferenceReplicas=0, gpuIdleMinutes=3)  # less what its node takes: 30 s without a request
     served.local("up")
     try:
         eventually(lambda: served.pods() == [])
@@ -21,6 +20,6 @@ def test_a_request_to_a_sleeping_model_wakes_it_and_is_answered(served: Served) 
         assert answers == [ANSWERS[name] for name in names]
         eventually(lambda: served.pods() == [])
     finally:
-        served.declare(before, inferenceReplicas=1, gpuIdleMinutes=10)
+        served.stack.declare(inferenceReplicas=1, gpuIdleMinutes=10)
         served.local("up")
     eventually(lambda: served.is_ready() and served.answers() == ANSWERS)

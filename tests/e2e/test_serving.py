@@ -117,10 +117,10 @@ def test_up_again_changes_nothing(served: Served) -> None:
 def test_a_new_version_is_served_without_restarting_anything(served: Served) -> None:
     before = served.pod().metadata
     first, second = served.declared, served.publish("faq@v2")
-    served.declare([entry for entry in first if entry["name"] != "faq"] + [second])
+    served.stack.declare(adapters=[entry for entry in first if entry["name"] != "faq"] + [second])
     served.local("up")
     eventually(lambda: served.answers() == ANSWERS | {"faq": "I am faq v2."})
-    served.declare(first)  # and back, as a rollback
+    served.stack.declare(adapters=first)  # and back, as a rollback
     served.local("up")
     eventually(lambda: served.answers() == ANSWERS)
     after = served.pod().metadata
