@@ -205,14 +205,14 @@ def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: 
 
 def test_a_hand_edit_is_found_by_refresh_and_put_right_by_up(world: World, dev: Deployment) -> None:
     apps = client.AppsV1Api(world.api)
-    apps.patch_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE, {"spec": {"replicas": 0}})
+    apps.patch_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE, {"spec": {"revisionHistoryLimit": 9}})
     bucket = dev.output("adapterBucket")
     s3 = world.cloud.client("s3")
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     assert dev.refresh().operations[VLLM] == "refresh"
     touched = untouched(dev.up().touched)
     assert touched == {VLLM: "update", "aws:s3/bucketVersioning:BucketVersioning loraserve-dev-adapters": "update"}
-    assert apps.read_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE).spec.replicas == 1
+    assert apps.read_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE).spec.revision_history_limit == 3
     assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
 
 

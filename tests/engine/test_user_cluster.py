@@ -421,7 +421,7 @@ def test_without_root_the_program_is_applied_to_the_users_cluster_and_destroyed(
     before = contents(core)
     state = desktop.folder / "state"
     state.mkdir()
-    (state / "adapters.yaml").write_text("{}")
+    (state / "declared.yaml").write_text("loraserve:adapters: []")
     program = f"""
 from pathlib import Path
 from local.__main__ import down, status
