@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
 from local import models
+from local.asking import Endpoint
 from local.cloud import CloudLostError
 from local.processes import ProcessError, locked
 from local.stack import LocalStack, console, state_folder, step
@@ -27,7 +28,7 @@ def up(stack: LocalStack, context: str | None) -> None:
     console.print(f"\nThe local stack is up. The same question to each model ({models.QUESTION!r}):\n")
     with stack.endpoint() as served:
         for model in served.models():
-            console.print(f"  {model:<24} {served.ask(model, models.QUESTION)}")
+            console.print(f"  {model:<24} {_answer(served, model)}", markup=False)
     kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
     console.print("\nHow to go on:")
     console.print("  make ask MODEL=faq PROMPT='Hello'         # ask more")
@@ -37,6 +38,14 @@ def up(stack: LocalStack, context: str | None) -> None:
     console.print(f"  {kubectl} get pods --all-namespaces")
     console.print(f"  Adapters and keys are declared in {stack.declared_file}: change it, then `make up` again.")
     console.print("  make down                                 # destroys it and shows that nothing is left")
+
+
+def _answer(served: Endpoint, model: str) -> str:
+    """One that does not answer, such as a quarantined adapter, says why; the others go on."""
+    try:
+        return served.ask(model, models.QUESTION)
+    except ProcessError as error:
+        return f"[{error}]"
 
 
 def down(stack: LocalStack) -> None:

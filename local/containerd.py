@@ -46,7 +46,8 @@ state = "{socket.parent}"
 
 def template(images: Sequence[Image], pause: Image, say: Say) -> Path:
     """The folder of a containerd that holds these images, made where it is missing. Raises ToolchainError."""
-    key = hashlib.sha256(" ".join(image.reference for image in (*images, pause)).encode()).hexdigest()[:12]
+    references = [*sorted(image.reference for image in images), pause.reference]
+    key = hashlib.sha256(" ".join(references).encode()).hexdigest()[:12]
     folder = cache_dir() / f"containerd-{key}"
     with locked(cache_dir() / "containerd.lock"):
         if not folder.exists():
@@ -86,7 +87,7 @@ def run_command(reference: str, name: str, mounts: Sequence[str], cgroup: str) -
 
 
 def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
-    archives = {image: image.ensure_archive(say) for image in (pause, *images)}
+    archives = {image: image.ensure_archive(say) for image in (*images, pause)}
     say("loading the images into containerd (6 GB, about 2 min)")
     root.mkdir()
     runtime = root.with_suffix(".run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,10 @@ class Machine:
 
     def prepare(self, say: Say) -> Images:
         Commands.ensure(say)
-        ensure(*Tool)
-        self._images(say)
+        # Builds are bound by the processors, images by disk and network.
+        with ThreadPoolExecutor() as side_by_side:
+            for work in [side_by_side.submit(ensure, *Tool), side_by_side.submit(self._images, say)]:
+                work.result()
         return Images(vllm=images.vllm().reference, loraserve=images.loraserve().reference)
 
     def start(self, say: Say) -> None:
@@ -137,5 +140,5 @@ class Machine:
     @staticmethod
     def _images(say: Say) -> tuple[Path, Path]:
         """A containerd's folder with the heavy images, and the archive of ours; built where they are missing."""
-        template = containerd.template([images.coredns(), images.vllm()], images.pause(), say)
+        template = containerd.template([images.vllm(), images.coredns()], images.pause(), say)
         return template, images.loraserve().ensure_archive(say)

@@ -129,6 +129,17 @@ class Served:
         (pod,) = self.pods()
         return pod
 
+    def ask(self, model: str) -> str:
+        """One model's answer."""
+        with self.endpoint() as served:
+            return served.ask(model, "Who are you?")
+
+    @property
+    def pod_uid(self) -> str:
+        metadata = self.pod().metadata
+        assert metadata
+        return str(metadata.uid)
+
     @property
     def pod_name(self) -> str:
         metadata = self.pod().metadata
