@@ -73,7 +73,7 @@ def main() -> None:
 
 def let_it_sleep(stack: LocalStack) -> None:
     """No replica without requests, and the shortest idle time: 30 s."""
-    stack.declare(inferenceReplicas=0, gpuIdleMinutes=3)
+    stack.declare(inferenceReplicas=0, gpuIdleMinutes=1)
     stack.up()
 
 

@@ -148,6 +148,8 @@ class Settings(_Section):
     @property
     def node_idle_minutes(self) -> int:
         """How long the Cluster Autoscaler keeps an empty GPU node, after the time that KEDA keeps an idle pod on it."""
+        if self.single_node:
+            return 0
         return min(EMPTY_NODE_MINUTES, self.gpu_idle_minutes) if self.scaling_enabled else self.gpu_idle_minutes
 
     @property
@@ -253,7 +255,7 @@ class Settings(_Section):
                 f"{PROJECT}:{key} {self.most_replicas} needs as many GPU nodes, and gpuMaxSize is "
                 f"{self.gpu_max_size}: raise gpuMaxSize (each node takes {self.gpu_instance.vcpus} vCPUs of the G/VT quota)"
             )
-        if self.scaling_enabled and self.gpu_idle_minutes < LEAST_SCALED_IDLE_MINUTES:
+        if self.scaling_enabled and not self.single_node and self.gpu_idle_minutes < LEAST_SCALED_IDLE_MINUTES:
             problems.append(
                 f"{PROJECT}:gpuIdleMinutes {self.gpu_idle_minutes} leaves no time between two requests: set at least "
                 f"{LEAST_SCALED_IDLE_MINUTES}, or scalingEnabled to false"

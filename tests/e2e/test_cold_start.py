@@ -8,7 +8,7 @@ from tests.e2e.conftest import ANSWERS, Served, eventually
 
 
 def test_a_request_to_a_sleeping_model_wakes_it_and_is_answered(served: Served) -> None:
-    served.stack.declare(inferenceReplicas=0, gpuIdleMinutes=3)  # less what its node takes: 30 s without a request
+    served.stack.declare(inferenceReplicas=0, gpuIdleMinutes=1)
     served.local("up")
     try:
         eventually(lambda: served.pods() == [])
@@ -18,7 +18,6 @@ def test_a_request_to_a_sleeping_model_wakes_it_and_is_answered(served: Served) 
                 names = [*ANSWERS] * 4
                 answers = list(clients.map(lambda name: endpoint.ask(name, "Who are you?"), names))
         assert answers == [ANSWERS[name] for name in names]
-        eventually(lambda: served.pods() == [])
     finally:
         served.stack.declare(inferenceReplicas=1, gpuIdleMinutes=10)
         served.local("up")
