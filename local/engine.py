@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +39,27 @@ def prepare(state: Path, user_plugins: Path | None = None) -> None:
 def cli(state: Path) -> Path:
     """The Pulumi CLI that `prepare` put there."""
     return state / "cli" / "bin" / "pulumi"
+
+
+def restore_checkpoint(state: Path, stack: str) -> bool:
+    """Puts the copy before it in the place of a state that was cut short by a kill, and says whether it did.
+
+    The file backend does not write atomically, but keeps the previous state beside each.
+    """
+    checkpoint = state / "backend" / ".pulumi" / "stacks" / PROJECT / f"{stack}.json"
+    previous = checkpoint.with_name(f"{checkpoint.name}.bak")
+    if not checkpoint.exists() or _is_json(checkpoint) or not _is_json(previous):
+        return False
+    shutil.copyfile(previous, checkpoint)
+    return True
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def lay_out_project(folder: Path) -> None:

@@ -20,6 +20,7 @@ class PulumiCli:
     """Runs in a project folder below `state`, with an environment that reaches this stack and nothing else."""
 
     def __init__(self, state: Path, stack: str, cloud: Cloud, cluster: Cluster) -> None:
+        self._state = state
         self._cli = str(engine.cli(state))
         self._stack = stack
         self._project = state / "project"
@@ -29,6 +30,7 @@ class PulumiCli:
 
     def take_over(self) -> None:
         """Makes the stack where there is none, and takes up after an update that was killed (docs/operations.md)."""
+        engine.restore_checkpoint(self._state, self._stack)
         self._call("stack", "select", "--create", self._stack)
         subprocess.run(
             [self._cli, "cancel", "--yes", "--stack", self._stack],

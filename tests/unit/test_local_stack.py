@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from local import images, place
+from local import engine, images, place
 from local.network import Network
 from local.processes import ProcessError
 from local.stack import LocalStack
@@ -47,6 +47,21 @@ def test_too_little_disk_is_refused_with_how_much_is_missing(tmp_path: Path, mon
     monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
     with pytest.raises(ToolchainError, match=r"1\.0 GB are free: 25\.0 GB are missing"):
         images.check_disk()
+
+
+def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: Path) -> None:
+    folder = tmp_path / "backend" / ".pulumi" / "stacks" / "loraserve"
+    folder.mkdir(parents=True)
+    state, previous = folder / "local.json", folder / "local.json.bak"
+    assert not engine.restore_checkpoint(tmp_path, "local")  # none was written yet
+    previous.write_text('{"version": 3}')
+    for cut_short in ("", '{"version": 3, "checkpo'):
+        state.write_text(cut_short)
+        assert engine.restore_checkpoint(tmp_path, "local")
+        assert state.read_text() == previous.read_text()
+    state.write_text('{"version": 4}')
+    assert not engine.restore_checkpoint(tmp_path, "local")
+    assert state.read_text() == '{"version": 4}'
 
 
 def test_a_network_that_this_machine_routes_already_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
