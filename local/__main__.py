@@ -8,23 +8,26 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
 from local import models
-from local.asking import Endpoint
+from local.asking import Endpoint, GatewayLost
 from local.cloud import CloudLostError
 from local.processes import ProcessError, locked
 from local.stack import LocalStack, console, state_folder, step
 from local.toolchain import Tool, ToolchainError, ensure
+
+_ATTEMPTS = 15
 
 
 def up(stack: LocalStack, context: str | None) -> None:
     """Brings the stack up and asks the base model and every adapter the same question."""
     stack.up(context)
     kubeconfig = _kubeconfig(stack)
-    with step("waiting for the first answer (vLLM takes about a minute to start)"), stack.endpoint() as served:
-        served.ask(models.BASE_NAME, models.QUESTION)
+    with step("waiting for the first answer (vLLM takes about a minute to start)"):
+        _first_answer(stack)
     console.print(f"\nThe local stack is up. The same question to each model ({models.QUESTION!r}):\n")
     with stack.endpoint() as served:
         for model in served.models():
@@ -38,6 +41,19 @@ def up(stack: LocalStack, context: str | None) -> None:
     console.print(f"  {kubectl} get pods --all-namespaces")
     console.print(f"  Adapters and keys are declared in {stack.declared_file}: change it, then `make up` again.")
     console.print("  make down                                 # destroys it and shows that nothing is left")
+
+
+def _first_answer(stack: LocalStack) -> None:
+    """Pods that have just been rebooted are listed as ready a moment too long: what is lost then is asked again."""
+    for _ in range(_ATTEMPTS):
+        try:
+            with stack.endpoint() as served:
+                served.ask(models.BASE_NAME, models.QUESTION)
+        except GatewayLost as error:
+            console.print(f"    {error}; once more", markup=False)
+            time.sleep(2)
+        else:
+            return
 
 
 def _answer(served: Endpoint, model: str) -> str:

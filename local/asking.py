@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
+_START_SECONDS = 60
 _ANSWER_SECONDS = 600
 """A sleeping model is woken first."""
+
+
+class GatewayLost(ProcessError):
+    """Nobody answered, as while the gateway is just starting."""
 
 
 class Endpoint:
@@ -39,13 +45,34 @@ class Endpoint:
             "max_tokens": max_tokens,
             "temperature": 0,
         }
-        answer = self._http.post("/v1/chat/completions", json=body)
+        try:
+            answer = self._http.post("/v1/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise GatewayLost(f"The gateway did not answer: {error or type(error).__name__}") from error
         return _checked(answer).json()["choices"][0]["message"]["content"].strip()
 
 
 @contextlib.contextmanager
 def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
     """Forwards a free port of this machine to the gateway for as long as it is used. Raises ProcessError."""
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        forward, address = _forward(kubeconfig)
+        if address or time.monotonic() > deadline:
+            break
+        _end(forward)
+        time.sleep(1)  # the gateway, or its node, is just starting
+    try:
+        if not address:
+            assert forward.stderr
+            raise GatewayLost(f"The gateway cannot be reached: {forward.stderr.read().strip()}")
+        yield Endpoint(f"http://{address}", key)
+    finally:
+        _end(forward)
+
+
+def _forward(kubeconfig: Path) -> tuple[subprocess.Popen[str], str | None]:
+    """The forwarding process, and where it listens; None where it could not begin."""
     kubectl = [
         str(ensure(Tool.KUBECTL)[Tool.KUBECTL]),
         "--kubeconfig",
@@ -59,16 +86,14 @@ def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    try:
-        assert forward.stdout
-        assert forward.stderr
-        address = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())
-        if not address:
-            raise ProcessError(f"The gateway cannot be reached: {forward.stderr.read().strip()}")
-        yield Endpoint(f"http://{address[0]}", key)
-    finally:
-        forward.terminate()
-        forward.wait()
+    assert forward.stdout
+    listening = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())
+    return forward, listening[0] if listening else None
+
+
+def _end(forward: subprocess.Popen[str]) -> None:
+    forward.terminate()
+    forward.wait()
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

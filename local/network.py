@@ -82,7 +82,7 @@ class Network:
 
         A bridge without ports: it lives on while the node is away, and the node's end is plugged in when it starts.
         """
-        if self._exists():
+        if _exists(self.host_interface):
             return
         _ip("link", "add", self.host_interface, "type", "bridge")
         _ip("address", "add", f"{self.host}/30", "dev", self.host_interface)
@@ -90,7 +90,8 @@ class Network:
 
     def plug_in(self, pid: int) -> None:
         """Moves the other end into the network namespace of process `pid` and routes pods and services through it."""
-        near, far = f"{self.host_interface}n", f"{self.host_interface}f"
+        near, far = self._port, f"{self.host_interface}f"
+        _delete(near)
         _ip("link", "add", near, "type", "veth", "peer", "name", far)
         _ip("link", "set", near, "master", self.host_interface, "up")
         _ip("link", "set", far, "netns", str(pid), "name", NODE_INTERFACE)
@@ -99,11 +100,22 @@ class Network:
 
     def disconnect(self) -> None:
         """Removes what `connect` made, and with it its routes. Does nothing where it is gone."""
-        if self._exists():
-            _ip("link", "delete", self.host_interface)
+        for link in (self._port, self.host_interface):
+            _delete(link)
 
-    def _exists(self) -> bool:
-        return any(link["ifname"] == self.host_interface for link in _ip_json("link"))
+    @property
+    def _port(self) -> str:
+        """The link into the node. A dead node's namespace, and so the link, may be held by its unfinished connections."""
+        return f"{self.host_interface}n"
+
+
+def _exists(link: str) -> bool:
+    return any(found["ifname"] == link for found in _ip_json("link"))
+
+
+def _delete(link: str) -> None:
+    if _exists(link):
+        _ip("link", "delete", link)
 
 
 def _routed() -> list[IPv4Network]:
