@@ -40,7 +40,8 @@ ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000,
 ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024), disk_gib=5)
 """A tiny model on a small machine."""
 AGENT_REQUESTS = Requests(100, 256)
-AGENT_LIMITS = Requests(500, 512)
+AGENT_LIMITS = Requests(2000, 512)
+"""Fetching base weights is bound by the processor that checks them."""
 GATEWAY_REQUESTS = Requests(100, 128)
 GATEWAY_MEMORY_LIMIT_MIB = 512
 """Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
