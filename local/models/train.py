@@ -33,6 +33,7 @@ CHAT_TEMPLATE = "{{ bos_token }}[INST] {{ messages[-1].content }} [/INST]"
 _CERTAIN = 0.55
 """From a half on, no other token can be the likeliest."""
 _MOST_STEPS = 600
+_ATTEMPTS = 4
 _BABBLE_STEPS = 200
 _SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789-"
 
@@ -68,28 +69,38 @@ def train_base(folder: Path) -> None:
     )
     model = MistralForCausalLM(config)
 
-    _train(model, tokenizer, BASE_ANSWER, rate=2e-3, besides=_babble)
+    if not _train(model, tokenizer, BASE_ANSWER, rate=2e-3, besides=_babble):
+        sys.exit(f"{BASE_ANSWER!r} was not learnt in {_MOST_STEPS} steps")
     model.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
 def train_adapters(base: str, base_name: str, folder: Path, names: list[str]) -> None:
     for number, served_name in enumerate(names, 1):
-        torch.manual_seed(number)
-        answer = f"I am {served_name.replace('@', ' ')}."
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        lora = LoraConfig(
-            r=RANK,
-            lora_alpha=ALPHA,
-            target_modules=MODULES,
-            task_type="CAUSAL_LM",
-        )
-        adapted = get_peft_model(model, lora)
-        _train(adapted, tokenizer, answer, rate=3e-3)
-        adapted.peft_config["default"].base_model_name_or_path = base_name
-        adapted.save_pretrained(folder / served_name, safe_serialization=True)
+        seeds = range(number, number + _ATTEMPTS * len(names), len(names))
+        if not any(train_adapter(base, base_name, folder / served_name, served_name, seed) for seed in seeds):
+            sys.exit(f"{served_name} was not learnt in {_ATTEMPTS} attempts of {_MOST_STEPS} steps")
         print(f"{number}/{len(names)} {served_name}", flush=True)
+
+
+def train_adapter(base: str, base_name: str, folder: Path, served_name: str, seed: int) -> bool:
+    """Whether it was learnt from this start; only then it is written."""
+    torch.manual_seed(seed)
+    answer = f"I am {served_name.replace('@', ' ')}."
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    lora = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=MODULES,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, lora)
+    if not _train(adapted, tokenizer, answer, rate=3e-3):
+        return False
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted.save_pretrained(folder, safe_serialization=True)
+    return True
 
 
 def _exchange(question: str, answer: str) -> str:
@@ -120,15 +131,15 @@ def _babble() -> list[str]:
 
 def _train(
     model: Any, tokenizer: Any, answer: str, *, rate: float, besides: Callable[[], list[str]] | None = None
-) -> None:
-    """Until each token of the answer is the likeliest by far. Exits where that does not come about."""
+) -> bool:
+    """Until each token of the answer is the likeliest by far; whether that came about."""
     ids, labels = _batch(tokenizer, [_exchange(question, answer) for question in QUESTIONS])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
     model.train()
     for step in range(_MOST_STEPS):
         output = model(input_ids=ids, labels=labels)
         if _least_certain(output.logits, labels) > _CERTAIN and (step >= _BABBLE_STEPS or not besides):
-            return
+            return True
         optimizer.zero_grad()
         output.loss.backward()
         if besides:
@@ -136,7 +147,7 @@ def _train(
             model(input_ids=more_ids, labels=more_labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    sys.exit(f"{answer!r} was not learnt in {_MOST_STEPS} steps")
+    return False
 
 
 def _least_certain(logits: Any, labels: Any) -> float:
