@@ -94,8 +94,13 @@ def main() -> None:
     """Exit code 1 where a request failed or a wrong version answered."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--adapters", type=int, default=50)
-    options.add_argument("--swapped", type=int, default=20, help="adapters whose version changes in each round")
-    options.add_argument("--rounds", type=int, default=10)
+    options.add_argument(
+        "--swapped",
+        type=int,
+        default=10,
+        help="adapters whose version changes in each round; more than free slots wait for a drain",
+    )
+    options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--rate", type=float, default=4, help="requests a second")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
