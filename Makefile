@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check unit engine e2e deep bench lock tools
+.PHONY: help up down status logs ask install test check unit engine images e2e deep bench lock tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,11 +40,14 @@ unit: install ## Pure logic, and the program under mocks
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine
 
-e2e: install tools ## A served model: the local stack from nothing and back (root)
+images: install ## Build the local stack's images (root)
+	@$(PY) -m local prepare
+
+e2e: install tools images ## A served model: the local stack from nothing and back (root)
 	@$(PY) -m pytest tests/e2e
 
 # Half of the time one of the two waits for a server: side by side they take little longer than the longer one.
-deep: install tools ## Engine and end-to-end tests side by side
+deep: install tools images ## Engine and end-to-end tests side by side
 	@$(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/engine
 
 bench: install tools ## Measure what is promised about speed

@@ -6,6 +6,7 @@ State lives in one folder, `$LORASERVE_STATE` or `$XDG_STATE_HOME/loraserve`.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from infra.names import SERVING_NAMESPACE, VLLM
 from local import models
 from local.asking import Endpoint, GatewayLost
 from local.cloud import CloudLostError
+from local.machine import Machine
 from local.processes import ProcessError, locked
-from local.stack import LocalStack, console, state_folder, step
+from local.stack import LocalStack, console, say, state_folder, step
 from local.toolchain import Tool, ToolchainError, ensure
 
 _ATTEMPTS = 15
@@ -45,15 +47,16 @@ def up(stack: LocalStack, context: str | None) -> None:
 
 def _first_answer(stack: LocalStack) -> None:
     """Pods that have just been rebooted are listed as ready a moment too long: what is lost then is asked again."""
-    for _ in range(_ATTEMPTS):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
             with stack.endpoint() as served:
                 served.ask(models.BASE_NAME, models.QUESTION)
+            return
         except GatewayLost as error:
+            if attempt == _ATTEMPTS:
+                raise
             console.print(f"    {error}; once more", markup=False)
             time.sleep(2)
-        else:
-            return
 
 
 def _answer(served: Endpoint, model: str) -> str:
@@ -62,6 +65,15 @@ def _answer(served: Endpoint, model: str) -> str:
         return served.ask(model, models.QUESTION)
     except ProcessError as error:
         return f"[{error}]"
+
+
+def prepare(stack: LocalStack) -> None:
+    """Builds what `up` needs on this machine, so that it starts at once; without root there is nothing to build for."""
+    if os.geteuid():
+        console.print("Without root there is no node on this machine: its images are not built.")
+        return
+    with step("tools and images (found, or built once; our image when it changed)"):
+        Machine(stack.state).prepare(say)
 
 
 def down(stack: LocalStack) -> None:
@@ -112,7 +124,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="local", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("down", "status", "logs"):
+    for verb in ("prepare", "down", "status", "logs"):
         verbs.add_parser(verb)
     verbs.add_parser("up").add_argument("--context", help="of your kubeconfig: a cluster of your own (kind, k3d)")
     asking = verbs.add_parser("ask")
@@ -127,6 +139,8 @@ def main() -> None:
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 with locked(lock, lambda: console.print("waiting for another `make up` or `make down` to end ...")):
                     up(stack, options.context) if options.verb == "up" else down(stack)
+            case "prepare":
+                prepare(stack)
             case "status":
                 status(stack)
             case "logs":

@@ -21,6 +21,7 @@ from local.place import Images, check_memory
 from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
+_TOOLS = [tool for tool in Tool if tool is not Tool.KWOK]  # which simulates nodes, for tests
 _MISSING = "not there (`make up` starts it)"
 
 
@@ -77,7 +78,7 @@ class Machine:
         Commands.ensure(say)
         # Builds are bound by the processors, images by disk and network.
         with ThreadPoolExecutor() as side_by_side:
-            for work in [side_by_side.submit(ensure, *Tool), side_by_side.submit(self._images, say)]:
+            for work in [side_by_side.submit(ensure, *_TOOLS), side_by_side.submit(self._images, say)]:
                 work.result()
         return Images(vllm=images.vllm().reference, loraserve=images.loraserve().reference)
 
