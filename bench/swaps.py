@@ -168,7 +168,7 @@ def _publish(stack: LocalStack, version: str, names: list[str]) -> dict[str, dic
     """Stack-config entries by name."""
     folders = stack.train(*(f"{name}@{version}" for name in names))
     bucket = stack.pulumi.output("adapterBucket")
-    published = {served: stack.publish(folder, served, bucket)[0] for served, folder in folders.items()}
+    published = {served: stack.publish(folder, served, bucket) for served, folder in folders.items()}
     return {served.partition("@")[0]: entry for served, entry in published.items()}
 
 

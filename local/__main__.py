@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
-from local import models
+from local import kubectl, models
 from local.asking import Endpoint, GatewayLost
 from local.cloud import CloudLostError
 from local.machine import Machine
@@ -34,13 +34,12 @@ def up(stack: LocalStack, context: str | None) -> None:
     with stack.endpoint() as served:
         for model in served.models():
             console.print(f"  {model:<24} {_answer(served, model)}", markup=False)
-    kubectl = ensure(Tool.KUBECTL)[Tool.KUBECTL]
     console.print("\nHow to go on:")
     console.print("  make ask MODEL=faq PROMPT='Hello'         # ask more")
     console.print("  make status                               # what runs")
     console.print("  make logs                                 # of vLLM and its agent")
     console.print(f"  export KUBECONFIG={kubeconfig}")
-    console.print(f"  {kubectl} get pods --all-namespaces")
+    console.print(f"  {ensure(Tool.KUBECTL)[Tool.KUBECTL]} get pods --all-namespaces")
     console.print(f"  Adapters and keys are declared in {stack.declared_file}: change it, then `make up` again.")
     console.print("  make down                                 # destroys it and shows that nothing is left")
 
@@ -101,10 +100,8 @@ def status(stack: LocalStack) -> None:
 
 def logs(stack: LocalStack) -> None:
     """The logs of vLLM and its agent, as they come."""
-    kubectl = str(ensure(Tool.KUBECTL)[Tool.KUBECTL])
-    place = ["--kubeconfig", str(_kubeconfig(stack)), "--namespace", SERVING_NAMESPACE]
-    which = ["--selector", f"app={VLLM}", "--all-containers", "--prefix", "--tail=200", "--follow"]
-    subprocess.call([kubectl, *place, "logs", *which])
+    pods = ["--namespace", SERVING_NAMESPACE, "logs", "--selector", f"app={VLLM}", "--all-containers"]
+    subprocess.call(kubectl.command(_kubeconfig(stack), *pods, "--prefix", "--tail=200", "--follow"))
 
 
 def ask(stack: LocalStack, model: str, prompt: str) -> None:

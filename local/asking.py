@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 
 from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
+from local import kubectl
 from local.processes import ProcessError
-from local.toolchain import Tool, ensure
 
 _START_SECONDS = 60
 _ANSWER_SECONDS = 600
@@ -73,18 +73,9 @@ def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
 
 def _forward(kubeconfig: Path) -> tuple[subprocess.Popen[str], str | None]:
     """The forwarding process, and where it listens; None where it could not begin."""
-    kubectl = [
-        str(ensure(Tool.KUBECTL)[Tool.KUBECTL]),
-        "--kubeconfig",
-        str(kubeconfig),
-        "--namespace",
-        SERVING_NAMESPACE,
-    ]
+    service = ["--namespace", SERVING_NAMESPACE, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"]
     forward = subprocess.Popen(
-        [*kubectl, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        kubectl.command(kubeconfig, *service), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert forward.stdout
     listening = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())

@@ -7,13 +7,12 @@ that folder made of hard links, which takes seconds. containerd never changes a 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from local.debian import Commands
+from local import debian
 from local.images import Image, Say
 from local.processes import Process, locked
 from local.toolchain import ToolchainError, cache_dir
@@ -37,7 +36,7 @@ state = "{socket.parent}"
   restrict_oom_score_adj = true # the machine may lack the right to lower it
   netns_mounts_under_state_dir = true
 [plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = "{Commands.cni_plugins()}"
+  bin_dir = "{debian.cni_plugins()}"
   conf_dir = "{cni}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -95,8 +94,8 @@ def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     socket = runtime / "containerd.sock"
     config = runtime / "config.toml"
     config.write_text(configuration(root, socket, runtime))
-    environment = os.environ | {"PATH": Commands.path()}
-    process = Process.start("containerd", [Commands.find("containerd"), "--config", config], runtime, env=environment)
+    command = [debian.find("containerd"), "--config", config]
+    process = Process.start("containerd", command, runtime, env=debian.environment())
     try:
         process.wait_until(lambda: _run([*_ctr(socket), "version"]).returncode == 0)
         for image, archive in archives.items():
@@ -121,7 +120,7 @@ def _ctr(socket: Path) -> list[str]:
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": Commands.path()})
+    return subprocess.run(command, capture_output=True, text=True, env=debian.environment())
 
 
 def _checked(command: Sequence[str]) -> str:

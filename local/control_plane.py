@@ -51,8 +51,8 @@ class ControlPlane:
     def start(cls, state: Path, *, network: Network | None = None, die_with_parent: bool = False) -> ControlPlane:
         """Start what is not running of the control plane in `state`, and wait until it is ready for pods.
 
-        `network` is taken for the first start and kept; it must be connected. With `die_with_parent` it ends with the calling thread, however that ends. Raises ProcessError or
-        ToolchainError; then nothing is left running.
+        `network` is taken for the first start and kept; it must be connected. With `die_with_parent` it ends with the
+        calling thread, however that ends. Raises ProcessError or ToolchainError; then nothing is left running.
         """
         plane = cls(state.resolve())
         with locked(plane.state / "lock"):

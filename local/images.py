@@ -18,8 +18,7 @@ from pathlib import Path
 
 from infra.images import CONTAINERFILE
 from infra.versions import VLLM
-from local import versions
-from local.debian import Commands, package_mirror
+from local import debian, versions
 from local.processes import locked, tail
 from local.toolchain import Tool, ToolchainError, cache_dir, ensure
 
@@ -193,7 +192,7 @@ def _base(say: Say) -> str:
 
 
 def _debootstrap(root: Path) -> None:
-    mirror = package_mirror()
+    mirror = debian.package_mirror()
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(_BASE_PACKAGES)}", versions.DEBIAN, str(root)]
     run_logged([*command, *([mirror] if mirror else [])], cache_dir() / "debootstrap.log", "making a minimal Debian")
 
@@ -261,7 +260,7 @@ def run_logged(command: Sequence[str], log: Path, what: str, settings: Mapping[s
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{os.environ.get('PATH', '')}{os.pathsep}{Commands.path()}"}
+    return os.environ | {"PATH": f"{os.environ.get('PATH', '')}{os.pathsep}{debian.path()}"}
 
 
 def _digest(parts: Iterable[bytes]) -> str:

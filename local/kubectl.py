@@ -9,11 +9,15 @@ from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
 
-def kubectl(kubeconfig: Path | None, *arguments: str, stdin: str | None = None) -> str:
-    """What kubectl prints; without a kubeconfig it uses the user's own. Raises ProcessError."""
+def command(kubeconfig: Path | None, *arguments: str) -> list[str]:
+    """Its command line; without a kubeconfig it uses the user's own."""
     place = ["--kubeconfig", str(kubeconfig)] if kubeconfig else []
-    command = [str(ensure(Tool.KUBECTL)[Tool.KUBECTL]), *place, *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+    return [str(ensure(Tool.KUBECTL)[Tool.KUBECTL]), *place, *arguments]
+
+
+def kubectl(kubeconfig: Path | None, *arguments: str, stdin: str | None = None) -> str:
+    """What it prints. Raises ProcessError."""
+    done = subprocess.run(command(kubeconfig, *arguments), input=stdin, capture_output=True, text=True)
     if done.returncode:
         raise ProcessError(f"`kubectl {arguments[0]}` failed: {done.stderr.strip()}")
     return done.stdout

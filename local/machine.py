@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local import containerd, images, keda, node, receipt, user_cluster
+from local import containerd, debian, images, keda, node, receipt, user_cluster
 from local.control_plane import ControlPlane
-from local.debian import Commands
 from local.images import Say
 from local.kubectl import kubectl
 from local.network import Network
@@ -75,7 +74,7 @@ class Machine:
             check_memory()
 
     def prepare(self, say: Say) -> Images:
-        Commands.ensure(say)
+        debian.ensure(say)
         # Builds are bound by the processors, images by disk and network.
         with ThreadPoolExecutor() as side_by_side:
             for work in [side_by_side.submit(ensure, *_TOOLS), side_by_side.submit(self._images, say)]:

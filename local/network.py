@@ -4,8 +4,8 @@
     pods      10.N.64.0/18    routed from this machine through the link
     services  10.N.128.0/18   likewise; the node's kube-proxy turns them into pods
 
-The node has a network namespace of its own, so no bridge, address or packet-filter rule of this machine is touched;
-the link and the routes vanish with the namespace.
+The node has a network namespace of its own, so nothing that this machine had is touched: it gets one bridge more, on whose
+address its servers listen, and the routes through it, until `disconnect`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,8 @@ from kubernetes import client
 
 from infra import names
 from infra.instance_types import L4
-from local import certificates, containerd
+from local import certificates, containerd, debian
 from local.control_plane import ControlPlane
-from local.debian import Commands
 from local.network import NODE_INTERFACE, Network
 from local.processes import Process, ProcessError, tail
 from local.toolchain import Tool, ensure
@@ -111,9 +109,7 @@ class Node:
         if not process:
             raise ProcessError("The node does not run; `make up` boots it.")
         namespaces = ["nsenter", "--target", str(self._init_pid(process)), "--mount", "--net", "--pid"]
-        done = subprocess.run(
-            [*namespaces, "--", *command], capture_output=True, text=True, env=os.environ | {"PATH": Commands.path()}
-        )
+        done = subprocess.run([*namespaces, "--", *command], capture_output=True, text=True, env=debian.environment())
         if done.returncode:
             raise ProcessError(f"`{' '.join(command)}` failed on the node: {done.stderr.strip()}")
         return done.stdout
@@ -158,7 +154,7 @@ class Node:
             "kubelet": kubelet,
             "kube-proxy": [tools[Tool.KUBE_PROXY], f"--config={etc / 'kube-proxy.yaml'}"],
         }
-        with_path = ["env", f"PATH={Commands.path()}"]
+        with_path = ["env", f"PATH={debian.path()}"]
         plan = {
             "state": str(self.state),
             "cgroup": self._cgroup,

@@ -200,7 +200,7 @@ class LocalStack:
         mirrored: dict[str, Any] = self.pulumi.loraserve(
             "mirror", str(base), "--bucket", bucket, "--model", models.BASE_NAME, "--version", BASE_VERSION
         )
-        adapters = [entry for name, folder in folders.items() for entry in self.publish(folder, name, bucket)]
+        adapters = [self.publish(folder, name, bucket) for name, folder in folders.items()]
         mirror = mirrored[f"{names.PROJECT}:baseModelMirror"]
         self.declare(baseModelMirror=mirror, adapters=adapters)
 
@@ -217,10 +217,12 @@ class LocalStack:
         partial.write_text(yaml.safe_dump(self.declared | added))
         partial.rename(self.declared_file)
 
-    def publish(self, folder: Path, served_name: str, bucket: str) -> list[dict[str, Any]]:
-        """Publishes a PEFT folder as a person would; returns the stack-config entry in a list."""
+    def publish(self, folder: Path, served_name: str, bucket: str) -> dict[str, Any]:
+        """Publishes a PEFT folder as a person would; returns the stack-config entry."""
         name, version = served_name.split("@")
-        return self.pulumi.loraserve("publish", str(folder), "--bucket", bucket, "--model", name, "--version", version)
+        words = ["publish", str(folder), "--bucket", bucket, "--model", name, "--version", version]
+        (entry,) = self.pulumi.loraserve(*words)
+        return entry
 
     @property
     def declared(self) -> dict[str, Any]:

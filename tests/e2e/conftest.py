@@ -172,8 +172,7 @@ class Served:
     def publish(self, served_name: str) -> dict[str, Any]:
         """Trains and publishes an adapter; returns its stack-config entry."""
         folder = self.stack.train(served_name)[served_name]
-        (entry,) = self.stack.publish(folder, served_name, self.stack.pulumi.output("adapterBucket"))
-        return entry
+        return self.stack.publish(folder, served_name, self.stack.pulumi.output("adapterBucket"))
 
 
 @pytest.fixture(scope="session")

@@ -58,8 +58,7 @@ def publish_without_effect(served: Served, folder: Path) -> dict[str, object]:
             begin, end = tensor["data_offsets"]
             content[data + begin : data + end] = bytes(end - begin)
     weights.write_bytes(content)
-    (entry,) = served.stack.publish(adapter, "no-effect@v1", served.stack.pulumi.output("adapterBucket"))
-    return entry
+    return served.stack.publish(adapter, "no-effect@v1", served.stack.pulumi.output("adapterBucket"))
 
 
 def quarantined(served: Served) -> dict[str, str]:
