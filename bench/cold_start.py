@@ -7,7 +7,6 @@ passes and the model must be gone again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -17,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kubernetes import client, config
-from rich.console import Console
-from rich.table import Table
 
+from bench import report
 from infra.names import SERVING_NAMESPACE
 from local.models import BASE_NAME, QUESTION
 from local.processes import ProcessError
@@ -63,11 +61,7 @@ def main() -> None:
         "from 0 to the last answer, median and worst": f"{statistics.median(awake):.0f} s, {max(awake):.0f} s",
         "from the last answer to 0, median": f"{statistics.median(asleep):.0f} s",
     }
-    table = Table("figure", "value")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
-    print(json.dumps(rows | {"problems": lost[:10]}))
+    report.show(rows, lost)
     sys.exit(bool(lost))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import sys
@@ -19,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
+from bench import report
 from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from local.kubectl import kubectl
 from local.models import QUESTION
@@ -196,13 +194,7 @@ def _show(figures: Figures, load: Load) -> None:
         "`up` started to all new versions answering, median": f"{statistics.median(figures.first_answers):.1f} s",
         "`up` ended to all new versions answering, median": f"{statistics.median(figures.after_up):.1f} s",
     }
-    table = Table("figure", "value")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console().print(table)
-    for problem in [*load.failed, *load.wrong][:10]:
-        console.print(problem)
-    print(json.dumps(rows))
+    report.show(rows, [*load.failed, *load.wrong])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import pulumi_kubernetes as k8s
 
 from infra import pod_resources
 from infra.capacity import MAX_NUM_SEQS
-from infra.isolation import hardened
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -28,6 +27,7 @@ from infra.names import (
     VLLM_PORT,
     VLLM_SERVICE,
 )
+from infra.pods import hardened, probe, service_ports
 from infra.settings import Settings
 from loraserve.gateway.keys import KeyRing
 
@@ -219,8 +219,8 @@ class Gateway(pulumi.ComponentResource):
             "args": ["gateway"],
             "env": environment,
             "ports": ports,
-            "readiness_probe": _probe("/readyz", period=5),
-            "liveness_probe": _probe("/livez", period=10),
+            "readiness_probe": probe("/readyz", GATEWAY_METRICS_PORT, period=5, timeout=3),
+            "liveness_probe": probe("/livez", GATEWAY_METRICS_PORT, period=10, timeout=3),
             "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
             "resources": {
                 "requests": pod_resources.GATEWAY_REQUESTS.quantities(),
@@ -238,19 +238,7 @@ class Gateway(pulumi.ComponentResource):
             spec={
                 "type": "ClusterIP",
                 "selector": GATEWAY_SELECTOR,
-                "ports": [
-                    {"name": HTTP_PORT_NAME, "port": GATEWAY_PORT, "target_port": GATEWAY_PORT},
-                    {"name": METRICS_PORT_NAME, "port": GATEWAY_METRICS_PORT, "target_port": GATEWAY_METRICS_PORT},
-                ],
+                "ports": service_ports(http=GATEWAY_PORT, metrics=GATEWAY_METRICS_PORT),
             },
             opts=pulumi.ResourceOptions(parent=self, depends_on=[self.deployment]),
         )
-
-
-def _probe(path: str, *, period: int) -> core.ProbeArgsDict:
-    return {
-        "http_get": {"path": path, "port": GATEWAY_METRICS_PORT},
-        "period_seconds": period,
-        "timeout_seconds": 3,
-        "failure_threshold": 3,
-    }

@@ -14,7 +14,6 @@ import pulumi_random as random
 
 from infra import pod_resources, versions
 from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
-from infra.isolation import hardened
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
@@ -35,6 +34,7 @@ from infra.names import (
     VLLM_SELECTOR,
     VLLM_SERVICE,
 )
+from infra.pods import hardened, probe, service_ports
 from infra.settings import Settings
 from infra.workload_identity import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
 from loraserve import vllm_guard
@@ -351,11 +351,11 @@ class Inference(pulumi.ComponentResource):
                 *([_variable("AWS_ENDPOINT_URL", endpoint)] if (endpoint := self._settings.aws_endpoint_url) else []),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
-            "startup_probe": _probe(
+            "startup_probe": probe(
                 "/startupz", AGENT_PORT, period=1, failures=self._settings.startup_budget_minutes * 60
             ),
-            "liveness_probe": _probe("/livez", AGENT_PORT, period=10),
-            "readiness_probe": _probe("/readyz", AGENT_PORT, period=10),
+            "liveness_probe": probe("/livez", AGENT_PORT, period=10),
+            "readiness_probe": probe("/readyz", AGENT_PORT, period=10),
             "resources": _resources(pod_resources.AGENT_REQUESTS.quantities(), pod_resources.AGENT_LIMITS.quantities()),
             "security_context": hardened(),
             "volume_mounts": [
@@ -399,11 +399,11 @@ class Inference(pulumi.ComponentResource):
             "working_dir": _FILES_DIR,
             "env": environment,
             "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
-            "startup_probe": _probe(
+            "startup_probe": probe(
                 "/health", VLLM_PORT, delay=30, period=10, failures=settings.startup_budget_minutes * 6
             ),
-            "liveness_probe": _probe("/health", VLLM_PORT, delay=10, period=30),
-            "readiness_probe": _probe("/health", VLLM_PORT, delay=5, period=10),
+            "liveness_probe": probe("/health", VLLM_PORT, delay=10, period=30),
+            "readiness_probe": probe("/health", VLLM_PORT, delay=5, period=10),
             "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
             "resources": _resources(
                 pod_resources.with_gpu(needs.requests) | disk,
@@ -458,10 +458,7 @@ class Inference(pulumi.ComponentResource):
             spec={
                 "type": "ClusterIP",
                 "selector": VLLM_SELECTOR,
-                "ports": [
-                    {"name": HTTP_PORT_NAME, "port": VLLM_PORT, "target_port": VLLM_PORT},
-                    {"name": METRICS_PORT_NAME, "port": AGENT_PORT, "target_port": AGENT_PORT},
-                ],
+                "ports": service_ports(http=VLLM_PORT, metrics=AGENT_PORT),
             },
             opts=pulumi.ResourceOptions(parent=self, depends_on=[self.deployment]),
         )
@@ -484,16 +481,6 @@ def _api_credentials() -> list[core.VolumeProjectionArgsDict]:
         {"service_account_token": {"expiration_seconds": _API_TOKEN_SECONDS, "path": "token"}},
         {"config_map": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
     ]
-
-
-def _probe(path: str, port: int, *, period: int, delay: int = 0, failures: int = 3) -> core.ProbeArgsDict:
-    return {
-        "http_get": {"path": path, "port": port},
-        "initial_delay_seconds": delay,
-        "period_seconds": period,
-        "timeout_seconds": 5,
-        "failure_threshold": failures,
-    }
 
 
 def _resources(requests: dict[str, str], limits: dict[str, str]) -> core.ResourceRequirementsArgsDict:

@@ -38,16 +38,6 @@ def create_namespace(name: str, level: str, opts: pulumi.ResourceOptions) -> pul
     return namespace.metadata.apply(lambda metadata: str(metadata.name))
 
 
-def hardened() -> k8s.core.v1.SecurityContextArgsDict:
-    """What the restricted level asks of a container, and a root file system that nobody writes to."""
-    return {
-        "allow_privilege_escalation": False,
-        "read_only_root_filesystem": True,
-        "run_as_non_root": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-
-
 @dataclass(frozen=True)
 class ApiServer:
     """Where pods reach the Kubernetes API: its addresses before and after the Service's translation."""

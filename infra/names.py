@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraserve.addresses import AGENT_PORT as AGENT_PORT
+from loraserve.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
+from loraserve.addresses import GATEWAY_PORT as GATEWAY_PORT
+from loraserve.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
+from loraserve.addresses import VLLM_PORT as VLLM_PORT
+from loraserve.addresses import VLLM_SELECTOR as VLLM_SELECTOR
 from loraserve.desired import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 
 PROJECT = "loraserve"
 
-SERVING_NAMESPACE = "ml-models"
 MONITORING_NAMESPACE = "ai-platform"
 SYSTEM_NAMESPACE = "kube-system"
 
 VLLM = "vllm"
 VLLM_SERVICE = "vllm-service"
-VLLM_LABELS = {"app": "vllm", "component": "inference"}
-VLLM_SELECTOR = {"app": "vllm"}
+VLLM_LABELS = VLLM_SELECTOR | {"component": "inference"}
 VLLM_API_KEY = "api-key"
 """The key of Secret `vllm` that everything in front of vLLM shares."""
 
@@ -80,14 +84,8 @@ def gpu_node_labels(accelerator: str) -> dict[str, str]:
     }
 
 
-VLLM_PORT = 8000
-AGENT_PORT = 9090
-"""The agent re-exports vLLM's metrics here, next to its own state."""
-GATEWAY_PORT = 8080
 GATEWAY_TLS_PORT = 8443
 """What the internal load balancer speaks to."""
-GATEWAY_METRICS_PORT = 9091
-"""Metrics, probes, and what KEDA scales on."""
 HTTPS_PORT = 443
 DNS_PORT = 53
 METRICS_PORT_NAME = "metrics"

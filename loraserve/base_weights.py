@@ -55,14 +55,11 @@ class BaseManifest(Document):
     @classmethod
     def parse(cls, content: bytes) -> Self:
         """Raises UnsafeFile."""
-        try:
-            return cls.model_validate_json(content, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise UnsafeFile(f"{MANIFEST_FILE} is not valid:\n{explain(error)}") from None
+        return cls._parsed(content, lambda why: UnsafeFile(f"{MANIFEST_FILE} is not valid:\n{why}"))
 
     def to_json(self) -> bytes:
         """Canonical bytes."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")).encode()
+        return self._canonical()
 
     @property
     def mirror(self) -> Mirror:

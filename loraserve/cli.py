@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from loraserve import catalog_commands, log
+from loraserve.addresses import SERVING_NAMESPACE
 from loraserve.errors import LoraserveError
 
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         help="show what every vLLM pod holds",
         description="Shows every pod's adapters, their state and last use. The cluster is the one that kubectl talks to.",
     )
-    status.add_argument("--namespace", default="ml-models", help="where vLLM runs (default: %(default)s)")
+    status.add_argument("--namespace", default=SERVING_NAMESPACE, help="where vLLM runs (default: %(default)s)")
     status.set_defaults(command=_status)
 
     recover = commands.add_parser(

@@ -6,7 +6,7 @@ stack config. JSON keys are camelCase, Python names snake_case. Imports nothing 
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -83,6 +83,19 @@ class Document(BaseModel):
     """Base of every JSON document here: frozen, unknown keys refused, camelCase outside."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True)
+
+    @classmethod
+    def _parsed(cls, text: str | bytes, refusal: Callable[[str], LoraserveError]) -> Self:
+        """Reads JSON; what breaks the schema raises the refusal, told each field's problem."""
+        try:
+            return cls.model_validate_json(text, by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise refusal(explain(error)) from None
+
+    def _canonical(self) -> bytes:
+        """JSON in which equal documents have equal bytes."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 class Adapter(Document):
@@ -192,10 +205,7 @@ class DesiredState(Document):
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
         """Reads the JSON document. Raises InvalidDesiredState."""
-        try:
-            return cls.model_validate_json(text, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise InvalidDesiredState(explain(error)) from None
+        return cls._parsed(text, InvalidDesiredState)
 
 
 def check_names(adapters: Iterable[Adapter]) -> None:

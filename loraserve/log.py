@@ -11,7 +11,8 @@ def configure() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def event(message: str, **fields: object) -> str:

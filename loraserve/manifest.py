@@ -1,6 +1,5 @@
 """manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -70,15 +69,11 @@ class Manifest(Document):
     @classmethod
     def parse(cls, content: bytes) -> Self:
         """Raises UnsafeAdapter."""
-        try:
-            return cls.model_validate_json(content, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise UnsafeAdapter(f"{MANIFEST_FILE} is not valid:\n{explain(error)}") from None
+        return cls._parsed(content, lambda why: UnsafeAdapter(f"{MANIFEST_FILE} is not valid:\n{why}"))
 
     def to_json(self) -> bytes:
         """Canonical bytes."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+        return self._canonical()
 
     def facts(self) -> AdapterFacts:
         return AdapterFacts(

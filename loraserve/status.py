@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loraserve.addresses import AGENT_PORT, VLLM_SELECTOR
 from loraserve.agent.state import AdapterStatus, AgentState, State
 from loraserve.errors import LoraserveError
 
-SELECTOR = "app=vllm"
-AGENT_PORT = 9090
+SELECTOR = ",".join(f"{key}={value}" for key, value in VLLM_SELECTOR.items())
 WIDTH_OF_A_FILE = 160
 _PRINT_STATE = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{AGENT_PORT}/v1/state').read().decode())"
 _STYLES = {State.READY: "green", State.QUARANTINED: "red", State.DRAINING: "dim"}

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
+from loraserve.addresses import AGENT_PORT, VLLM_PORT
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.kubernetes import Pod
 from loraserve.desired import Envelope, explain
@@ -55,9 +56,9 @@ class Settings:
     """Where vLLM looks for mirrored base weights; None: it takes them from the hub."""
     adapter_disk_bytes: int = 10 << 30
     """What versions may take there in all."""
-    vllm_url: str = "http://127.0.0.1:8000"
+    vllm_url: str = f"http://127.0.0.1:{VLLM_PORT}"
     vllm_api_key: str | None = None
-    port: int = 9090
+    port: int = AGENT_PORT
     envelope: Envelope | None = None
     """What this pod's vLLM was started with; None takes the desired state's word for it."""
     drain_seconds: float = DrainTimes.quiet_seconds

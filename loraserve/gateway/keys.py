@@ -89,10 +89,7 @@ class KeyRing(Document):
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
         """Raises InvalidKeys."""
-        try:
-            return cls.model_validate_json(text, by_alias=True, by_name=False)
-        except ValidationError as error:
-            raise InvalidKeys(explain(error)) from None
+        return cls._parsed(text, InvalidKeys)
 
 
 class Keys:

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from loraserve.addresses import AGENT_PORT, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
 from loraserve.desired import Document, explain
 from loraserve.errors import LoraserveError
 
@@ -34,12 +35,12 @@ class Settings(Document):
     desired_key: str = "desired.json"
     keys_file: Path = Path("/etc/loraserve/keys/keys.json")
     vllm_api_key: str
-    port: Port = 8080
+    port: Port = GATEWAY_PORT
     tls_port: Port | None = None
     """For the load balancer; None: there is none."""
-    metrics_port: Port = 9091
-    vllm_port: Port = 8000
-    agent_port: Port = 9090
+    metrics_port: Port = GATEWAY_METRICS_PORT
+    vllm_port: Port = VLLM_PORT
+    agent_port: Port = AGENT_PORT
 
     max_body_bytes: Count = 4 << 20
     body_seconds: Seconds = 30

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from loraserve.desired import Base, DesiredState
+from loraserve.desired import Adapter, Base, DesiredState
 from loraserve.gateway.errors import NoSuchModel
 from loraserve.gateway.routing import ANY_OTHER, Routes
 from tests.unit.gateway_world import BASE, adapter
@@ -14,8 +14,8 @@ from tests.unit.gateway_world import BASE, adapter
 CALLERS = [f"tenant user-{number}" for number in range(1000)]
 
 
-def routes(*adapters: object) -> Routes:
-    return Routes(DesiredState(base=Base(name=BASE), bucket="adapters", adapters=adapters))  # type: ignore[arg-type]
+def routes(*adapters: Adapter) -> Routes:
+    return Routes(DesiredState(base=Base(name=BASE), bucket="adapters", adapters=adapters))
 
 
 def test_a_public_name_is_the_declared_version() -> None:
