@@ -48,7 +48,7 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 
 # Half of the time one of the two waits for a server: side by side they take little longer than the longer one.
 deep: install tools images ## Engine and end-to-end tests side by side
-	@$(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/engine
+	@$(MAKE) --no-print-directory --jobs=2 engine e2e
 
 bench: install tools ## Measure what is promised about speed
 	@$(PY) -m bench.program

@@ -84,8 +84,11 @@ class Machine:
     def start(self, say: Say) -> None:
         template, own_archive = self._images(say)
         known = self.control_plane
-        network = (known.network if known else None) or Network.choose()
-        network.connect()
+        network = known.network if known else None
+        if network:
+            network.connect()
+        else:
+            network = Network.claim()
         control_plane = ControlPlane.start(self.state / "cluster", network=network)
         machine = Node(self.state / "node", control_plane)
         machine.start(template)

@@ -29,12 +29,13 @@ class Network:
     base: IPv4Network
 
     @classmethod
-    def choose(cls) -> Network:
-        """One that overlaps no route of this machine. Raises ProcessError where all are taken."""
+    def claim(cls) -> Network:
+        """Connects one that overlaps no route of this machine. Raises ProcessError where all are taken."""
         taken = _routed()
         for candidate in _CANDIDATES:
             network = cls(IPv4Network(f"10.{candidate}.0.0/16"))
-            if not any(network.base.overlaps(other) for other in taken):
+            # Of two stacks that claim it at once, the kernel gives the link's name to one.
+            if not any(network.base.overlaps(other) for other in taken) and network.connect():
                 return network
         raise ProcessError(
             f"No private network is free: every 10.{_CANDIDATES.start}.0.0/16 to 10.{_CANDIDATES.stop - 1}.0.0/16 is "
@@ -77,16 +78,21 @@ class Network:
         """The link's end on this machine; at most 15 characters, with one more for its ports."""
         return self.name
 
-    def connect(self) -> None:
+    def connect(self) -> bool:
         """Makes the link's end on this machine, so that servers can listen on its address; it stays until `disconnect`.
 
         A bridge without ports: it lives on while the node is away, and the node's end is plugged in when it starts.
+        Returns False where it is there already.
         """
-        if _exists(self.host_interface):
-            return
-        _ip("link", "add", self.host_interface, "type", "bridge")
+        try:
+            _ip("link", "add", self.host_interface, "type", "bridge")
+        except ProcessError:
+            if _exists(self.host_interface):
+                return False
+            raise
         _ip("address", "add", f"{self.host}/30", "dev", self.host_interface)
         _ip("link", "set", self.host_interface, "up")
+        return True
 
     def plug_in(self, pid: int) -> None:
         """Moves the other end into the network namespace of process `pid` and routes pods and services through it."""

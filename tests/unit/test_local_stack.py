@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,31 @@ def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: P
 
 
 def test_a_network_that_this_machine_routes_already_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Network.choose()
-    taken = [{"dst": "default"}, {"dst": f"{first.pods[7]}"}, {"dst": "fe80::/64"}]
-    monkeypatch.setattr("local.network._ip_json", lambda *_: taken)
-    assert not Network.choose().base.overlaps(first.base)
+    first = claim_without_links(monkeypatch, "default")
+    second = claim_without_links(monkeypatch, "default", f"{first.pods[7]}", "fe80::/64")
+    assert not second.base.overlaps(first.base)
+
+
+def test_a_network_that_another_stack_has_just_claimed_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = claim_without_links(monkeypatch)
+    assert not claim_without_links(monkeypatch, links={first.name}).base.overlaps(first.base)
 
 
 def test_that_every_network_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.network._ip_json", lambda *_: [{"dst": "10.0.0.0/8"}])
     with pytest.raises(ProcessError, match="Remove a route"):
-        Network.choose()
+        Network.claim()
+
+
+def claim_without_links(monkeypatch: pytest.MonkeyPatch, *routes: str, links: Collection[str] = ()) -> Network:
+    """What is claimed on a machine with these routes, and these links whose routes are not there yet."""
+
+    def ip(*words: str) -> str:
+        if words[:2] == ("link", "add") and words[2] in links:
+            raise ProcessError("RTNETLINK answers: File exists")
+        return ""
+
+    found = {"route": [{"dst": route} for route in routes], "link": [{"ifname": link} for link in links]}
+    monkeypatch.setattr("local.network._ip", ip)
+    monkeypatch.setattr("local.network._ip_json", lambda what, *_: found[what])
+    return Network.claim()
