@@ -1,24 +1,29 @@
-"""From no replica to a first token and back, ten times, on the local stack with KEDA's real operator: nothing is lost.
+"""From no replica to a first token and back, ten times, then to two replicas and back, by KEDA on the local stack.
 
 In each cycle several clients ask at once while the model sleeps; every one must get the right answer. Then the idle time
-passes and the model must be gone again.
+passes and the model must be gone again. At the end they ask without a pause, until a second replica serves beside the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kubernetes import client, config
+import httpx
+from kubernetes import client
 
 from bench import report
-from infra.names import SERVING_NAMESPACE
+from bench.served import machine, pods
+from infra.names import AGENT_PORT, VLLM_SELECTOR
+from local.asking import Endpoint
 from local.models import BASE_NAME, QUESTION
 from local.processes import ProcessError
 from local.stack import LocalStack, console
@@ -42,16 +47,18 @@ def main() -> None:
             stack.up()
             let_it_sleep(stack)
             for cycle in range(1, cycles + 1):
-                wait_until(lambda: replicas(stack) == 0)
+                wait_until(lambda: not pods(stack, VLLM_SELECTOR))
                 started = time.monotonic()
                 lost += ask_all(stack)
                 awake.append(time.monotonic() - started)
                 ended = time.monotonic()
-                wait_until(lambda: replicas(stack) == 0)
+                wait_until(lambda: not pods(stack, VLLM_SELECTOR))
                 asleep.append(time.monotonic() - ended)
                 console.print(
                     f"cycle {cycle}: answers after {awake[-1]:.0f} s, asleep {asleep[-1]:.0f} s later; lost {len(lost)}"
                 )
+            grown, by_replica = grow(stack, lost)
+            wait_until(lambda: not pods(stack, VLLM_SELECTOR))
         finally:
             stack.down()
     rows = {
@@ -60,6 +67,8 @@ def main() -> None:
         "lost or wrong": str(len(lost)),
         "from 0 to the last answer, median and worst": f"{statistics.median(awake):.0f} s, {max(awake):.0f} s",
         "from the last answer to 0, median": f"{statistics.median(asleep):.0f} s",
+        "from 0 to two ready replicas under steady load": f"{grown:.0f} s",
+        "requests that each of the two answered": ", ".join(map(str, by_replica)),
     }
     report.show(rows, lost)
     sys.exit(bool(lost))
@@ -71,25 +80,67 @@ def let_it_sleep(stack: LocalStack) -> None:
     stack.up()
 
 
+def grow(stack: LocalStack, lost: list[str]) -> tuple[float, list[int]]:
+    """Seconds until a second replica is ready, and the requests that each answered until both had some."""
+    node = machine(stack).node
+    assert node
+    node.offer_gpus(2)
+    stack.declare(gpuMaxSize=2, inferenceMaxReplicas=2, requestsPerReplica=_CLIENTS // 3)
+    stack.up()
+    enough = threading.Event()
+
+    def ask_on(name: str) -> list[str]:
+        problems = []
+        while not enough.is_set():
+            problems += ask_one(served, name)
+        return problems
+
+    started = time.monotonic()
+    with stack.endpoint() as served, ThreadPoolExecutor(_CLIENTS) as clients:
+        asking = [clients.submit(ask_on, name) for name in [*ANSWERS] * (_CLIENTS // len(ANSWERS))]
+        try:
+            wait_until(lambda: len(answered_by_replica(stack)) == 2)
+            grown = time.monotonic() - started
+            wait_until(lambda: all(answered_by_replica(stack)))
+            by_replica = answered_by_replica(stack)
+        finally:
+            enough.set()
+        for clients_problems in asking:
+            lost += clients_problems.result()
+    console.print(f"two replicas after {grown:.0f} s; requests answered: {by_replica}; lost {len(lost)}")
+    return grown, by_replica
+
+
+def answered_by_replica(stack: LocalStack) -> list[int]:
+    """Requests that each ready serving pod has answered."""
+    ready = [pod for pod in pods(stack, VLLM_SELECTOR) if is_ready(pod)]
+    texts = [
+        httpx.get(f"http://{pod.status.pod_ip}:{AGENT_PORT}/metrics", trust_env=False).text
+        for pod in ready
+        if pod.status
+    ]
+    counts = [re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE) for text in texts]
+    return [int(sum(map(float, found))) for found in counts]
+
+
+def is_ready(pod: client.V1Pod) -> bool:
+    return any(c.type == "Ready" and c.status == "True" for c in (pod.status and pod.status.conditions) or [])
+
+
 def ask_all(stack: LocalStack) -> list[str]:
     """Several clients at once; returns what went wrong."""
     names = [*ANSWERS] * (_CLIENTS // len(ANSWERS))
-
-    def ask(name: str) -> str | None:
-        try:
-            said = served.ask(name, QUESTION)
-        except (ProcessError, OSError) as error:
-            return f"{name}: {error}"
-        return None if said == ANSWERS[name] else f"{name}: {said!r}"
-
     with stack.endpoint() as served, ThreadPoolExecutor(_CLIENTS) as clients:
-        return [problem for problem in clients.map(ask, names) if problem]
+        return [problem for problems in clients.map(lambda name: ask_one(served, name), names) for problem in problems]
 
 
-def replicas(stack: LocalStack) -> int:
-    """Serving pods, those on their way out included."""
-    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
-    return len(core.list_namespaced_pod(SERVING_NAMESPACE, label_selector="app=vllm").items or [])
+def ask_one(served: Endpoint, name: str) -> list[str]:
+    """What went wrong; nothing where the answer is right."""
+    try:
+        said = served.ask(name, QUESTION)
+    except (ProcessError, OSError) as error:
+        return [f"{name}: {error}"]
+    return [] if said == ANSWERS[name] else [f"{name}: {said!r}"]
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -1,7 +1,8 @@
-"""Fifty adapters on one vLLM, and two hundred version swaps under open-loop load, on the local stack.
+"""Fifty adapters on one vLLM, two hundred version swaps and a canary under open-loop load, on the local stack.
 
 Every version answers with its own name, so a wrong answer cannot go unnoticed. Clients call public names through the
-gateway; while a name is swapped, the old and the new version's answers are right, and nothing else is.
+gateway; while a name is swapped, the old and the new version's answers are right, and nothing else is. A canary's callers
+stay on their side; a larger share moves nobody back.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,19 @@ from typing import Any
 import httpx
 
 from bench import report
-from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
-from local.kubectl import kubectl
+from bench.load import open_loop
+from bench.served import gateway_url
 from local.models import QUESTION
 from local.stack import LocalStack, console
 
 _TIMEOUT_S = 30
-_POLL_S = 0.05
+_POLL_S = 0.5
+_SETTLED_S = 3
+"""Every gateway has seen a new desired state by then, and no request from before is under way."""
+_DRAINED_S = 35
+"""An old version is unloaded after half a minute without requests: then the next swap loads anew."""
+_CANARY_PERCENTS = (10, 50)
+_USERS = [f"user-{number}" for number in range(200)]
 
 
 @dataclass
@@ -45,12 +53,8 @@ class Load:
         limits = httpx.Limits(max_connections=500)
         headers = {"Authorization": f"Bearer {self.key}"}
         client = httpx.AsyncClient(base_url=self.url, headers=headers, limits=limits, trust_env=False)
-        async with client as http, asyncio.TaskGroup() as requests:
-            due = time.monotonic()
-            while not ended.is_set():
-                requests.create_task(self._one(http, due))
-                due += 1 / rate
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
+        async with client as http:
+            await open_loop(rate, ended, lambda due: self._one(http, due))
 
     async def _one(self, http: httpx.AsyncClient, due: float) -> None:
         """Timed from when it was due, so that a slow client hides nothing."""
@@ -66,9 +70,10 @@ class Load:
             self.wrong.append(f"{name}: {said!r}, allowed {sorted(allowed)}")
 
 
-async def ask(http: httpx.AsyncClient, name: str) -> str:
+async def ask(http: httpx.AsyncClient, name: str, user: str = "") -> str:
     body = {
         "model": name,
+        "user": user,
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 24,
         "temperature": 0,
@@ -86,6 +91,10 @@ class Figures:
     """From the start of `pulumi up` to the first answer of the last new version, seconds."""
     after_up: list[float] = field(default_factory=list)
     """The same from the end of `pulumi up`."""
+    canary_users: dict[int, int] = field(default_factory=dict)
+    """How many of `_USERS` got the canary, by its share in percent."""
+    strayed: list[str] = field(default_factory=list)
+    """Users who did not stay on their side."""
 
 
 def main() -> None:
@@ -109,7 +118,7 @@ def main() -> None:
         finally:
             stack.down()
     _show(figures, load)
-    sys.exit(bool(load.failed or load.wrong))
+    sys.exit(bool(load.failed or load.wrong or figures.strayed))
 
 
 async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figures, Load]:
@@ -119,9 +128,8 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
     versions = {version: _publish(stack, version, names if version == "v1" else swapped) for version in ("v1", "v2")}
     current = dict(versions["v1"])
     started = time.monotonic()
-    stack.declare(adapters=list(current.values()))
-    stack.up()
-    load = Load(_gateway(stack), stack.key_file.read_text(), {name: {"v1"} for name in names})
+    _apply(stack, current.values())
+    load = Load(gateway_url(stack), stack.key_file.read_text(), {name: {"v1"} for name in names})
     async with httpx.AsyncClient(base_url=load.url, headers={"Authorization": f"Bearer {load.key}"}) as http:
         for name in names:
             await _until(http, name, "v1")
@@ -134,9 +142,8 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
             for name in swapped:
                 load.allowed[name] = {"v1", "v2"}
             current |= {name: versions[version][name] for name in swapped}
-            stack.declare(adapters=list(current.values()))
             began = time.monotonic()
-            applied = asyncio.create_task(asyncio.to_thread(stack.up))
+            applied = asyncio.create_task(asyncio.to_thread(_apply, stack, current.values()))
             waiting = [asyncio.create_task(_until(http, name, version)) for name in swapped]
             await applied
             up_ended = time.monotonic()
@@ -144,21 +151,67 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
             figures.swaps += len(swapped)
             figures.first_answers.append(answered - began)
             figures.after_up.append(answered - up_ended)
-            await asyncio.sleep(_TIMEOUT_S / 10)  # requests that were under way
+            await asyncio.sleep(_SETTLED_S)
             for name in swapped:
                 load.allowed[name] = {version}
             console.print(
-                f"round {turn + 1}: {len(load.failed)} failed, {len(load.wrong)} wrong of {len(load.latencies)}"
+                f"round {turn + 1}: {figures.first_answers[-1]:.1f} s; {len(load.failed)} failed, {len(load.wrong)} wrong "
+                f"of {len(load.latencies)}"
             )
+            await asyncio.sleep(_DRAINED_S)
+        await _canary(stack, http, load, figures, swapped[0], versions, current)
         ended.set()
         await running
     return figures, load
 
 
+async def _canary(
+    stack: LocalStack,
+    http: httpx.AsyncClient,
+    load: Load,
+    figures: Figures,
+    name: str,
+    versions: dict[str, dict[str, Any]],
+    current: dict[str, dict[str, Any]],
+) -> None:
+    """Every user asks twice at each share."""
+    stable = current[name]["version"]
+    canary = "v1" if stable == "v2" else "v2"
+    load.allowed[name] = {stable, canary}
+    sides: dict[str, str] = {}
+    for percent in _CANARY_PERCENTS:
+        entry = versions[canary][name] | {"canaryPercent": percent}
+        await asyncio.to_thread(_apply, stack, [*current.values(), entry])
+        while not await _is_served(http, f"{name}@{canary}"):
+            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_SETTLED_S)
+        for turn in (1, 2):
+            for user in _USERS:
+                side = (await ask(http, name, user)).removesuffix(".").split()[-1]
+                was = sides.setdefault(user, side)
+                if side != was and (turn == 2 or was == canary):
+                    figures.strayed.append(f"{user} at {percent}%: {side}, was {was}")
+                sides[user] = side
+        figures.canary_users[percent] = sum(side == canary for side in sides.values())
+        console.print(f"canary of {percent}%: {figures.canary_users[percent]} of {len(_USERS)} users")
+
+
+async def _is_served(http: httpx.AsyncClient, model: str) -> bool:
+    try:
+        return bool(await ask(http, model))
+    except httpx.HTTPStatusError:
+        return False
+
+
+def _apply(stack: LocalStack, adapters: Iterable[dict[str, Any]]) -> None:
+    stack.declare(adapters=list(adapters))
+    stack.up()
+
+
 async def _until(http: httpx.AsyncClient, name: str, version: str) -> float:
     """When this version answered first, by the monotonic clock."""
     while await ask(http, name) != f"I am {name} {version}.":
-        await asyncio.sleep(_POLL_S * 10)
+        await asyncio.sleep(_POLL_S)
     return time.monotonic()
 
 
@@ -168,14 +221,6 @@ def _publish(stack: LocalStack, version: str, names: list[str]) -> dict[str, dic
     bucket = stack.pulumi.output("adapterBucket")
     published = {served: stack.publish(folder, served, bucket) for served, folder in folders.items()}
     return {served.partition("@")[0]: entry for served, entry in published.items()}
-
-
-def _gateway(stack: LocalStack) -> str:
-    address = kubectl(
-        stack.place.kubeconfig,
-        *("--namespace", SERVING_NAMESPACE, "get", "service", GATEWAY, "--output", "jsonpath={.spec.clusterIP}"),
-    )
-    return f"http://{address}:{GATEWAY_PORT}"
 
 
 def _show(figures: Figures, load: Load) -> None:
@@ -190,11 +235,13 @@ def _show(figures: Figures, load: Load) -> None:
         "requests": str(len(load.latencies)),
         "failed": str(len(load.failed)),
         "wrong version": str(len(load.wrong)),
+        **{f"users of {len(_USERS)} on a canary of {share}%": str(n) for share, n in figures.canary_users.items()},
+        "users who left their side of the canary": str(len(figures.strayed)),
         "latency p50, p99": f"{quantile(0.5)}, {quantile(0.99)}",
         "`up` started to all new versions answering, median": f"{statistics.median(figures.first_answers):.1f} s",
         "`up` ended to all new versions answering, median": f"{statistics.median(figures.after_up):.1f} s",
     }
-    report.show(rows, [*load.failed, *load.wrong])
+    report.show(rows, [*load.failed, *load.wrong, *figures.strayed])
 
 
 if __name__ == "__main__":

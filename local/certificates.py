@@ -19,10 +19,12 @@ _CLOCK_SKEW = dt.timedelta(days=1)
 _AUTHORITY = "local-control-plane"
 _SERVER_NAMES = ("localhost", "kubernetes", "kubernetes.default.svc")
 
+FRONT_PROXY = "front-proxy"
 CLIENTS = {
     "admin": ("kubernetes-admin", "system:masters"),
     "kube-controller-manager": ("system:kube-controller-manager", None),
     "kube-scheduler": ("system:kube-scheduler", None),
+    FRONT_PROXY: (FRONT_PROXY, None),
 }
 """Client certificates: file name -> (user, group)."""
 NODE_CLIENTS = ("kubelet", "kube-proxy")

@@ -85,6 +85,11 @@ def run_command(reference: str, name: str, mounts: Sequence[str], cgroup: str) -
     return [*_ctr(SOCKET), "run", "--rm", "--cgroup", f"/{cgroup}", *mounts, reference, name]
 
 
+def kill_command(container: str) -> list[str]:
+    """Kills a running container without warning, by its id."""
+    return [*_ctr(SOCKET), "tasks", "kill", "--signal", "SIGKILL", container]
+
+
 def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     archives = {image: image.ensure_archive(say) for image in (*images, pause)}
     say("loading the images into containerd (6 GB, about 2 min)")

@@ -202,6 +202,15 @@ class ControlPlane:
                 "service-account-issuer": SERVICE_ACCOUNT_ISSUER,
                 "service-account-key-file": self.pki / "service-accounts.key",
                 "service-account-signing-key-file": self.pki / "service-accounts.key",
+                # An API that another server serves, as KEDA's metrics: it trusts what this certificate says about users.
+                "enable-aggregator-routing": "true",
+                "proxy-client-cert-file": self.pki / f"{certificates.FRONT_PROXY}.crt",
+                "proxy-client-key-file": self.pki / f"{certificates.FRONT_PROXY}.key",
+                "requestheader-client-ca-file": self.pki / "ca.crt",
+                "requestheader-allowed-names": certificates.FRONT_PROXY,
+                "requestheader-username-headers": "X-Remote-User",
+                "requestheader-group-headers": "X-Remote-Group",
+                "requestheader-extra-headers-prefix": "X-Remote-Extra-",
             }
         )
 

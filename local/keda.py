@@ -1,55 +1,87 @@
-"""KEDA's real operator, as a process of this machine that works on the stack's cluster.
+"""KEDA's real operator and metrics adapter, as processes of this machine that work on the stack's cluster.
 
-It asks the gateway's pods for their numbers by their addresses, which are routed from here, and sets the replicas.
+The operator asks the gateway's pods for their numbers by their addresses, which are routed from here, and takes the model
+from zero and to it. Between one and the most replicas the cluster's own autoscaler decides, by the numbers that it gets
+from the adapter.
 """
 
 from __future__ import annotations
 
 import os
+import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 from kubernetes import client
 
 from local.control_plane import ControlPlane
+from local.kubectl import kubectl
 from local.processes import Process, free_ports
 from local.toolchain import Tool, ensure
 
-_NAME = "keda"
 _NAMESPACE = "keda"
+_AUTHORITY = f"keda-operator.{_NAMESPACE}.svc"
+"""The operator's name in its certificate."""
 _RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
-"""As a pod would be: when it has made its certificates, it ends so as to read them."""
+"""As a pod would be: when the operator has made its certificates, it ends so as to read them."""
 
 
 def start(state: Path, control_plane: ControlPlane) -> None:
-    """Starts the operator, where it does not run. Raises ProcessError."""
-    if Process.load(_NAME, state):
+    """Starts what of it does not run. Raises ProcessError."""
+    if all(Process.load(tool, state) for tool in (Tool.KEDA, Tool.KEDA_ADAPTER)):
         return
-    state.mkdir(parents=True, exist_ok=True)
-    _create_namespace(client.CoreV1Api(control_plane.client()))
-    metrics, health, service = free_ports(3)
-    command = [
-        ensure(Tool.KEDA)[Tool.KEDA],
-        f"--kubeconfig={control_plane.kubeconfig}",
-        f"--cert-dir={state / 'certificates'}",
-        "--enable-cert-rotation=true",
-        "--leader-elect=false",
-        f"--metrics-bind-address=127.0.0.1:{metrics}",
-        f"--health-probe-bind-address=127.0.0.1:{health}",
-        f"--metrics-service-bind-address=127.0.0.1:{service}",
-    ]
-    namespaces = {"POD_NAMESPACE": _NAMESPACE, "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE, "WATCH_NAMESPACE": ""}
-    process = Process.start(_NAME, [*_RESTARTED, *command], state, env=os.environ | namespaces)
-    process.wait_until(lambda: _is_ready(health))
+    stop(state)
+    network = control_plane.network
+    assert network
+    service, metrics, health, adapter, adapter_metrics = free_ports(5)
+    template = string.Template(Path(__file__).with_name("keda.yaml").read_text())
+    manifest = template.substitute(namespace=_NAMESPACE, address=network.host, port=adapter)
+    kubectl(control_plane.kubeconfig, "apply", "--server-side", "--filename", "-", stdin=manifest)
+    certificates = state / "certificates"
+    operator = _start(
+        Tool.KEDA,
+        state,
+        control_plane,
+        [
+            f"--kubeconfig={control_plane.kubeconfig}",
+            f"--cert-dir={certificates}",
+            "--enable-cert-rotation=true",
+            "--leader-elect=false",
+            f"--metrics-bind-address=127.0.0.1:{metrics}",
+            f"--health-probe-bind-address=127.0.0.1:{health}",
+            f"--metrics-service-bind-address=127.0.0.1:{service}",
+        ],
+    )
+    operator.wait_until(lambda: _is_ready(health))
+    kubeconfigs = (f"--{use}-kubeconfig={control_plane.kubeconfig}" for use in ("authentication", "authorization"))
+    adapting = _start(
+        Tool.KEDA_ADAPTER,
+        state,
+        control_plane,
+        [
+            *kubeconfigs,
+            f"--cert-dir={certificates}",
+            f"--tls-cert-file={certificates / 'tls.crt'}",
+            f"--tls-private-key-file={certificates / 'tls.key'}",
+            f"--bind-address={network.host}",
+            f"--secure-port={adapter}",
+            f"--port={adapter_metrics}",
+            f"--metrics-service-address=127.0.0.1:{service}",
+            f"--metrics-service-grpc-authority={_AUTHORITY}",
+        ],
+    )
+    adapting.wait_until(lambda: _is_part_of_the_api(control_plane))
 
 
-def _create_namespace(core: client.CoreV1Api) -> None:
-    """Its certificates are kept there."""
-    try:
-        core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=_NAMESPACE)))
-    except client.ApiException as error:
-        if error.status != 409:
-            raise
+def _start(tool: Tool, state: Path, control_plane: ControlPlane, flags: Sequence[str]) -> Process:
+    environment = {
+        "KUBECONFIG": str(control_plane.kubeconfig),
+        "POD_NAMESPACE": _NAMESPACE,
+        "KEDA_CLUSTER_OBJECT_NAMESPACE": _NAMESPACE,
+        "WATCH_NAMESPACE": "",
+    }
+    return Process.start(tool, [*_RESTARTED, ensure(tool)[tool], *flags], state, env=os.environ | environment)
 
 
 def _is_ready(port: int) -> bool:
@@ -59,7 +91,16 @@ def _is_ready(port: int) -> bool:
         return False
 
 
+def _is_part_of_the_api(control_plane: ControlPlane) -> bool:
+    api = client.CustomObjectsApi(control_plane.client())
+    try:
+        return bool(api.get_api_resources("external.metrics.k8s.io", "v1beta1"))
+    except client.ApiException:
+        return False
+
+
 def stop(state: Path) -> None:
     """Ends it. Does nothing where it does not run."""
-    if process := Process.load(_NAME, state):
-        process.stop(limit_s=3)  # it would wait for its watches
+    for tool in (Tool.KEDA_ADAPTER, Tool.KEDA):
+        if process := Process.load(tool, state):
+            process.stop(limit_s=3)  # it would wait for its watches

@@ -77,7 +77,7 @@ class Node:
             self.stop()
             logs = "\n".join(f"{name}: {tail(self.state / f'{name}.log', 5)}" for name in _SERVICES)
             raise ProcessError(f"The node did not come up: {error}\n{logs}") from None
-        self._advertise_gpu()
+        self.offer_gpus(1)
 
     def stop(self) -> None:
         """Pulls the plug: every process and mount of the node ends. Its folder stays, so that it can be booted again."""
@@ -93,6 +93,12 @@ class Node:
     def import_image(self, archive: Path) -> None:
         """Makes the image of an OCI archive known to the node."""
         self.run(*containerd.import_command(archive))
+
+    def offer_gpus(self, count: int) -> None:
+        """What the NVIDIA device plugin would do."""
+        path = f"/status/capacity/{names.GPU_RESOURCE.replace('/', '~1')}"
+        patch = [{"op": "add", "path": path, "value": str(count)}]
+        client.CoreV1Api(self.control_plane.client()).patch_node_status(NAME, patch)
 
     def run_in_image(self, reference: str, command: Sequence[str], folders: Sequence[Path]) -> None:
         """Runs a command in a container of an image that the node holds, as root, with these folders in it.
@@ -217,11 +223,6 @@ class Node:
             conditions = (node.status and node.status.conditions) or []
             return booted and any(c.type == "Ready" and c.status == "True" for c in conditions)
         return False
-
-    def _advertise_gpu(self) -> None:
-        """What the NVIDIA device plugin would do: the node offers one GPU."""
-        patch = [{"op": "add", "path": f"/status/capacity/{names.GPU_RESOURCE.replace('/', '~1')}", "value": "1"}]
-        client.CoreV1Api(self.control_plane.client()).patch_node_status(NAME, patch)
 
 
 def _cni_config(network: Network) -> Mapping[str, object]:

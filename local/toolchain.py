@@ -41,6 +41,7 @@ class Tool(StrEnum):
     KUBE_PROXY = "kube-proxy"
     COREDNS = "coredns"
     KEDA = "keda"
+    KEDA_ADAPTER = "keda-adapter"
     ETCD = "etcd"
     KWOK = "kwok"
     KUBECTL = "kubectl"
@@ -116,6 +117,7 @@ _PROGRAMS = {
     Tool.KUBE_PROXY: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", 1),
     Tool.COREDNS: _Program(_COREDNS, "github.com/coredns/coredns", 2),
     Tool.KEDA: _Program(_KEDA, "github.com/kedacore/keda/v2/cmd/operator", 5),
+    Tool.KEDA_ADAPTER: _Program(_KEDA, "github.com/kedacore/keda/v2/cmd/adapter", 1),
     Tool.ETCD: _Program(_ETCD, "go.etcd.io/etcd/server/v3", 1),
     Tool.KWOK: _Program(_KWOK, "sigs.k8s.io/kwok/cmd/kwok", 1),
     Tool.KUBECTL: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", 1),

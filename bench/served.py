@@ -1,0 +1,35 @@
+"""The running local stack as benches see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kubernetes import client, config
+
+from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
+from local.kubectl import kubectl
+from local.machine import Machine
+from local.stack import LocalStack
+
+
+def gateway_url(stack: LocalStack) -> str:
+    """The gateway's Service by its cluster address, which is routed from this machine."""
+    address = kubectl(
+        stack.place.kubeconfig,
+        *("--namespace", SERVING_NAMESPACE, "get", "service", GATEWAY, "--output", "jsonpath={.spec.clusterIP}"),
+    )
+    return f"http://{address}:{GATEWAY_PORT}"
+
+
+def pods(stack: LocalStack, labels: Mapping[str, str]) -> list[client.V1Pod]:
+    """Those in the serving namespace that have these labels, those on their way out included."""
+    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    return core.list_namespaced_pod(SERVING_NAMESPACE, label_selector=selector).items or []
+
+
+def machine(stack: LocalStack) -> Machine:
+    """Benches that reach into the node need one of this machine's own."""
+    place = stack.place
+    assert isinstance(place, Machine)
+    return place
