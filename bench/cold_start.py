@@ -81,32 +81,45 @@ def let_it_sleep(stack: LocalStack) -> None:
 
 
 def grow(stack: LocalStack, lost: list[str]) -> tuple[float, list[int]]:
-    """Seconds until a second replica is ready, and the requests that each answered until both had some."""
+    """Seconds until a second replica is ready, and the requests that each answers from then on, until both had some.
+
+    Clients ask without a pause until there is a second pod, then slowly: two vLLMs on the same few processors hold each
+    other up, which those on GPUs of their own do not.
+    """
     node = machine(stack).node
     assert node
     node.offer_gpus(2)
-    stack.declare(gpuMaxSize=2, inferenceMaxReplicas=2, requestsPerReplica=_CLIENTS // 3)
+    stack.declare(gpuMaxSize=2, inferenceMaxReplicas=2, requestsPerReplica=1)
     stack.up()
-    enough = threading.Event()
+    slowly, enough = threading.Event(), threading.Event()
 
     def ask_on(name: str) -> list[str]:
         problems = []
         while not enough.is_set():
             problems += ask_one(served, name)
+            enough.wait(1 if slowly.is_set() else 0)
         return problems
 
     started = time.monotonic()
-    with stack.endpoint() as served, ThreadPoolExecutor(_CLIENTS) as clients:
-        asking = [clients.submit(ask_on, name) for name in [*ANSWERS] * (_CLIENTS // len(ANSWERS))]
+    with stack.endpoint() as served, ThreadPoolExecutor() as clients:
+        asking = [clients.submit(ask_on, name) for name in ANSWERS]
         try:
+            wait_until(lambda: len(pods(stack, VLLM_SELECTOR)) == 2)
+            slowly.set()
             wait_until(lambda: len(answered_by_replica(stack)) == 2)
             grown = time.monotonic() - started
-            wait_until(lambda: all(answered_by_replica(stack)))
-            by_replica = answered_by_replica(stack)
+            before = answered_by_replica(stack)  # its agent's probes of the adapters
+            by_replica = [0, 0]
+
+            def both_answered() -> bool:
+                by_replica[:] = [now - then for now, then in zip(answered_by_replica(stack), before, strict=True)]
+                return all(by_replica)
+
+            wait_until(both_answered)
         finally:
             enough.set()
-        for clients_problems in asking:
-            lost += clients_problems.result()
+        for client_asked in asking:
+            lost += client_asked.result()
     console.print(f"two replicas after {grown:.0f} s; requests answered: {by_replica}; lost {len(lost)}")
     return grown, by_replica
 

@@ -7,6 +7,7 @@ from the adapter.
 
 from __future__ import annotations
 
+import base64
 import os
 import string
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ _NAMESPACE = "keda"
 _AUTHORITY = f"keda-operator.{_NAMESPACE}.svc"
 """The operator's name in its certificate."""
 _RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
-"""As a pod would be: when the operator has made its certificates, it ends so as to read them."""
+"""As a pod would be: when the operator has made its certificates, it ends."""
 
 
 def start(state: Path, control_plane: ControlPlane) -> None:
@@ -47,20 +48,22 @@ def start(state: Path, control_plane: ControlPlane) -> None:
             f"--kubeconfig={control_plane.kubeconfig}",
             f"--cert-dir={certificates}",
             "--enable-cert-rotation=true",
+            "--enable-webhook-patching=false",
             "--leader-elect=false",
             f"--metrics-bind-address=127.0.0.1:{metrics}",
             f"--health-probe-bind-address=127.0.0.1:{health}",
             f"--metrics-service-bind-address=127.0.0.1:{service}",
         ],
     )
+    operator.wait_until(lambda: _mount_certificates(control_plane, certificates))
     operator.wait_until(lambda: _is_ready(health))
-    kubeconfigs = (f"--{use}-kubeconfig={control_plane.kubeconfig}" for use in ("authentication", "authorization"))
+    uses = ("lister", "authentication", "authorization")
     adapting = _start(
         Tool.KEDA_ADAPTER,
         state,
         control_plane,
         [
-            *kubeconfigs,
+            *(f"--{use}-kubeconfig={control_plane.kubeconfig}" for use in uses),
             f"--cert-dir={certificates}",
             f"--tls-cert-file={certificates / 'tls.crt'}",
             f"--tls-private-key-file={certificates / 'tls.key'}",
@@ -82,6 +85,18 @@ def _start(tool: Tool, state: Path, control_plane: ControlPlane, flags: Sequence
         "WATCH_NAMESPACE": "",
     }
     return Process.start(tool, [*_RESTARTED, ensure(tool)[tool], *flags], state, env=os.environ | environment)
+
+
+def _mount_certificates(control_plane: ControlPlane, folder: Path) -> bool:
+    """Puts the certificates that the operator keeps in a Secret where a kubelet would; whether there are any yet."""
+    try:
+        secret = client.CoreV1Api(control_plane.client()).read_namespaced_secret("kedaorg-certs", _NAMESPACE)
+    except client.ApiException:
+        return False
+    for name, content in (secret.data or {}).items():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / name).write_bytes(base64.b64decode(content))
+    return bool(secret.data)
 
 
 def _is_ready(port: int) -> bool:
