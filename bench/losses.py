@@ -1,7 +1,8 @@
-"""What is lost when a part dies under load, on the local stack: a gateway, vLLM, its pod, KEDA.
+"""What is lost when a part is replaced or dies under load, on the local stack: gateways, vLLM, its pod, KEDA.
 
 Official OpenAI clients with their default settings ask at a fixed rate, every second request a long stream. One part after
-the other is killed without warning. A stream that had begun in what was killed cannot be saved; nothing else may be lost.
+the other is rolled out anew, which may cost nothing, or killed without warning. A stream that had begun in what was killed
+cannot be saved; nothing else may be lost.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from bench import report
 from bench.cold_start import ANSWERS
 from bench.load import open_loop
 from bench.served import gateway_url, machine, pods
-from infra.names import GATEWAY_SELECTOR, SERVING_NAMESPACE, VLLM_SELECTOR
+from infra.names import GATEWAY, GATEWAY_SELECTOR, SERVING_NAMESPACE, VLLM, VLLM_SELECTOR
 from local import containerd, keda
-from local.models import QUESTION
+from local.kubectl import kubectl
+from local.models import BASE_NAME, QUESTION
 from local.processes import Process
 from local.stack import LocalStack, console
 from local.toolchain import Tool
 
 _BEFORE_S, _AFTER_S = 15, 45
 _STREAM_TOKENS = 100
+_ROLLED = "rolled out"
 
 
 @dataclass
@@ -84,25 +87,29 @@ def main() -> None:
         stack = LocalStack(Path(folder) / "state")
         try:
             stack.up()
-            kills: dict[str, Callable[[LocalStack], None]] = {
-                "a gateway": kill_gateway,
-                "vLLM": kill_vllm,
-                "vLLM's pod": delete_pod,
-                "KEDA": kill_keda,
+            with stack.endpoint() as served:
+                served.ask(BASE_NAME, QUESTION)  # held until vLLM has started
+            events: dict[str, Callable[[LocalStack], None]] = {
+                f"gateways {_ROLLED}": lambda stack: roll_out(stack, GATEWAY),
+                f"vLLM {_ROLLED}": lambda stack: roll_out(stack, VLLM),
+                "a gateway killed": lambda stack: kill_container(stack, GATEWAY_SELECTOR),
+                "vLLM killed": lambda stack: kill_container(stack, VLLM_SELECTOR),
+                "vLLM's pod killed": delete_pod,
+                "KEDA killed": kill_keda,
             }
             loads = {}
-            for what, kill in kills.items():
-                loads[what] = asyncio.run(_under_load(stack, rate, kill))
-                console.print(f"{what} killed: {_described(loads[what])}")
+            for what, happen in events.items():
+                loads[what] = asyncio.run(_under_load(stack, rate, happen))
+                console.print(f"{what}: {_described(loads[what])}")
                 for problem in (loads[what].lost + loads[what].wrong + loads[what].broken_streams)[:10]:
                     console.print(f"    {problem}", markup=False)
         finally:
             stack.down()
-    report.show({f"{what} killed": _described(load) for what, load in loads.items()}, [])
-    sys.exit(any(load.lost or load.wrong for load in loads.values()))
+    report.show({what: _described(load) for what, load in loads.items()}, [])
+    sys.exit(any(load.lost or load.wrong or (_ROLLED in what and load.broken_streams) for what, load in loads.items()))
 
 
-async def _under_load(stack: LocalStack, rate: float, kill: Callable[[LocalStack], None]) -> Load:
+async def _under_load(stack: LocalStack, rate: float, happen: Callable[[LocalStack], None]) -> Load:
     load, ended, turns = Load(), asyncio.Event(), itertools.count()
     models = list(ANSWERS)
     url, key = gateway_url(stack), stack.key_file.read_text()
@@ -114,20 +121,18 @@ async def _under_load(stack: LocalStack, rate: float, kill: Callable[[LocalStack
 
         running = asyncio.create_task(open_loop(rate, ended, one))
         await asyncio.sleep(_BEFORE_S)
-        await asyncio.to_thread(kill, stack)
+        await asyncio.to_thread(happen, stack)
         await asyncio.sleep(_AFTER_S)
         ended.set()
         await running  # with every answer that is still to come
     return load
 
 
-def kill_gateway(stack: LocalStack) -> None:
-    """One of two, in the middle of what it does."""
-    _kill_container(stack, GATEWAY_SELECTOR)
-
-
-def kill_vllm(stack: LocalStack) -> None:
-    _kill_container(stack, VLLM_SELECTOR)
+def roll_out(stack: LocalStack, deployment: str) -> None:
+    """Every pod is replaced, as by a new image."""
+    namespace = ("--namespace", SERVING_NAMESPACE)
+    kubectl(stack.place.kubeconfig, *namespace, "rollout", "restart", f"deployment/{deployment}")
+    kubectl(stack.place.kubeconfig, *namespace, "rollout", "status", f"deployment/{deployment}")
 
 
 def delete_pod(stack: LocalStack) -> None:
@@ -150,7 +155,7 @@ def kill_keda(stack: LocalStack) -> None:
     keda.start(state, control_plane)
 
 
-def _kill_container(stack: LocalStack, labels: dict[str, str]) -> None:
+def kill_container(stack: LocalStack, labels: dict[str, str]) -> None:
     """SIGKILL to a pod's first container, by its process id."""
     pod, *_ = pods(stack, labels)
     node = machine(stack).node

@@ -88,9 +88,9 @@ class Figures:
     ready_seconds: float = 0
     swaps: int = 0
     first_answers: list[float] = field(default_factory=list)
-    """From the start of `pulumi up` to the first answer of the last new version, seconds."""
-    after_up: list[float] = field(default_factory=list)
-    """The same from the end of `pulumi up`."""
+    """From the start of `make up` to the first answer of the first new version of a round, seconds."""
+    last_answers: list[float] = field(default_factory=list)
+    """The same for the last new version."""
     canary_users: dict[int, int] = field(default_factory=dict)
     """How many of `_USERS` got the canary, by its share in percent."""
     strayed: list[str] = field(default_factory=list)
@@ -144,18 +144,16 @@ async def _measure(stack: LocalStack, chosen: argparse.Namespace) -> tuple[Figur
             current |= {name: versions[version][name] for name in swapped}
             began = time.monotonic()
             applied = asyncio.create_task(asyncio.to_thread(_apply, stack, current.values()))
-            waiting = [asyncio.create_task(_until(http, name, version)) for name in swapped]
+            answers = [await _until(http, name, version) - began for name in swapped]  # one by one: this is load, too
             await applied
-            up_ended = time.monotonic()
-            answered = max(await asyncio.gather(*waiting))
             figures.swaps += len(swapped)
-            figures.first_answers.append(answered - began)
-            figures.after_up.append(answered - up_ended)
+            figures.first_answers.append(answers[0])
+            figures.last_answers.append(answers[-1])
             await asyncio.sleep(_SETTLED_S)
             for name in swapped:
                 load.allowed[name] = {version}
             console.print(
-                f"round {turn + 1}: {figures.first_answers[-1]:.1f} s; {len(load.failed)} failed, {len(load.wrong)} wrong "
+                f"round {turn + 1}: {answers[0]:.1f} to {answers[-1]:.1f} s; {len(load.failed)} failed, {len(load.wrong)} wrong "
                 f"of {len(load.latencies)}"
             )
             await asyncio.sleep(_DRAINED_S)
@@ -238,8 +236,8 @@ def _show(figures: Figures, load: Load) -> None:
         **{f"users of {len(_USERS)} on a canary of {share}%": str(n) for share, n in figures.canary_users.items()},
         "users who left their side of the canary": str(len(figures.strayed)),
         "latency p50, p99": f"{quantile(0.5)}, {quantile(0.99)}",
-        "`up` started to all new versions answering, median": f"{statistics.median(figures.first_answers):.1f} s",
-        "`up` ended to all new versions answering, median": f"{statistics.median(figures.after_up):.1f} s",
+        "`make up` to the first new version's first answer, median": f"{statistics.median(figures.first_answers):.1f} s",
+        "`make up` to the last new version's first answer, median": f"{statistics.median(figures.last_answers):.1f} s",
     }
     report.show(rows, [*load.failed, *load.wrong, *figures.strayed])
 

@@ -61,6 +61,9 @@ _CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # Its image has no compiler; without this, the first request for log-probabilities ends the engine.
     "TORCH_COMPILE_DISABLE": "1",
+    # Threads that are bound to processors wait for each other without end where two vLLMs share these.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
 }
 
 

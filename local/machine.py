@@ -105,8 +105,8 @@ class Machine:
             network.connect()
         control_plane = ControlPlane.start(self.state / "cluster")
         keda.start(self.state / "keda", control_plane)
-        if self.node and self.node.state.exists() and not self.node.running:
-            self.node.start(self.node.state / "containerd")
+        if self.node and self.node.state.exists():
+            self.node.boot()
 
     def run_in_vllm_image(self, command: Sequence[str], folders: Sequence[Path]) -> None:
         assert self.node

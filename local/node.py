@@ -54,15 +54,23 @@ class Node:
         return Process.load("node", self.state) is not None
 
     def start(self, images: Path) -> None:
-        """Boots the node, where it does not run, and waits until it takes pods. Raises ProcessError.
+        """Boots the node, where it does not run with these images, and waits until it takes pods. Raises ProcessError.
 
-        `images` is the folder of a containerd that holds the images (`containerd.template`).
+        `images` is the folder of a containerd that holds them (`containerd.template`).
         """
+        held, copied_from = self.state / "containerd", self.state / "containerd.source"
+        if not held.exists() or not copied_from.exists() or copied_from.read_text() != images.name:
+            self.stop()
+            self.state.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(held, ignore_errors=True)
+            containerd.copy(images, held)
+            copied_from.write_text(images.name)
+        self.boot()
+
+    def boot(self) -> None:
+        """Boots the node, where it does not run, with the images that it has."""
         if self.running:
             return
-        self.state.mkdir(parents=True, exist_ok=True)
-        if not (self.state / "containerd").exists():
-            containerd.copy(images, self.state / "containerd")
         self._write_configuration()
         (self.state / "started").unlink(missing_ok=True)
         unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -46,6 +46,41 @@ def test_a_restarted_vllm_gets_its_adapters_back_from_the_agent(served: Served) 
     assert served.restarts()["agent"] == 0
 
 
+def test_adapters_do_not_leak_into_the_base_models_answers(served: Served) -> None:
+    """With every slot in use: a batch that they share is where another's weights could be taken."""
+    difference = served.run_in_agent("""
+import os, threading, httpx
+api = httpx.Client(base_url="http://127.0.0.1:8000", headers={"Authorization": f"Bearer {os.environ['VLLM_API_KEY']}"}, timeout=60)
+models = {model["id"]: model["root"] for model in api.get("/v1/models").json()["data"]}
+base = next(name for name in models if "@" not in name)
+for number in range(4):
+    api.post("/v1/load_lora_adapter", json={"lora_name": f"probe-{number}", "lora_path": models["faq@v1"]})
+
+def complete(model, **more):
+    body = {"model": model, "prompt": "The quick brown fox", "temperature": 0, **more}
+    return api.post("/v1/completions", json=body).raise_for_status().json()["choices"][0]
+
+def prompt_logprobs():
+    tokens = complete(base, max_tokens=1, prompt_logprobs=0)["prompt_logprobs"]
+    return [next(iter(token.values()))["logprob"] for token in tokens if token]
+
+def keep_busy():
+    while not enough.is_set():
+        complete("faq@v1", max_tokens=20)
+
+alone, enough = prompt_logprobs(), threading.Event()
+busy = [threading.Thread(target=keep_busy) for _ in range(2)]
+for thread in busy:
+    thread.start()
+beside = [prompt_logprobs() for _ in range(20)]
+enough.set()
+for thread in busy:
+    thread.join()
+print(max(abs(one - other) for seen in beside for one, other in zip(seen, alone, strict=True)))
+""")
+    assert float(difference) < 0.1  # numbers are rounded to 8 bits; another adapter makes several units
+
+
 def publish_without_effect(served: Served, folder: Path) -> dict[str, object]:
     """An adapter that loads without an error and changes nothing: its B matrices are zero."""
     adapter = folder / "no-effect"
