@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from local import engine, images, place
+from local.control_plane import ControlPlane
 from local.network import Network
+from local.node import Node
 from local.processes import ProcessError
 from local.stack import LocalStack
 from local.toolchain import ToolchainError
@@ -63,6 +65,19 @@ def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: P
     state.write_text('{"version": 4}')
     assert not engine.restore_checkpoint(tmp_path, "local")
     assert state.read_text() == '{"version": 4}'
+
+
+def test_a_node_starts_anew_with_the_images_that_a_later_version_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, boots = Node(tmp_path / "node", ControlPlane(tmp_path / "cluster")), []
+    monkeypatch.setattr(Node, "boot", lambda self: boots.append((self.state / "containerd" / "images").read_text()))
+    for version in ("first", "first", "second"):
+        images = tmp_path / f"containerd-{version}"
+        images.mkdir(exist_ok=True)
+        (images / "images").write_text(version)
+        node.start(images)
+    assert boots == ["first", "first", "second"]
 
 
 def test_a_network_that_this_machine_routes_already_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
