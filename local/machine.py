@@ -20,7 +20,8 @@ from local.place import Images, check_memory
 from local.processes import ProcessError
 from local.toolchain import Tool, ensure
 
-_TOOLS = [tool for tool in Tool if tool is not Tool.KWOK]  # which simulates nodes, for tests
+_TOOLS = [Tool.COREDNS, *(tool for tool in Tool if tool not in (Tool.COREDNS, Tool.KWOK))]
+"""CoreDNS first: its image is made beside the other builds. kwok simulates nodes, for tests."""
 _MISSING = "not there (`make up` starts it)"
 
 
