@@ -47,18 +47,18 @@ def main() -> None:
             stack.up()
             let_it_sleep(stack)
             for cycle in range(1, cycles + 1):
-                wait_until(lambda: not pods(stack, VLLM_SELECTOR))
+                wait_until_asleep(stack)
                 started = time.monotonic()
                 lost += ask_all(stack)
                 awake.append(time.monotonic() - started)
                 ended = time.monotonic()
-                wait_until(lambda: not pods(stack, VLLM_SELECTOR))
+                wait_until_asleep(stack)
                 asleep.append(time.monotonic() - ended)
                 console.print(
                     f"cycle {cycle}: answers after {awake[-1]:.0f} s, asleep {asleep[-1]:.0f} s later; lost {len(lost)}"
                 )
             grown, by_replica = grow(stack, lost)
-            wait_until(lambda: not pods(stack, VLLM_SELECTOR))
+            wait_until_asleep(stack)
         finally:
             stack.down()
     rows = {
@@ -109,13 +109,8 @@ def grow(stack: LocalStack, lost: list[str]) -> tuple[float, list[int]]:
             wait_until(lambda: len(answered_by_replica(stack)) == 2)
             grown = time.monotonic() - started
             before = answered_by_replica(stack)  # its agent's probes of the adapters
-            by_replica = [0, 0]
-
-            def both_answered() -> bool:
-                by_replica[:] = [now - then for now, then in zip(answered_by_replica(stack), before, strict=True)]
-                return all(by_replica)
-
-            wait_until(both_answered)
+            wait_until(lambda: all(now > then for now, then in zip(answered_by_replica(stack), before, strict=True)))
+            by_replica = [now - then for now, then in zip(answered_by_replica(stack), before, strict=True)]
         finally:
             enough.set()
         for client_asked in asking:
@@ -154,6 +149,10 @@ def ask_one(served: Endpoint, name: str) -> list[str]:
     except (ProcessError, OSError) as error:
         return [f"{name}: {error}"]
     return [] if said == ANSWERS[name] else [f"{name}: {said!r}"]
+
+
+def wait_until_asleep(stack: LocalStack) -> None:
+    wait_until(lambda: not pods(stack, VLLM_SELECTOR))
 
 
 def wait_until(true: Callable[[], bool]) -> None:

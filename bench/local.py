@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from kubernetes import client, config
 from rich.console import Console
 from rich.table import Table
 
 from bench.program import Result, timed
-from infra.names import SERVING_NAMESPACE
+from bench.served import pods
+from infra.names import VLLM_SELECTOR
 from local import models
 from local.stack import LocalStack
 from local.toolchain import cache_dir
@@ -67,9 +67,8 @@ def first_answer(stack: LocalStack) -> None:
 
 def scheduled_to_ready(stack: LocalStack) -> float:
     """Seconds between the two conditions of the serving pod; waits for the second."""
-    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
     while True:
-        (pod,) = core.list_namespaced_pod(SERVING_NAMESPACE, label_selector="app=vllm").items or []
+        (pod,) = pods(stack, VLLM_SELECTOR)
         conditions = (pod.status.conditions if pod.status else None) or []
         true_since = {found.type: found.last_transition_time for found in conditions if found.status == "True"}
         scheduled, ready = true_since.get("PodScheduled"), true_since.get("Ready")

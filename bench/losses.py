@@ -19,19 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
-from kubernetes import client, config
 
 from bench import report
 from bench.cold_start import ANSWERS
 from bench.load import open_loop
-from bench.served import gateway_url, machine, pods
+from bench.served import core, gateway_url, machine, pods
 from infra.names import GATEWAY, GATEWAY_SELECTOR, SERVING_NAMESPACE, VLLM, VLLM_SELECTOR
 from local import containerd, keda
 from local.kubectl import kubectl
 from local.models import BASE_NAME, QUESTION
 from local.processes import Process
 from local.stack import LocalStack, console
-from local.toolchain import Tool
 
 _BEFORE_S, _AFTER_S = 15, 45
 _STREAM_TOKENS = 100
@@ -139,20 +137,19 @@ def delete_pod(stack: LocalStack) -> None:
     """Without its grace period."""
     pod, *_ = pods(stack, VLLM_SELECTOR)
     assert pod.metadata
-    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
-    core.delete_namespaced_pod(str(pod.metadata.name), SERVING_NAMESPACE, grace_period_seconds=0)
+    core(stack).delete_namespaced_pod(str(pod.metadata.name), SERVING_NAMESPACE, grace_period_seconds=0)
 
 
 def kill_keda(stack: LocalStack) -> None:
     """Operator and adapter; they stay away for half of the time that is left."""
-    state, control_plane = machine(stack).state / "keda", machine(stack).control_plane
-    for tool in (Tool.KEDA, Tool.KEDA_ADAPTER):
-        process = Process.load(tool, state)
+    place = machine(stack)
+    for tool in keda.PARTS:
+        process = Process.load(tool, place.keda_state)
         assert process
         process.signal(signal.SIGKILL)
     time.sleep(_AFTER_S / 2)
-    assert control_plane
-    keda.start(state, control_plane)
+    assert place.control_plane
+    keda.start(place.keda_state, place.control_plane)
 
 
 def kill_container(stack: LocalStack, labels: dict[str, str]) -> None:

@@ -21,11 +21,14 @@ def gateway_url(stack: LocalStack) -> str:
     return f"http://{address}:{GATEWAY_PORT}"
 
 
+def core(stack: LocalStack) -> client.CoreV1Api:
+    return client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
+
+
 def pods(stack: LocalStack, labels: Mapping[str, str]) -> list[client.V1Pod]:
     """Those in the serving namespace that have these labels, those on their way out included."""
-    core = client.CoreV1Api(config.new_client_from_config(str(stack.place.kubeconfig)))
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    return core.list_namespaced_pod(SERVING_NAMESPACE, label_selector=selector).items or []
+    return core(stack).list_namespaced_pod(SERVING_NAMESPACE, label_selector=selector).items or []
 
 
 def machine(stack: LocalStack) -> Machine:

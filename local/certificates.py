@@ -20,11 +20,11 @@ _AUTHORITY = "local-control-plane"
 _SERVER_NAMES = ("localhost", "kubernetes", "kubernetes.default.svc")
 
 FRONT_PROXY = "front-proxy"
+"""Certificate of the API server as a client of the servers behind it."""
 CLIENTS = {
     "admin": ("kubernetes-admin", "system:masters"),
     "kube-controller-manager": ("system:kube-controller-manager", None),
     "kube-scheduler": ("system:kube-scheduler", None),
-    FRONT_PROXY: (FRONT_PROXY, None),
 }
 """Client certificates: file name -> (user, group)."""
 NODE_CLIENTS = ("kubelet", "kube-proxy")
@@ -35,7 +35,7 @@ LOOPBACK = Address("127.0.0.1")
 
 
 def create(folder: Path, addresses: Sequence[Address]) -> None:
-    """Write `ca`, `server` and the CLIENTS as <name>.crt and <name>.key, and `service-accounts.key`; all or nothing.
+    """Write `ca`, `server`, FRONT_PROXY and the CLIENTS as <name>.crt and <name>.key, and `service-accounts.key`; all or nothing.
 
     `addresses` are those of the API server.
     """
@@ -46,6 +46,7 @@ def create(folder: Path, addresses: Sequence[Address]) -> None:
     partial.mkdir(parents=True, mode=0o700)
     authority = _Authority.create(partial)
     authority.issue(partial, "server", "kube-apiserver", addresses=addresses)
+    authority.issue(partial, FRONT_PROXY, FRONT_PROXY)
     for name, (user, group) in CLIENTS.items():
         authority.issue(partial, name, user, group)
     _write_key(partial / "service-accounts.key", ec.generate_private_key(ec.SECP256R1()))

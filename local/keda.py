@@ -22,6 +22,8 @@ from local.processes import Process, free_ports
 from local.toolchain import Tool, ensure
 
 _NAMESPACE = "keda"
+PARTS = (Tool.KEDA, Tool.KEDA_ADAPTER)
+"""Each a process of its name, in the order of their start."""
 _AUTHORITY = f"keda-operator.{_NAMESPACE}.svc"
 """The operator's name in its certificate."""
 _RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
@@ -30,7 +32,7 @@ _RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
 
 def start(state: Path, control_plane: ControlPlane) -> None:
     """Starts what of it does not run. Raises ProcessError."""
-    if all(Process.load(tool, state) for tool in (Tool.KEDA, Tool.KEDA_ADAPTER)):
+    if all(Process.load(tool, state) for tool in PARTS):
         return
     stop(state)
     network = control_plane.network
@@ -116,6 +118,6 @@ def _is_part_of_the_api(control_plane: ControlPlane) -> bool:
 
 def stop(state: Path) -> None:
     """Ends it. Does nothing where it does not run."""
-    for tool in (Tool.KEDA_ADAPTER, Tool.KEDA):
+    for tool in reversed(PARTS):
         if process := Process.load(tool, state):
             process.stop(limit_s=3)  # it would wait for its watches

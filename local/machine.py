@@ -43,6 +43,10 @@ class Machine:
         return Node(self.state / "node", control_plane) if control_plane and control_plane.network else None
 
     @property
+    def keda_state(self) -> Path:
+        return self.state / "keda"
+
+    @property
     def exists(self) -> bool:
         return self.control_plane is not None
 
@@ -99,13 +103,13 @@ class Machine:
             image=images.coredns().reference, domain=node.CLUSTER_DOMAIN, address=network.dns_service
         )
         kubectl(control_plane.kubeconfig, "apply", "--server-side", "--filename", "-", stdin=manifest)
-        keda.start(self.state / "keda", control_plane)
+        keda.start(self.keda_state, control_plane)
 
     def revive(self) -> None:
         if network := self._started().network:
             network.connect()
         control_plane = ControlPlane.start(self.state / "cluster")
-        keda.start(self.state / "keda", control_plane)
+        keda.start(self.keda_state, control_plane)
         if self.node and self.node.state.exists():
             self.node.boot()
 
@@ -125,7 +129,7 @@ class Machine:
     def remove(self) -> list[str]:
         machine, control_plane = self.node, self.control_plane
         network = control_plane.network if control_plane else None
-        keda.stop(self.state / "keda")
+        keda.stop(self.keda_state)
         if machine:
             machine.remove()
         if control_plane:
