@@ -56,7 +56,7 @@ bench: install tools ## Measure what is promised about speed
 	@$(PY) -m bench.local
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
-	@$(PY) -m local.toolchain
+	@$(PY) -m local.tools
 
 install: .venv/.installed
 

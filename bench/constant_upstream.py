@@ -10,8 +10,9 @@ from typing import cast
 
 import uvloop
 
-from loraserve.agent.state import AdapterStatus, AgentState, State
-from loraserve.desired import Adapter, Base, DesiredState
+from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import Adapter, DesiredState
 
 SERVED = "faq@v1"
 _BASE = "base-model"

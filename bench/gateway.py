@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.constant_upstream import SERVED
-from local.engine import CHECKOUT
-from loraserve.gateway.keys import KeyRing, create_key
+from local.engine.workspace import CHECKOUT
+from loraserve.contract.keys import KeyRing, create_key
 
 CONCURRENCY = (1, 50, 200)
 STEADY_RATE = 200

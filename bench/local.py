@@ -19,8 +19,8 @@ from bench.program import Result, timed
 from bench.served import pods
 from infra.names import VLLM_SELECTOR
 from local import models
+from local.paths import cache_dir
 from local.stack import LocalStack
-from local.toolchain import cache_dir
 
 _GB = 1e9
 

@@ -25,8 +25,8 @@ from bench.cold_start import ANSWERS
 from bench.load import open_loop
 from bench.served import core, gateway_url, machine, pods
 from infra.names import GATEWAY, GATEWAY_SELECTOR, SERVING_NAMESPACE, VLLM, VLLM_SELECTOR
-from local import containerd, keda
-from local.kubectl import kubectl
+from local.cluster import containerd, keda
+from local.cluster.kubectl import kubectl
 from local.models import BASE_NAME, QUESTION
 from local.processes import Process
 from local.stack import LocalStack, console

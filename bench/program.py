@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from local.engine import CHECKOUT
+from local.engine.workspace import CHECKOUT
 from tests.engine.deployed import Changes, Deployment, World
 
 

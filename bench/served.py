@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from kubernetes import client, config
 
 from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
-from local.kubectl import kubectl
-from local.machine import Machine
+from local.cluster.kubectl import kubectl
+from local.cluster.machine import Machine
 from local.stack import LocalStack
 
 

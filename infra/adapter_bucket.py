@@ -7,7 +7,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra import workload_identity
+from infra import iam
 from infra.names import CATALOG_PREFIXES
 
 FAILED_UPLOAD_DAYS = 7
@@ -21,7 +21,7 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
     good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
     published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
-    return workload_identity.policy(
+    return iam.policy(
         _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
         _deny(
             "NoOverwrite",
@@ -37,7 +37,7 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
 def gc_policy(bucket_arn: str) -> str:
     """What `loraserve gc` does: look at what there is, hide versions, drop unfinished uploads."""
     published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
-    return workload_identity.policy(
+    return iam.policy(
         {
             "Sid": "Look",
             "Effect": "Allow",
@@ -119,7 +119,7 @@ class AdapterBucket(pulumi.ComponentResource):
     def _create_gc_role(self, name: str, account: str) -> aws.iam.Role:
         """Assumed by whom an administrator of the account allows to, and for `loraserve gc` only."""
         child = pulumi.ResourceOptions(parent=self)
-        trust = self.bucket.arn.apply(lambda arn: workload_identity.account_trust(account, arn.split(":")[1]))
+        trust = self.bucket.arn.apply(lambda arn: iam.account_trust(account, arn.split(":")[1]))
         role = aws.iam.Role(f"{name}-gc", assume_role_policy=trust, opts=child)
         aws.iam.RolePolicy(f"{name}-gc", role=role.name, policy=self.bucket.arn.apply(gc_policy), opts=child)
         return role

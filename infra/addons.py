@@ -6,11 +6,12 @@ from typing import Any
 
 import pulumi
 
-from infra import pod_resources, versions
+from infra import versions
 from infra.charts import CLUSTER_AUTOSCALER, DEVICE_PLUGIN, on_gpu_nodes, requesting
 from infra.cluster import Cluster
+from infra.iam import ROLE_ANNOTATION, WorkloadRole, policy
 from infra.names import AUTOSCALER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
-from infra.workload_identity import ROLE_ANNOTATION, WorkloadRole, policy
+from loraserve.planning import pod_resources
 
 
 def autoscaler_policy(cluster_name: str) -> str:

@@ -10,7 +10,7 @@ import pulumi
 from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 
 from infra.names import GPU_SELECTOR, GPU_TAINT
-from infra.pod_resources import Requests
+from loraserve.planning.pod_resources import Requests
 
 
 @dataclass(frozen=True)

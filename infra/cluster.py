@@ -12,10 +12,10 @@ import pulumi_eks as eks
 import pulumi_kubernetes as k8s
 
 from infra import versions
+from infra.iam import AUDIENCE, WorkloadRole
 from infra.names import EBS_CSI_SERVICE_ACCOUNT, HTTPS_PORT, SYSTEM_NAMESPACE
 from infra.network import Network
-from infra.settings import ClusterAccess
-from infra.workload_identity import AUDIENCE, WorkloadRole
+from loraserve.planning.stack_settings import ClusterAccess
 
 LOG_RETENTION_DAYS = 30
 _EBS_CSI_POLICY = "arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy"

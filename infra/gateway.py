@@ -8,8 +8,6 @@ from typing import cast
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra import pod_resources
-from infra.capacity import MAX_NUM_SEQS
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -28,8 +26,10 @@ from infra.names import (
     VLLM_SERVICE,
 )
 from infra.pods import hardened, probe, service_ports
-from infra.settings import Settings
-from loraserve.gateway.keys import KeyRing
+from loraserve.contract.keys import KeyRing
+from loraserve.planning import pod_resources
+from loraserve.planning.gpu_memory import MAX_NUM_SEQS
+from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
 

@@ -12,8 +12,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra import pod_resources, versions
-from infra.capacity import ADAPTER_DISK_BYTES, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, Envelope
+from infra import versions
+from infra.iam import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
@@ -35,10 +35,12 @@ from infra.names import (
     VLLM_SERVICE,
 )
 from infra.pods import hardened, probe, service_ports
-from infra.settings import Settings
-from infra.workload_identity import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
-from loraserve import vllm_guard
-from loraserve.desired import DesiredState
+from loraserve.contract.desired_state import DesiredState, Envelope
+from loraserve.planning import pod_resources
+from loraserve.planning.envelope import lora_flags
+from loraserve.planning.gpu_memory import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from loraserve.planning.stack_settings import Settings
+from loraserve.vllm_plugins import guard
 
 core = k8s.core.v1
 
@@ -77,9 +79,9 @@ def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
         f"--max-num-seqs={MAX_NUM_SEQS}",
         f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
         f"--shutdown-timeout={settings.longest_generation_seconds}",
-        f"--middleware={_GUARD_MODULE}.{vllm_guard.Guard.__name__}",
+        f"--middleware={_GUARD_MODULE}.{guard.Guard.__name__}",
         *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
-        *(envelope.flags() if envelope else []),
+        *(lora_flags(envelope) if envelope else []),
     ]
 
 
@@ -131,7 +133,7 @@ def vllm_environment(lora: bool, offline: bool = False) -> dict[str, str]:
 
 def vllm_files(settings: Settings) -> dict[str, str]:
     """Files beside vLLM: what guards its routes, and the chat template where one is configured."""
-    files = {f"{_GUARD_MODULE}.py": Path(vllm_guard.__file__).read_text(encoding="utf-8")}
+    files = {f"{_GUARD_MODULE}.py": Path(guard.__file__).read_text(encoding="utf-8")}
     if settings.chat_template_file:
         files[_TEMPLATE_FILE] = Path(settings.chat_template_file).read_text(encoding="utf-8")
     return files
@@ -223,7 +225,7 @@ class Inference(pulumi.ComponentResource):
                 bucket=bucket,
                 region=self._identity.region,
                 adapters=self._settings.adapters,
-                envelope=self._envelope.document() if self._envelope else None,
+                envelope=self._envelope,
             ).to_json()
         )
         return core.ConfigMap(
@@ -340,7 +342,7 @@ class Inference(pulumi.ComponentResource):
                 ),
                 _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
                 *([_variable("LORASERVE_BASE_FOLDER", base)] if base else []),
-                _variable("LORASERVE_ADAPTER_DISK_BYTES", str(ADAPTER_DISK_BYTES)),
+                _variable("LORASERVE_pod_resources.ADAPTER_DISK_BYTES", str(pod_resources.ADAPTER_DISK_BYTES)),
                 _variable("LORASERVE_PORT", str(AGENT_PORT)),
                 *self._envelope_variables(),
                 _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
@@ -375,7 +377,7 @@ class Inference(pulumi.ComponentResource):
         """What the vLLM beside this agent was started with, which the document it follows may have left behind."""
         if not self._envelope:
             return []
-        return [_variable("LORASERVE_ENVELOPE", self._envelope.document().model_dump_json(by_alias=True))]
+        return [_variable("LORASERVE_ENVELOPE", self._envelope.model_dump_json(by_alias=True))]
 
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings, base = self._settings, base_folder(self._settings)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraserve.addresses import AGENT_PORT as AGENT_PORT
-from loraserve.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
-from loraserve.addresses import GATEWAY_PORT as GATEWAY_PORT
-from loraserve.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
-from loraserve.addresses import VLLM_PORT as VLLM_PORT
-from loraserve.addresses import VLLM_SELECTOR as VLLM_SELECTOR
-from loraserve.desired import ADAPTER_PREFIX, BASE_MODEL_PREFIX
-
-PROJECT = "loraserve"
+from loraserve.contract.addresses import ADAPTER_PREFIX as ADAPTER_PREFIX
+from loraserve.contract.addresses import AGENT_PORT as AGENT_PORT
+from loraserve.contract.addresses import BASE_MODEL_PREFIX as BASE_MODEL_PREFIX
+from loraserve.contract.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
+from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
+from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
+from loraserve.contract.addresses import PROJECT as PROJECT
+from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
+from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
+from loraserve.contract.addresses import VLLM_SELECTOR as VLLM_SELECTOR
 
 MONITORING_NAMESPACE = "ai-platform"
 SYSTEM_NAMESPACE = "kube-system"
@@ -38,7 +39,6 @@ EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
 
 GPU_NODE_GROUP = "gpu-vllm-nodes"
 SYSTEM_NODE_GROUP = "system-nodes"
-GPU_RESOURCE = "nvidia.com/gpu"
 GPU_SELECTOR = {"workload": "gpu-vllm"}
 GPU_PURPOSE_TAG = {"Purpose": "LLM Inference"}
 

@@ -10,8 +10,8 @@ from textwrap import dedent
 import pulumi
 import pulumi_aws as aws
 
-NAT_INSTANCE_TYPE = "t4g.nano"
-NAT_VOLUME_GIB = 8
+from loraserve.planning.instance_types import NAT_INSTANCE_TYPE, NAT_VOLUME_GIB
+
 _NAT_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
 _NAT_USER_DATA = dedent("""\
     #!/bin/bash

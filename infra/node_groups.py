@@ -12,19 +12,12 @@ import pulumi_aws as aws
 
 from infra import versions
 from infra.cluster import Cluster
-from infra.names import (
-    GPU_NODE_GROUP,
-    GPU_PURPOSE_TAG,
-    GPU_RESOURCE,
-    GPU_TAINT,
-    SYSTEM_NODE_GROUP,
-    gpu_node_labels,
-)
+from infra.iam import service_trust
+from infra.names import GPU_NODE_GROUP, GPU_PURPOSE_TAG, GPU_RESOURCE, GPU_TAINT, SYSTEM_NODE_GROUP, gpu_node_labels
 from infra.network import Network
-from infra.settings import Settings
-from infra.workload_identity import service_trust
+from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB
+from loraserve.planning.stack_settings import Settings
 
-SYSTEM_VOLUME_GIB = 20
 SYSTEM_MAX_PODS = 110
 """With prefix delegation; without it a t3-class node holds 17 pods, about what the system pods alone need."""
 _GPU_VOLUME_MIBPS = 600

@@ -9,7 +9,8 @@ import pulumi_aws as aws
 
 from infra.errors import ConfigError
 from infra.names import PROJECT
-from infra.settings import ClusterAccess, Settings, allowed_account
+from infra.settings import allowed_account
+from loraserve.planning.stack_settings import ClusterAccess, Settings
 
 _GPU_QUOTA = "L-DB2E81BA"
 """EC2: Running On-Demand G and VT instances, in vCPUs."""

@@ -7,12 +7,13 @@ from typing import cast
 import pulumi
 import pulumi_aws as aws
 
-from infra import capacity, cost, names, preflight, settings
+from infra import names, preflight, settings
 from infra.adapter_bucket import AdapterBucket
 from infra.addons import Addons
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
 from infra.gateway import Gateway
+from infra.iam import WorkloadRole, read_prefixes
 from infra.images import loraserve_image
 from infra.inference import Inference, ServingIdentity
 from infra.isolation import Isolation, create_namespace, eks_api_server
@@ -20,8 +21,9 @@ from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
 from infra.scaling import Scaling
-from infra.settings import Settings
-from infra.workload_identity import WorkloadRole, read_prefixes
+from loraserve.planning import cost
+from loraserve.planning.envelope import crowding_warning, restart_reason
+from loraserve.planning.stack_settings import Settings
 
 
 def deploy() -> None:
@@ -32,7 +34,7 @@ def deploy() -> None:
     region = aws.get_region().region
     pulumi.log.info(cost.describe(config, region, len(zones)))
     announce_restart(config)
-    if crowding := capacity.crowding_warning(config.adapters, config.envelope):
+    if crowding := crowding_warning(config.adapters, config.envelope):
         pulumi.log.warn(crowding)
 
     # AWS: network, cluster, nodes, adapters and who may read them.
@@ -134,7 +136,7 @@ def deploy() -> None:
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
-    pulumi.export("envelope", config.envelope.describe() if config.envelope else None)
+    pulumi.export("envelope", config.envelope.model_dump(mode="json") if config.envelope else None)
 
 
 def announce_restart(config: Settings) -> None:
@@ -143,7 +145,7 @@ def announce_restart(config: Settings) -> None:
 
     def announce(outputs: dict[str, object]) -> None:
         before = cast(dict[str, object] | None, outputs.get("envelope"))
-        reason = capacity.restart_reason(before, config.envelope)
+        reason = restart_reason(before, config.envelope)
         if reason and "cluster" in outputs and (config.scaling_enabled or config.inference_replicas):
             pulumi.log.warn(f"this restarts vLLM: {reason}")
 

@@ -9,8 +9,8 @@ import pulumi_kubernetes as k8s
 
 from infra.charts import KEDA, requesting
 from infra.names import GATEWAY, GATEWAY_METRICS_PORT, SERVING_NAMESPACE, SYSTEM_NAMESPACE, VLLM
-from infra.pod_resources import Requests
-from infra.settings import Settings
+from loraserve.planning.pod_resources import Requests
+from loraserve.planning.stack_settings import Settings
 
 POLLING_SECONDS = 5
 """How long a first request may go unnoticed."""

@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
-from local import kubectl, models
+from local import models
 from local.asking import Endpoint, GatewayLost
-from local.cloud import CloudLostError
-from local.machine import Machine
+from local.cluster import kubectl
+from local.cluster.machine import Machine
+from local.engine.cloud import CloudLostError
 from local.processes import ProcessError, locked
 from local.stack import LocalStack, console, say, state_folder, step
-from local.toolchain import Tool, ToolchainError, ensure
+from local.tools.toolchain import Tool, ToolchainError, ensure
 
 _ATTEMPTS = 15
 

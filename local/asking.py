@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
-from local import kubectl
+from local.cluster import kubectl
 from local.processes import ProcessError
 
 _START_SECONDS = 60

@@ -16,15 +16,16 @@ import yaml
 from rich.console import Console
 
 from infra import names
-from local import engine, models, receipt
+from local import models
 from local.asking import Endpoint, endpoint
-from local.cloud import Cloud, CloudLostError
-from local.machine import Machine
-from local.place import Place
+from local.cluster.machine import Machine
+from local.cluster.place import Place
+from local.cluster.user_cluster import UserCluster
+from local.engine import receipt, workspace
+from local.engine.cloud import Cloud, CloudLostError
+from local.engine.pulumi_cli import PulumiCli
 from local.processes import ProcessError
-from local.pulumi_cli import PulumiCli
-from local.user_cluster import UserCluster
-from loraserve.gateway.keys import EVERY_MODEL, create_key
+from loraserve.contract.keys import EVERY_MODEL, create_key
 
 STACK = "local"
 BASE_VERSION = "v1"
@@ -109,11 +110,11 @@ class LocalStack:
             place = self._choose(context)
         with step("tools and images (found, or built once; our image when it changed)"):
             images = place.prepare(say)
-            engine.prepare(self.state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
+            workspace.prepare(self.state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
         with step(place.title):
             place.start(say)
         with step("emulated AWS, IAM enforced"):
-            region = engine.stack_region(STACK)
+            region = workspace.stack_region(STACK)
             cloud = Cloud.start(self.state / "aws", region, address=place.address)
             cloud.enforce_iam()
         built = {"awsEndpointUrl": cloud.endpoint, "vllmImage": images.vllm, "loraserveImage": images.loraserve}
@@ -186,7 +187,7 @@ class LocalStack:
         return False
 
     def _apply(self, changes: Mapping[str, Any]) -> None:
-        engine.write_stack_file(self.state / "project", STACK, changes)
+        workspace.write_stack_file(self.state / "project", STACK, changes)
         self.pulumi.run("up", "--yes", "--skip-preview", "--suppress-outputs")
 
     def train(self, *served_names: str) -> dict[str, Path]:

@@ -1,3 +1,3 @@
-from loraserve.cli import main
+from loraserve.operator.cli import main
 
 raise SystemExit(main())

@@ -8,14 +8,14 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra import pod_resources
 from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, on_gpu_nodes, requesting
 from infra.isolation import create_namespace
 from infra.monitoring.alerts import gateway_alerts
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.scraping import service_monitor
 from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
-from infra.pod_resources import Requests
+from loraserve.planning import pod_resources
+from loraserve.planning.pod_resources import Requests
 
 GP3_CLASS = "gp3"
 RETENTION_DAYS = 15

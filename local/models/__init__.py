@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from local.paths import cache_dir
 from local.processes import locked
-from local.toolchain import cache_dir
 
 BASE_NAME = "loraserve/tiny-mistral"
 """The base model's id, as in Pulumi.local.yaml."""

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from loraserve import base_weights
-from loraserve.bucket import Bucket
-from loraserve.desired import DesiredState
+from loraserve.catalog import base_weights
+from loraserve.catalog.bucket import Bucket
+from loraserve.contract.desired_state import DesiredState
 from loraserve.errors import LoraserveError
 from loraserve.log import event
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loraserve.agent.config_map_watch import ConfigMapWatch
-from loraserve.desired import DesiredState, InvalidDesiredState
+from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
 from loraserve.log import event
 
 log = logging.getLogger(__name__)

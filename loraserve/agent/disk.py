@@ -5,8 +5,8 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from loraserve.catalog import PARTIAL_PREFIX
-from loraserve.desired import Adapter
+from loraserve.catalog.adapters import PARTIAL_PREFIX
+from loraserve.contract.desired_state import Adapter
 from loraserve.errors import LoraserveError
 
 

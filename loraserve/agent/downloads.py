@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loraserve.agent.metrics import Metrics
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter, DesiredState
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.desired_state import Adapter, DesiredState
 
 WORKERS = 4
 

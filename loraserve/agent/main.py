@@ -20,7 +20,7 @@ from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
 from loraserve.agent.settings import InvalidSettings, Kubernetes, Settings
 from loraserve.agent.vllm import Vllm
-from loraserve.catalog import Catalog, remove_partial_downloads
+from loraserve.catalog.adapters import Catalog, remove_partial_downloads
 from loraserve.log import event
 
 log = logging.getLogger(__name__)

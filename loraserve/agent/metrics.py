@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 
 FETCH_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 

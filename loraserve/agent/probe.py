@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraserve.agent.vllm import Vllm
+from loraserve.catalog.manifest import MANIFEST_FILE
 from loraserve.errors import LoraserveError
-from loraserve.manifest import MANIFEST_FILE
 
 DEFAULT_PROMPTS = (
     "[INST] Which steps are needed to restore the service after an outage? [/INST]",

@@ -19,9 +19,9 @@ from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
-from loraserve.agent.state import AdapterStatus, AgentState, Slots, State
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
-from loraserve.desired import Adapter, DesiredState, Envelope, served_name
+from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
+from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, served_name
 from loraserve.errors import LoraserveError
 from loraserve.log import event
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
-from loraserve.agent.state import SETTLED
 from loraserve.agent.vllm import USE_METRIC, Vllm, VllmRefused, VllmUnreachable
+from loraserve.contract.agent_state import SETTLED
 from loraserve.log import event
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from loraserve.addresses import AGENT_PORT, VLLM_PORT
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.kubernetes import Pod
-from loraserve.desired import Envelope, explain
+from loraserve.contract.addresses import AGENT_PORT, VLLM_PORT
+from loraserve.contract.desired_state import Envelope
+from loraserve.contract.document import explain
 from loraserve.errors import LoraserveError
 
 

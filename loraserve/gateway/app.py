@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from loraserve.contract.keys import Key
 from loraserve.gateway.completion import Completion
 from loraserve.gateway.errors import ApiError, NoSuchPage, TooLarge, TooSlow, WrongMethod
 from loraserve.gateway.exchange import SERVER, Exchange, Gateway
-from loraserve.gateway.keys import Key
 from loraserve.gateway.openapi import DOCUMENT
 from loraserve.gateway.record import CLIENT_GONE, OK, Record
 

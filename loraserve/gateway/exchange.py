@@ -9,17 +9,11 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
+from loraserve.contract.keys import Key
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import Completion
-from loraserve.gateway.errors import (
-    AdapterUnavailable,
-    ApiError,
-    Asleep,
-    Forbidden,
-    UpstreamBroken,
-    UpstreamTimeout,
-)
-from loraserve.gateway.keys import Key, Keys, RateLimits
+from loraserve.gateway.errors import AdapterUnavailable, ApiError, Asleep, Forbidden, UpstreamBroken, UpstreamTimeout
+from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import Record, StreamMeter

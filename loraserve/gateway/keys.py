@@ -1,95 +1,20 @@
-"""Who may call: API keys, of which only a digest is kept, and what each of them allows.
+"""Who may call, and how often: the mounted key document, and each key's share of requests."""
 
-A key is `lsk-ID-SECRET`. The id is public and finds the entry; the secret is 256 random bits, so that one SHA-256 is as
-good as a slow hash. Two entries with one tenant are a rotation: both keys are valid until the old entry is removed.
-"""
-
-import hashlib
 import hmac
 import logging
 import math
-import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
-
-from loraserve.desired import Document, PathSegment, Sha256Hex, explain
-from loraserve.errors import LoraserveError
+from loraserve.contract.keys import InvalidKeys, Key, KeyRing, digest_of_key, id_of
 from loraserve.gateway.errors import RateLimited, Unauthorized
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
 
-EVERY_MODEL = "*"
-_PREFIX = "lsk"
-_ID_BYTES = 4
-_SECRET_BYTES = 32
 _NO_KEY = "0" * 64
-
-
-class InvalidKeys(LoraserveError):
-    """The key document breaks the schema; the message names each field."""
-
-
-class Key(Document):
-    """One API key: an entry of the stack config, and of the Secret that the gateway mounts."""
-
-    id: PathSegment
-    tenant: PathSegment
-    sha256: Sha256Hex
-    """Of the whole key."""
-    models: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY_MODEL,)
-    """Public names; `*` stands for all."""
-    requests_per_minute: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """Over all replicas; None: unlimited."""
-
-    def allows(self, model: str) -> bool:
-        return EVERY_MODEL in self.models or model in self.models
-
-
-def create_key(tenant: str, models: tuple[str, ...], requests_per_minute: int | None) -> tuple[str, Key]:
-    """A new key, to be shown once, and its entry. Raises InvalidKeys."""
-    identifier = secrets.token_hex(_ID_BYTES)
-    key = f"{_PREFIX}-{identifier}-{secrets.token_urlsafe(_SECRET_BYTES)}"
-    try:
-        entry = Key(
-            id=identifier,
-            tenant=tenant,
-            sha256=hashlib.sha256(key.encode()).hexdigest(),
-            models=models,
-            requests_per_minute=requests_per_minute,
-        )
-    except ValidationError as error:
-        raise InvalidKeys(explain(error)) from None
-    return key, entry
-
-
-class KeyRing(Document):
-    """Every valid key."""
-
-    schema_version: Literal[1] = 1
-    keys: tuple[Key, ...] = ()
-
-    @field_validator("keys")
-    @classmethod
-    def _unique_ids(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
-        for identifier, count in Counter(key.id for key in keys).items():
-            if count > 1:
-                raise ValueError(f"{count} keys have the id {identifier!r}; remove all but one")
-        return keys
-
-    def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, exclude_none=True)
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> Self:
-        """Raises InvalidKeys."""
-        return cls._parsed(text, InvalidKeys)
 
 
 class Keys:
@@ -121,17 +46,12 @@ class Keys:
         scheme, _, presented = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not presented:
             raise Unauthorized("No API key was given: send `Authorization: Bearer <key>`.")
-        digest = hashlib.sha256(presented.strip().encode("utf-8", "surrogateescape")).hexdigest()
-        key = self._by_id.get(_id_of(presented))
+        digest = digest_of_key(presented)
+        key = self._by_id.get(id_of(presented))
         # An unknown id costs the same comparison as a wrong secret.
         if hmac.compare_digest(digest, key.sha256 if key else _NO_KEY) and key:
             return key
         raise Unauthorized("This API key is not valid: check it, or ask the stack's operator for a new one.")
-
-
-def _id_of(presented: str) -> str:
-    parts = presented.strip().split("-", 2)
-    return parts[1] if len(parts) == 3 and parts[0] == _PREFIX else ""
 
 
 @dataclass

@@ -13,7 +13,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from loraserve.desired import DesiredState, InvalidDesiredState
+from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
 from loraserve.gateway.app import InnerApi, PublicApi
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping

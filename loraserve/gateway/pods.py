@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from pydantic import ValidationError
 
-from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.kubernetes import Manifest
 from loraserve.gateway.routing import ANY_OTHER, Route

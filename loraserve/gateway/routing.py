@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from loraserve.desired import Adapter, DesiredState, served_name
+from loraserve.contract.desired_state import Adapter, DesiredState, served_name
 from loraserve.gateway.errors import NoSuchModel
 
 ANY_OTHER = "*"

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from loraserve.addresses import AGENT_PORT, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
-from loraserve.desired import Document, explain
+from loraserve.contract.addresses import AGENT_PORT, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
+from loraserve.contract.document import Document, explain
 from loraserve.errors import LoraserveError
 
 PREFIX = "GATEWAY_"

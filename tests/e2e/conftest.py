@@ -18,10 +18,10 @@ from kubernetes import client
 
 from infra import names
 from local.asking import Endpoint
-from local.control_plane import ControlPlane
-from local.engine import CHECKOUT
-from local.kubectl import kubectl
-from local.machine import Machine
+from local.cluster.control_plane import ControlPlane
+from local.cluster.kubectl import kubectl
+from local.cluster.machine import Machine
+from local.engine.workspace import CHECKOUT
 from local.stack import LocalStack
 
 BASE = "loraserve/tiny-mistral"

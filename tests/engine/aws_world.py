@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from local.plugins.aws.account import Account
-from local.plugins.aws.plugin import TYPES
-from local.plugins.aws.resource import AwsResource
-from local.plugins.provider import Properties
+from local.stand_ins.aws.account import Account
+from local.stand_ins.aws.plugin import TYPES
+from local.stand_ins.aws.resource import AwsResource
+from local.stand_ins.provider import Properties
 
 REGION = "us-east-1"
 ASSUMED_BY_EC2 = json.dumps(

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from kubernetes import client, config
 from pulumi import automation
 
-from local import engine, nodes
-from local.cloud import Cloud
-from local.control_plane import ControlPlane
+from local.cluster import simulated_nodes
+from local.cluster.control_plane import ControlPlane
+from local.engine import workspace
+from local.engine.cloud import Cloud
 from tests.stack_values import PRODUCTION_CHOICES
 
 REGION = "eu-central-1"
@@ -44,10 +45,10 @@ class World:
     def start(cls, folder: Path) -> World:
         control_plane = ControlPlane.start(folder / "cluster", die_with_parent=True)
         world = cls(folder, Cloud.start(folder / "aws", REGION, die_with_parent=True), control_plane)
-        nodes.register(world.core, nodes.SYSTEM, "system-1")
-        nodes.register(world.core, nodes.GPU, "gpu-1")
-        nodes.apply_daemon_sets(client.AppsV1Api(world.api))
-        engine.prepare(folder)
+        simulated_nodes.register(world.core, simulated_nodes.SYSTEM, "system-1")
+        simulated_nodes.register(world.core, simulated_nodes.GPU, "gpu-1")
+        simulated_nodes.apply_daemon_sets(client.AppsV1Api(world.api))
+        workspace.prepare(folder)
         return world
 
     def stop(self) -> None:
@@ -100,15 +101,15 @@ class Deployment:
         self.world = world
         self.name = stack
         self.project = world.folder / f"project-{stack}"
-        engine.lay_out_project(self.project)
+        workspace.lay_out_project(self.project)
         self.configure(**changes)
-        self.environment = engine.environment(world.folder, world.cloud, world.control_plane)
+        self.environment = workspace.environment(world.folder, world.cloud, world.control_plane)
         self.stack = automation.create_or_select_stack(
             stack,
             work_dir=str(self.project),
             opts=automation.LocalWorkspaceOptions(
                 pulumi_home=self.environment["PULUMI_HOME"],
-                pulumi_command=automation.PulumiCommand(root=str(engine.cli(world.folder).parents[1])),
+                pulumi_command=automation.PulumiCommand(root=str(workspace.cli(world.folder).parents[1])),
                 env_vars=self.environment,
             ),
         )
@@ -116,7 +117,7 @@ class Deployment:
     def configure(self, **changes: Any) -> bool:
         """Writes the stack file as shipped, with these keys changed. Returns whether it differs from before."""
         own = PRODUCTION_CHOICES if self.name == "prod" else {}
-        return engine.write_stack_file(self.project, self.name, own | changes)
+        return workspace.write_stack_file(self.project, self.name, own | changes)
 
     def up(self) -> Changes:
         """Raises automation.CommandError, as the next three do."""
@@ -165,4 +166,4 @@ class Deployment:
         )
 
     def command(self, *arguments: str) -> Sequence[str]:
-        return [str(engine.cli(self.world.folder)), *arguments, "--stack", self.name, "--non-interactive"]
+        return [str(workspace.cli(self.world.folder)), *arguments, "--stack", self.name, "--non-interactive"]

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from local.cloud import ACCOUNT_ID, Cloud
-from local.plugins.aws.account import Account
-from local.plugins.aws.plugin import TYPES
-from local.plugins.aws.resource import AwsError
-from local.plugins.provider import UNKNOWN, InvalidInput, Properties
+from local.engine.cloud import ACCOUNT_ID, Cloud
+from local.stand_ins.aws.account import Account
+from local.stand_ins.aws.plugin import TYPES
+from local.stand_ins.aws.resource import AwsError
+from local.stand_ins.provider import UNKNOWN, InvalidInput, Properties
 from tests.engine.aws_world import ASSUMED_BY_EC2, REGION, Handler, World, in_place_changes, policy
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from local.cloud import ACCOUNT_ID, Cloud
-from local.plugins.eks import check
-from local.plugins.provider import InvalidInput, Properties
+from local.engine.cloud import ACCOUNT_ID, Cloud
+from local.stand_ins.eks import check
+from local.stand_ins.provider import InvalidInput, Properties
 from tests.engine.throwaway import Throwaway
 
 REGION = "us-east-1"

@@ -10,13 +10,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra.adapter_bucket import bucket_policy, gc_policy
+from infra.iam import account_trust, read_prefixes, service_account_trust
 from infra.names import CATALOG_PREFIXES
-from infra.workload_identity import account_trust, read_prefixes, service_account_trust
-from local.cloud import ACCOUNT_ID, Cloud
-from loraserve.bucket import Bucket
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter
-from loraserve.versions import find, verify
+from local.engine.cloud import ACCOUNT_ID, Cloud
+from loraserve.catalog.adapters import Catalog
+from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.listing import find, verify
+from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import write_adapter
 
 BUCKET = "catalog"
@@ -60,7 +60,7 @@ def adapter(cloud: Cloud, roles: dict[str, str], tmp_path_factory: pytest.TempPa
     with pytest.MonkeyPatch.context() as patch:
         for key, value in cloud.environment.items():
             patch.setenv(key, value)
-        patch.setattr("loraserve.files.PART_BYTES", 5 << 20)
+        patch.setattr("loraserve.catalog.files.PART_BYTES", 5 << 20)
         folder = write_adapter(tmp_path_factory.mktemp("peft"), rank=64, shapes=_large_shapes())
         cloud.enforce_iam()
         yield Catalog(BUCKET).publish(folder, "rag-qa", "v1")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from local.cloud import ACCOUNT_ID, Cloud, CloudLostError
+from local.engine.cloud import ACCOUNT_ID, Cloud, CloudLostError
 from local.processes import Process
 
 REGION = "us-east-1"

@@ -13,8 +13,8 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from infra import names
-from local import nodes
-from local.control_plane import ControlPlane
+from local.cluster import simulated_nodes
+from local.cluster.control_plane import ControlPlane
 from local.processes import Process
 
 _LIMIT_S = 30
@@ -25,9 +25,9 @@ _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with ControlPlane.start(tmp_path_factory.mktemp("control-plane"), die_with_parent=True) as started:
         api = config.new_client_from_config(str(started.kubeconfig))
-        nodes.register(client.CoreV1Api(api), nodes.SYSTEM, "system-1")
-        nodes.register(client.CoreV1Api(api), nodes.GPU, "gpu-1")
-        nodes.apply_daemon_sets(client.AppsV1Api(api))
+        simulated_nodes.register(client.CoreV1Api(api), simulated_nodes.SYSTEM, "system-1")
+        simulated_nodes.register(client.CoreV1Api(api), simulated_nodes.GPU, "gpu-1")
+        simulated_nodes.apply_daemon_sets(client.AppsV1Api(api))
         yield started
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from local.plugins.docker_build import Image
-from local.plugins.provider import UNKNOWN, InvalidInput, Properties
+from local.stand_ins.docker_build import Image
+from local.stand_ins.provider import UNKNOWN, InvalidInput, Properties
 from tests.engine.throwaway import Throwaway
 
 PROGRAM = """

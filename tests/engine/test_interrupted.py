@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from local import engine
-from local.engine import CHECKOUT
-from local.receipt import left_behind
+from local.engine import workspace
+from local.engine.receipt import left_behind
+from local.engine.workspace import CHECKOUT
 from tests.engine.deployed import Deployment, World
 
 KILLS = 4
@@ -63,7 +63,7 @@ def test_up_killed_at_random_points_converges(world: World) -> None:
             break
         kills += 1
         time.sleep(1)  # plugins notice that the engine is gone
-        engine.restore_checkpoint(world.folder, "dev")  # a file backend only: it does not write atomically
+        workspace.restore_checkpoint(world.folder, "dev")  # a file backend only: it does not write atomically
         refused = dev.run("up", "--yes", "--skip-preview")
         assert "currently locked" in refused.stdout + refused.stderr
         recover(dev)

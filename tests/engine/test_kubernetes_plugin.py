@@ -12,17 +12,12 @@ import pytest
 import yaml
 from pulumi import automation
 
-from local.control_plane import ControlPlane
-from local.plugins.kubernetes.cluster import Cluster
-from local.plugins.kubernetes.kinds import KINDS, Kind
-from local.plugins.kubernetes.objects import KubernetesObject
-from local.plugins.kubernetes.settings import Connection
-from local.plugins.provider import (
-    Operation,
-    PartlyCreated,
-    Properties,
-    ProviderError,
-)
+from local.cluster.control_plane import ControlPlane
+from local.stand_ins.kubernetes.cluster import Cluster
+from local.stand_ins.kubernetes.kinds import KINDS, Kind
+from local.stand_ins.kubernetes.objects import KubernetesObject
+from local.stand_ins.kubernetes.settings import Connection
+from local.stand_ins.provider import Operation, PartlyCreated, Properties, ProviderError
 from tests.engine.throwaway import Throwaway
 
 PRELUDE = """
@@ -288,7 +283,7 @@ def test_an_ignored_field_keeps_what_another_manager_set(
     with pytest.raises(ProviderError, match=r"conflict with .*spec.replicas"):
         objects.type("Deployment").update("", inputs, inputs | skip_await, {})
     operation = Operation(ignore_changes=("spec.replicas",))
-    monkeypatch.setattr("local.plugins.kubernetes.objects.current_operation", lambda: operation)
+    monkeypatch.setattr("local.stand_ins.kubernetes.objects.current_operation", lambda: operation)
     outputs = objects.type("Deployment").update("", inputs, inputs | skip_await, {})
 
     assert outputs["spec"]["replicas"] == 1

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pulumi.runtime.proto import provider_pb2
 
-from local.plugins.kubernetes.chart import CHART, construct_chart
-from local.plugins.kubernetes.kinds import KINDS
-from local.plugins.kubernetes.objects import KubernetesObject
-from local.plugins.kubernetes.settings import Connection, parse_settings, replaces_every_object
-from local.plugins.provider import UNKNOWN, ConstructRequest, InvalidInput, Properties, ProviderError
+from local.stand_ins.kubernetes.chart import CHART, construct_chart
+from local.stand_ins.kubernetes.kinds import KINDS
+from local.stand_ins.kubernetes.objects import KubernetesObject
+from local.stand_ins.kubernetes.settings import Connection, parse_settings, replaces_every_object
+from local.stand_ins.provider import UNKNOWN, ConstructRequest, InvalidInput, Properties, ProviderError
 
 
 def _type(kind: str, server: str = "https://nowhere.invalid", **settings: bool) -> KubernetesObject:

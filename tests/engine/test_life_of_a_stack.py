@@ -17,8 +17,8 @@ from botocore.exceptions import ClientError
 from kubernetes import client
 
 from infra import names
-from local.receipt import left_behind
-from local.toolchain import Tool, ensure
+from local.engine.receipt import left_behind
+from local.tools.toolchain import Tool, ensure
 from tests.engine.deployed import Deployment, World, eventually
 from tests.stack_values import adapter
 

@@ -8,9 +8,9 @@ import pytest
 from kubernetes import client
 
 from infra import names
-from infra.pod_resources import Requests
-from local import nodes
-from local.receipt import left_behind
+from local.cluster import simulated_nodes
+from local.engine.receipt import left_behind
+from loraserve.planning.pod_resources import Requests
 from tests.engine.deployed import Deployment, World, eventually
 
 
@@ -39,7 +39,7 @@ def test_the_same_pod_without_its_toleration_lands_nowhere(world: World, prod: D
 
 def test_a_daemonset_that_leaves_too_little_room_is_noticed(world: World, prod: Deployment) -> None:
     """It outranks the model and takes its place; the scheduler then says what the model lacks."""
-    greedy: Any = nodes.daemon_set_manifest("greedy", Requests(100, 3 * 1024))
+    greedy: Any = simulated_nodes.daemon_set_manifest("greedy", Requests(100, 3 * 1024))
     apps = client.AppsV1Api(world.api)
     apps.create_namespaced_daemon_set(names.SYSTEM_NAMESPACE, greedy)
     try:

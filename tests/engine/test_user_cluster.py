@@ -23,16 +23,18 @@ import yaml
 from kubernetes import client
 
 from infra import names, versions
-from infra.instance_types import SYSTEM_INSTANCE_TYPES
-from local import docker, images, nodes, place, user_cluster
-from local.control_plane import ControlPlane
-from local.engine import CHECKOUT
-from local.machine import Machine
+from local.cluster import place, simulated_nodes, user_cluster
+from local.cluster.control_plane import ControlPlane
+from local.cluster.machine import Machine
+from local.cluster.user_cluster import UserCluster
+from local.engine.workspace import CHECKOUT
+from local.images import docker, recipes
+from local.paths import cache_dir
 from local.processes import ProcessError
 from local.stack import LocalStack
-from local.toolchain import Tool, cache_dir, ensure
-from local.user_cluster import UserCluster
-from local.versions import VLLM_PYTHON_IMAGE
+from local.tools.toolchain import Tool, ensure
+from local.tools.versions import VLLM_PYTHON_IMAGE
+from loraserve.planning.instance_types import SYSTEM_INSTANCE_TYPES
 
 KIND, K3D, OTHER, PRODUCTION = "kind-mine", "k3d-mine", "minikube", "production"
 GATEWAY = "127.0.0.1"
@@ -89,7 +91,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with ControlPlane.start(tmp_path_factory.mktemp("user-cluster"), die_with_parent=True) as started:
         core = client.CoreV1Api(started.client())
         for name in ("control-plane", "worker"):
-            nodes.register(core, SYSTEM_INSTANCE_TYPES["m7i.large"], name)
+            simulated_nodes.register(core, SYSTEM_INSTANCE_TYPES["m7i.large"], name)
         taint = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
         core.patch_node("control-plane", {"spec": {"taints": [taint]}})
         eventually(lambda: all(is_settled(core.read_node(name)) for name in ("control-plane", "worker")))
@@ -273,7 +275,7 @@ def test_docker_builds_what_it_lacks_from_the_containerfiles(
     def installed(_: object) -> Iterator[Path]:
         yield packages
 
-    monkeypatch.setattr(images, "vllm_packages", installed)
+    monkeypatch.setattr(recipes, "vllm_packages", installed)
     vllm, loraserve = docker.vllm(say), docker.loraserve(say)
     assert desktop.calls("docker") == [
         f"build --build-arg=BASE={VLLM_PYTHON_IMAGE} --tag {vllm}"

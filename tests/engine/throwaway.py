@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pulumi import automation
 
-from local.plugins.install import install
-from local.toolchain import Tool, ensure
+from local.stand_ins.install import install
+from local.tools.toolchain import Tool, ensure
 
 
 @dataclass(frozen=True)

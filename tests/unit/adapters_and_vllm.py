@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors
 
-from loraserve.desired import Base, LoraShape
+from loraserve.contract.base_model import Base, LoraShape
 
 BUCKET = "adapters-test"
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -9,8 +9,8 @@ import boto3
 import httpx
 import pytest
 
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
 from tests.unit.agents import Agent, Publish, S3Server
 

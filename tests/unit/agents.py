@@ -15,10 +15,11 @@ from loraserve.agent.drain import DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi
-from loraserve.agent.state import AdapterStatus
 from loraserve.agent.vllm import Vllm
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter, Base, DesiredState, Envelope
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.agent_state import AdapterStatus
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
 Publish = Callable[..., Adapter]

@@ -10,8 +10,8 @@ from moto import mock_aws
 from moto.s3.exceptions import NoSuchUpload
 from moto.s3.models import MultipartDict
 
-from loraserve.bucket import Bucket
-from loraserve.catalog import Catalog
+from loraserve.catalog.adapters import Catalog
+from loraserve.catalog.bucket import Bucket
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
 
@@ -59,7 +59,7 @@ def catalog(s3: Any, open_catalog: Catalog) -> Catalog:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Files of some kilobytes are sent and fetched in parts, of this size."""
     size = 1 << 10
-    monkeypatch.setattr("loraserve.files.PART_BYTES", size)
+    monkeypatch.setattr("loraserve.catalog.files.PART_BYTES", size)
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", size)
     return size
 

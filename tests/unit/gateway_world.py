@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 from aiohttp import web
 
-from loraserve.agent.state import AdapterStatus, AgentState, State
-from loraserve.desired import Adapter, Base, DesiredState
-from loraserve.gateway.keys import Key, KeyRing, create_key
+from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import Adapter, DesiredState
+from loraserve.contract.keys import Key, KeyRing, create_key
 from loraserve.gateway.main import serving
 from loraserve.gateway.settings import Settings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from local import certificates
+from local.cluster import certificates
 
 NAMESPACE = "ml-models"
 CONFIG_MAP = "desired-state"

@@ -3,8 +3,8 @@
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.desired_state import Adapter
 
 
 def fetch(adapter: Adapter, bucket: str, disk: Path, begun: Event) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loraserve.bucket import Bucket
+from loraserve.catalog.bucket import Bucket
 
 
 class Killed(BaseException):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra import names, versions
-from local import versions as local_versions
+from local.tools import versions as local_versions
 from tests.unit.declared import Program, declare, declared
 
 

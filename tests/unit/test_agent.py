@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.agent.state import State
-from loraserve.desired import Envelope
+from loraserve.contract.agent_state import State
+from loraserve.contract.desired_state import Envelope
 from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm
 from tests.unit.agents import Agent, Publish, corrupt, remove, want
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.agent.state import State
-from loraserve.catalog import Catalog
-from loraserve.desired import Adapter
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.agent_state import State
+from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import FakeVllm
 from tests.unit.agents import Agent, Publish, want
 

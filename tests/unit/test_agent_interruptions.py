@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.agent.state import State
-from loraserve.catalog import PARTIAL_PREFIX, Catalog, remove_partial_downloads
-from loraserve.desired import Adapter
-from loraserve.gate import inspect
-from loraserve.manifest import Manifest
+from loraserve.catalog.adapters import PARTIAL_PREFIX, Catalog, remove_partial_downloads
+from loraserve.catalog.gate import inspect
+from loraserve.catalog.manifest import Manifest
+from loraserve.contract.agent_state import State
+from loraserve.contract.desired_state import Adapter
 from tests.unit import one_fetch
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
 from tests.unit.agents import Agent, Publish, S3Server, want

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loraserve.agent.probe import DEFAULT_PROMPTS, MAX_PROMPTS, probe_prompts
-from loraserve.agent.state import State
+from loraserve.contract.agent_state import State
 from tests.unit.adapters_and_vllm import FakeVllm
 from tests.unit.agents import Agent, Publish, want
 

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from loraserve import base_weights
 from loraserve.agent.settings import InvalidSettings, Settings
-from loraserve.agent.state import AgentState, State
-from loraserve.bucket import Bucket
-from loraserve.catalog import Catalog
-from loraserve.desired import Base, DesiredState
+from loraserve.catalog import base_weights
+from loraserve.catalog.adapters import Catalog
+from loraserve.catalog.bucket import Bucket
+from loraserve.contract.agent_state import AgentState, State
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import DesiredState
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, safetensors_of, write_adapter
 from tests.unit.agents import S3Server
 from tests.unit.kubernetes_api import CONFIG_MAP, NAMESPACE, FakeKubernetesApi

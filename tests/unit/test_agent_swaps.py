@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from loraserve.agent.drain import DrainTimes
-from loraserve.agent.state import Slots, State
-from loraserve.desired import Envelope
+from loraserve.contract.agent_state import Slots, State
+from loraserve.contract.desired_state import Envelope
 from tests.unit.adapters_and_vllm import QKVO, FakeVllm, lora_shapes
 from tests.unit.agents import Agent, Publish, corrupt, remove, want
 

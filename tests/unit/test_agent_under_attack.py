@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loraserve.agent.state import State
-from loraserve.desired import Adapter
+from loraserve.contract.agent_state import State
+from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm, lora_shapes, safetensors_of, write_adapter
 from tests.unit.agents import Agent, Publish, want
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from loraserve import base_weights
 from loraserve.agent.base_weights import BaseWeights
-from loraserve.bucket import Bucket, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
-from loraserve.cli import main
-from loraserve.desired import Base, DesiredState, InvalidDesiredState, Mirror
-from loraserve.files import DiskFull, UnsafeFile
+from loraserve.catalog import base_weights
+from loraserve.catalog.bucket import Bucket, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
+from loraserve.catalog.files import DiskFull, UnsafeFile
+from loraserve.contract.base_model import Base, Mirror
+from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
+from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of
 from tests.unit.s3_requests import Killed, kill_after, on_each_request, recording
 

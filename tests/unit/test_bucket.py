@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from loraserve.bucket import Bucket, CatalogUnavailable, DigestMismatch, VersionExists
-from loraserve.files import FileEntry
+from loraserve.catalog.bucket import Bucket, CatalogUnavailable, DigestMismatch, VersionExists
+from loraserve.catalog.files import FileEntry
 from tests.unit.adapters_and_vllm import BUCKET
 from tests.unit.s3_requests import Killed, kill_after, on_each_request, once, recording
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from loraserve.bucket import ATTEMPTS, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
-from loraserve.catalog import Catalog, remove_partial_downloads
-from loraserve.desired import Adapter, InvalidDesiredState, LoraShape
-from loraserve.gate import UnsafeAdapter
+from loraserve.catalog.adapters import Catalog, remove_partial_downloads
+from loraserve.catalog.bucket import ATTEMPTS, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
+from loraserve.catalog.gate import UnsafeAdapter
+from loraserve.contract.base_model import LoraShape
+from loraserve.contract.desired_state import Adapter, InvalidDesiredState
 from tests.unit.adapters_and_vllm import BASE, BUCKET, QKVO, write_adapter
 from tests.unit.s3_requests import Killed, kill_after, on_each_request, once
 

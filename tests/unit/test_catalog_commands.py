@@ -10,12 +10,13 @@ import boto3
 import pytest
 import yaml
 
-from loraserve import base_weights, garbage
-from loraserve.bucket import Bucket, CatalogUnavailable
-from loraserve.catalog import Catalog
-from loraserve.catalog_commands import mirror_setting, stack_config_entry
-from loraserve.cli import main
-from loraserve.desired import Adapter, Base, DesiredState, InvalidDesiredState, Mirror
+from loraserve.catalog import base_weights, garbage
+from loraserve.catalog.adapters import Catalog
+from loraserve.catalog.bucket import Bucket, CatalogUnavailable
+from loraserve.contract.base_model import Base, Mirror
+from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
+from loraserve.operator.catalog_commands import mirror_setting, stack_config_entry
+from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from infra import settings
-from infra.cost import describe, idle_cost
+from loraserve.planning.cost import describe, idle_cost
+from loraserve.planning.stack_settings import parse
 from tests.stack_values import stack_values
 
 
 def total(stack: str, region: str) -> float:
-    parts = idle_cost(settings.parse(stack_values(stack)), region, zones=2)
+    parts = idle_cost(parse(stack_values(stack)), region, zones=2)
     assert parts
     return sum(parts.values())
 
@@ -20,19 +20,19 @@ def test_dev_at_rest_costs_at_most_110_dollars_a_month_in_us_east_1() -> None:
 
 
 def test_the_sum_is_told_by_its_parts() -> None:
-    parts = idle_cost(settings.parse(stack_values("dev")), "us-east-1", zones=2)
+    parts = idle_cost(parse(stack_values("dev")), "us-east-1", zones=2)
     assert parts
     assert parts["control plane"] == pytest.approx(73.0)
-    told = describe(settings.parse(stack_values("dev")), "us-east-1", zones=2)
+    told = describe(parse(stack_values("dev")), "us-east-1", zones=2)
     assert f"about ${sum(parts.values()):.0f} a month" in told
     assert all(part in told for part in parts)
 
 
 def test_each_zones_gateway_is_counted() -> None:
-    parts = idle_cost(settings.parse(stack_values("prod")), "us-east-1", zones=3)
+    parts = idle_cost(parse(stack_values("prod")), "us-east-1", zones=3)
     assert parts
     assert parts["3 x NAT gateway"] == pytest.approx(3 * 730 * 0.045)
 
 
 def test_an_unknown_region_is_said_to_be_unknown() -> None:
-    assert "no list prices known" in describe(settings.parse(stack_values("dev")), "mars-north-1", zones=2)
+    assert "no list prices known" in describe(parse(stack_values("dev")), "mars-north-1", zones=2)

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from loraserve.desired import Adapter, Base, DesiredState, Envelope, InvalidDesiredState, served_name
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, InvalidDesiredState, served_name
 
 ENTRY: dict[str, Any] = {
     "name": "aws-rag-qa",

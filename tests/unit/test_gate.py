@@ -11,10 +11,9 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraserve.base_model import read_base
-from loraserve.desired import Base, InvalidDesiredState
-from loraserve.files import UnsafeFile
-from loraserve.gate import MAX_HEADER_BYTES, UnsafeAdapter, inspect, read_safetensors_header
+from loraserve.catalog.files import UnsafeFile
+from loraserve.catalog.gate import MAX_HEADER_BYTES, UnsafeAdapter, inspect, read_safetensors_header
+from loraserve.contract.base_model import Base, read_base
 from tests.unit.adapters_and_vllm import BASE, HIDDEN, Shapes, lora_shapes, safetensors_of, write_adapter
 
 SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
@@ -212,12 +211,12 @@ def test_the_base_model_is_read_from_what_the_stack_says() -> None:
 )
 def test_a_config_without_the_numbers_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InvalidDesiredState):
+    with pytest.raises(InvalidBaseModel):
         read_base(str(tmp_path / "config.json"))
 
 
 def test_a_config_that_is_not_there_is_named() -> None:
-    with pytest.raises(InvalidDesiredState, match=r"/no/config\.json is no config\.json"):
+    with pytest.raises(InvalidBaseModel, match=r"/no/config\.json is no config\.json"):
         read_base("/no/config.json")
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from loraserve.agent.state import AdapterStatus, State
+from loraserve.contract.agent_state import AdapterStatus, State
 from tests.unit.gateway_world import BASE, World, adapter, chat, error, stream_lines, world
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraserve.agent.state import AgentState
+from loraserve.contract.agent_state import AgentState
 from loraserve.gateway.cold_start import BUSY_SECONDS, PHASES, UNKNOWN_SECONDS, ColdStarts
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pod, Pods

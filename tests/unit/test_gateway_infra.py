@@ -8,14 +8,13 @@ from typing import Any, cast
 import pytest
 
 from infra import names
-from infra.errors import ConfigError
 from infra.monitoring.alerts import gateway_rules
 from infra.scaling import cooldown_seconds
-from infra.settings import parse
+from loraserve.contract.keys import KeyRing, create_key
 from loraserve.gateway.app import Gateway, InnerApi
-from loraserve.gateway.keys import KeyRing, create_key
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.settings import Settings
+from loraserve.planning.stack_settings import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
 from tests.unit.declared import Program, declare
 
@@ -225,7 +224,7 @@ def test_without_scaling_there_is_no_keda() -> None:
     ],
 )
 def test_a_bad_setting_is_refused_with_the_fix(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(InvalidSettings) as refused:
         parse(stack_values("dev", **changes))
     assert message in str(refused.value)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from loraserve.cli import main
+from loraserve.contract.keys import InvalidKeys, Key, KeyRing, create_key
 from loraserve.gateway.errors import RateLimited, Unauthorized
-from loraserve.gateway.keys import InvalidKeys, Key, KeyRing, Keys, RateLimits, create_key
+from loraserve.gateway.keys import Keys, RateLimits
+from loraserve.operator.cli import main
 
 
 @pytest.fixture

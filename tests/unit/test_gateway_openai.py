@@ -12,7 +12,7 @@ import openai
 import pytest
 from aiohttp import web
 
-from loraserve.agent.state import State
+from loraserve.contract.agent_state import State
 from tests.unit.gateway_world import BASE, PIECES, World, adapter, error, world
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hi"}]

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from loraserve.agent.state import AdapterStatus, AgentState, State
+from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.pods import DOUBT_SECONDS, FRESH_SECONDS, Pod, Pods, endpoints
 from loraserve.gateway.routing import ANY_OTHER, Route

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from loraserve.desired import Adapter, Base, DesiredState
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import Adapter, DesiredState
 from loraserve.gateway.errors import NoSuchModel
 from loraserve.gateway.routing import ANY_OTHER, Routes
 from tests.unit.gateway_world import BASE, adapter

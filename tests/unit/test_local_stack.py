@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from local import engine, images, place
-from local.control_plane import ControlPlane
-from local.network import Network
-from local.node import Node
+from local.cluster import place
+from local.cluster.control_plane import ControlPlane
+from local.cluster.network import Network
+from local.cluster.node import Node
+from local.engine import workspace
+from local.images import recipes
 from local.processes import ProcessError
 from local.stack import LocalStack
-from local.toolchain import ToolchainError
+from local.tools.toolchain import ToolchainError
 
 
 @pytest.fixture(autouse=True)
@@ -47,23 +49,23 @@ def test_too_little_memory_is_refused_with_how_much_is_missing(tmp_path: Path, m
 def test_too_little_disk_is_refused_with_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
+    monkeypatch.setattr(recipes.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
     with pytest.raises(ToolchainError, match=r"1\.0 GB are free: 25\.0 GB are missing"):
-        images.check_disk()
+        recipes.check_disk()
 
 
 def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: Path) -> None:
     folder = tmp_path / "backend" / ".pulumi" / "stacks" / "loraserve"
     folder.mkdir(parents=True)
     state, previous = folder / "local.json", folder / "local.json.bak"
-    assert not engine.restore_checkpoint(tmp_path, "local")  # none was written yet
+    assert not workspace.restore_checkpoint(tmp_path, "local")  # none was written yet
     previous.write_text('{"version": 3}')
     for cut_short in ("", '{"version": 3, "checkpo'):
         state.write_text(cut_short)
-        assert engine.restore_checkpoint(tmp_path, "local")
+        assert workspace.restore_checkpoint(tmp_path, "local")
         assert state.read_text() == previous.read_text()
     state.write_text('{"version": 4}')
-    assert not engine.restore_checkpoint(tmp_path, "local")
+    assert not workspace.restore_checkpoint(tmp_path, "local")
     assert state.read_text() == '{"version": 4}'
 
 
@@ -92,7 +94,7 @@ def test_a_network_that_another_stack_has_just_claimed_is_not_taken(monkeypatch:
 
 
 def test_that_every_network_is_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("local.network._ip_json", lambda *_: [{"dst": "10.0.0.0/8"}])
+    monkeypatch.setattr("local.cluster.network._ip_json", lambda *_: [{"dst": "10.0.0.0/8"}])
     with pytest.raises(ProcessError, match="Remove a route"):
         Network.claim()
 
@@ -106,6 +108,6 @@ def claim_without_links(monkeypatch: pytest.MonkeyPatch, *routes: str, links: Co
         return ""
 
     found = {"route": [{"dst": route} for route in routes], "link": [{"ifname": link} for link in links]}
-    monkeypatch.setattr("local.network._ip", ip)
-    monkeypatch.setattr("local.network._ip_json", lambda what, *_: found[what])
+    monkeypatch.setattr("local.cluster.network._ip", ip)
+    monkeypatch.setattr("local.cluster.network._ip_json", lambda what, *_: found[what])
     return Network.claim()

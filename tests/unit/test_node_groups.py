@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from infra.pod_resources import NODE_DISK_GIB
+from loraserve.planning.pod_resources import NODE_DISK_GIB
 from tests.unit.declared import Program, Resource, declare, declared
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from loraserve.catalog import Catalog
-from loraserve.cli import main
-from loraserve.desired import Adapter
+from loraserve.catalog.adapters import Catalog
+from loraserve.contract.desired_state import Adapter
+from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BASE, BUCKET, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]

@@ -13,9 +13,9 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from loraserve import recovery
-from loraserve.aws_objects import Connect
-from loraserve.cli import main
+from loraserve.operator import recovery
+from loraserve.operator.aws_objects import Connect
+from loraserve.operator.cli import main
 from tests.unit.recovery_support import (
     ACCOUNT,
     MAKERS,

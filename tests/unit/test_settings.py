@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from infra import pod_resources, preflight, settings
+from infra import preflight
 from infra.errors import ConfigError
+from loraserve.planning import pod_resources
+from loraserve.planning.stack_settings import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
 from tests.unit.declared import Program, declare
 
@@ -25,14 +27,14 @@ OWN_MODEL_SHAPE = {
 
 
 def problems(stack: str = "dev", **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        settings.parse(stack_values(stack, **changes))
+    with pytest.raises(InvalidSettings) as caught:
+        parse(stack_values(stack, **changes))
     return "\n".join(caught.value.problems)
 
 
 @pytest.mark.parametrize("stack", ["dev", "prod", "local"])
 def test_the_stack_files_are_valid(stack: str) -> None:
-    assert settings.parse(stack_values(stack)).gpu_instance_type == "g6.xlarge"
+    assert parse(stack_values(stack)).gpu_instance_type == "g6.xlarge"
 
 
 def test_the_production_file_asks_for_what_only_its_owner_knows() -> None:
@@ -81,8 +83,8 @@ def test_two_adapters_cannot_share_a_name() -> None:
 
 def test_a_canary_beside_its_stable_version_is_one_of_two_entries_of_a_name() -> None:
     entries = [adapter("faq"), adapter("faq", version="v2", canaryPercent=10)]
-    slots = settings.parse(stack_values("dev", adapters=entries)).envelope
-    assert slots == settings.parse(stack_values("dev", adapters=[adapter("faq"), adapter("other")])).envelope
+    slots = parse(stack_values("dev", adapters=entries)).envelope
+    assert slots == parse(stack_values("dev", adapters=[adapter("faq"), adapter("other")])).envelope
 
 
 def test_an_adapter_cannot_have_the_base_models_name() -> None:
@@ -152,7 +154,7 @@ def test_an_unknown_base_model_needs_its_shape() -> None:
 
 def test_a_base_model_with_its_shape_is_accepted() -> None:
     shape = json.dumps(OWN_MODEL_SHAPE)
-    parsed = settings.parse(stack_values("dev", baseModel="acme/own-1b", baseModelShape=shape))
+    parsed = parse(stack_values("dev", baseModel="acme/own-1b", baseModelShape=shape))
     assert parsed.model_shape.head_dim == 64
 
 
@@ -165,18 +167,18 @@ def test_a_vpc_too_small_for_its_subnets_is_refused() -> None:
 
 
 def test_a_secret_never_shows_in_an_error_or_a_printout() -> None:
-    parsed = settings.parse(stack_values("dev", hubToken="hf_very_secret"))
+    parsed = parse(stack_values("dev", hubToken="hf_very_secret"))
     assert "hf_very_secret" not in repr(parsed)
 
 
 def test_zones_that_do_not_offer_the_gpu_type_are_named_with_those_that_do() -> None:
-    parsed = settings.parse(stack_values("dev", availabilityZones=["eu-central-1a", "eu-central-1c"]))
+    parsed = parse(stack_values("dev", availabilityZones=["eu-central-1a", "eu-central-1c"]))
     with pytest.raises(ConfigError, match=r"availabilityZones eu-central-1c do not offer g6\.xlarge.*offered by"):
         preflight.choose_zones(parsed, ["eu-central-1a", "eu-central-1b"], "eu-central-1")
 
 
 def test_a_region_with_too_few_zones_for_the_gpu_type_is_refused() -> None:
-    parsed = settings.parse(stack_values("dev"))
+    parsed = parse(stack_values("dev"))
     with pytest.raises(ConfigError, match="offered in eu-north-1 by none of its zones"):
         preflight.choose_zones(parsed, [], "eu-north-1")
 
@@ -209,4 +211,4 @@ def test_a_mirror_needs_a_model_that_can_be_named_in_the_bucket() -> None:
 
 def test_a_mirrored_model_needs_no_commit_in_production() -> None:
     mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 1}
-    assert settings.parse(stack_values("prod", baseModelRevision="main", baseModelMirror=mirror))
+    assert parse(stack_values("prod", baseModelRevision="main", baseModelMirror=mirror))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loraserve.agent.state import AdapterStatus, AgentState, Slots, State
-from loraserve.cli import main
-from loraserve.status import PodStatus, read
+from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
+from loraserve.operator.cli import main
+from loraserve.operator.status import PodStatus, read
 
 KUBECTL = """#!{python}
 import pathlib, sys

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from local import toolchain
-from local.toolchain import Tool, ToolchainError
+from local.tools import toolchain
+from local.tools.toolchain import Tool, ToolchainError
 
 _GO = """#!/bin/sh
 case "$1 $2" in

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loraserve.vllm_guard import OPEN_ROUTES, Guard
+from loraserve.vllm_plugins.guard import OPEN_ROUTES, Guard
 
 POD = "10.0.3.7"
 

@@ -1,0 +1,23 @@
+"""kubectl, on a kubeconfig of this stack's or on the user's own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from local.processes import ProcessError
+from local.tools.toolchain import Tool, ensure
+
+
+def command(kubeconfig: Path | None, *arguments: str) -> list[str]:
+    """Its command line; without a kubeconfig it uses the user's own."""
+    place = ["--kubeconfig", str(kubeconfig)] if kubeconfig else []
+    return [str(ensure(Tool.KUBECTL)[Tool.KUBECTL]), *place, *arguments]
+
+
+def kubectl(kubeconfig: Path | None, *arguments: str, stdin: str | None = None) -> str:
+    """What it prints. Raises ProcessError."""
+    done = subprocess.run(command(kubeconfig, *arguments), input=stdin, capture_output=True, text=True)
+    if done.returncode:
+        raise ProcessError(f"`kubectl {arguments[0]}` failed: {done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,1 @@
+"""The real Pulumi engine and the emulated AWS it works on."""

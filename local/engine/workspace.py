@@ -1,0 +1,117 @@
+"""The real Pulumi engine on this machine: its CLI, the plugins, a file backend, and this project as the CLI sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.names import PROJECT
+from local.cluster.place import Cluster
+from local.engine.cloud import Cloud
+from local.paths import CHECKOUT
+from local.stand_ins.install import install
+from local.tools.toolchain import Tool, ensure
+
+_PASSPHRASE = "local"
+"""Secrets of a local stack guard nothing beyond this machine's emulated AWS."""
+
+
+def prepare(state: Path, user_plugins: Path | None = None) -> None:
+    """Installs the CLI and the plugins for the state folder; safe to repeat.
+
+    `user_plugins` is the user's `PULUMI_HOME`, whose real plugins are preferred where they can do the work here.
+    """
+    install(state / "pulumi", user_plugins)
+    (state / "backend").mkdir(parents=True, exist_ok=True)
+    link = cli(state)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(ensure(Tool.PULUMI)[Tool.PULUMI])
+
+
+def cli(state: Path) -> Path:
+    """The Pulumi CLI that `prepare` put there."""
+    return state / "cli" / "bin" / "pulumi"
+
+
+def restore_checkpoint(state: Path, stack: str) -> bool:
+    """Puts the copy before it in the place of a state that was cut short by a kill, and says whether it did.
+
+    The file backend does not write atomically, but keeps the previous state beside each.
+    """
+    checkpoint = state / "backend" / ".pulumi" / "stacks" / PROJECT / f"{stack}.json"
+    previous = checkpoint.with_name(f"{checkpoint.name}.bak")
+    if not checkpoint.exists() or _is_json(checkpoint) or not _is_json(previous):
+        return False
+    shutil.copyfile(previous, checkpoint)
+    return True
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def lay_out_project(folder: Path) -> None:
+    """A project folder that runs this checkout's program; its stack files may be written without touching the checkout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in CHECKOUT.iterdir():
+        if not entry.name.startswith((".", "Pulumi.")):
+            link = folder / entry.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(entry)
+    project = _load(CHECKOUT / "Pulumi.yaml")
+    project["runtime"]["options"]["virtualenv"] = sys.prefix
+    (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
+
+
+def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bool:
+    """The stack file as shipped, with these keys changed; a key with a namespace is taken as it is.
+
+    What the CLI keeps in it (the salt of its secrets) stays. Returns whether it differs from what it said before.
+    """
+    path = folder / f"Pulumi.{stack}.yaml"
+    before = _load(path)
+    named = {key if ":" in key else f"{PROJECT}:{key}": value for key, value in changes.items()}
+    after = before | {"config": _load(CHECKOUT / path.name)["config"] | named}
+    path.write_text(yaml.safe_dump(after))
+    return before != after
+
+
+def stack_region(stack: str) -> str:
+    """The AWS region that a shipped stack file names."""
+    return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]["aws:region"]
+
+
+def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:
+    """What the CLI and its plugins need to work on this stack and on nothing else of the machine's."""
+    foreign = ("AWS_", "PULUMI_", "KUBE")
+    kept: Mapping[str, str] = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return {
+        **kept,
+        **cloud.environment,
+        "KUBECONFIG": str(cluster.kubeconfig),
+        "LORASERVE_KUBECONFIG": str(cluster.kubeconfig),
+        "LORASERVE_PYTHON": sys.executable,
+        "PULUMI_BACKEND_URL": f"file://{state / 'backend'}",
+        "PULUMI_CONFIG_PASSPHRASE": _PASSPHRASE,
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+        "PULUMI_HOME": str(state / "pulumi"),
+        "PULUMI_SKIP_UPDATE_CHECK": "true",
+        # Without bytecode each plugin compiles its SDK anew at every start.
+        "PYTHONDONTWRITEBYTECODE": "",
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) if path.exists() else {}

@@ -1,0 +1,1 @@
+"""Container images, with and without Docker."""

@@ -1,0 +1,88 @@
+"""Images by the user's own Docker, from the same Containerfiles: built where they are missing, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from infra.versions import PYTHON_IMAGE
+from local.images import recipes
+from local.images.recipes import Say
+from local.paths import CHECKOUT, cache_dir
+from local.processes import ProcessError
+from local.tools.versions import VLLM_PYTHON_IMAGE
+
+_BUILD_SETTINGS = {
+    "DOCKER_BUILDKIT": "1",
+    # Attestations make an image an index of several, which clusters' loaders stumble over.
+    "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+}
+
+
+def vllm(say: Say) -> str:
+    """The reference of vLLM's CPU build. Raises ToolchainError."""
+    reference = recipes.vllm_reference(VLLM_PYTHON_IMAGE)
+    if not _has_image(reference):
+        with recipes.vllm_packages(say) as packages:
+            say("building the vLLM image (6 GB, about 3 min)")
+            _build(reference, recipes.VLLM_CONTAINERFILE, packages, VLLM_PYTHON_IMAGE)
+    return reference
+
+
+def loraserve(say: Say) -> str:
+    """The reference of our own image. Raises ToolchainError."""
+    reference = recipes.loraserve_reference(PYTHON_IMAGE)
+    if not _has_image(reference):
+        say("building our own image")
+        _build(reference, recipes.LORASERVE_CONTAINERFILE, CHECKOUT, PYTHON_IMAGE)
+    return reference
+
+
+def run_in_image(reference: str, command: Sequence[str], folders: Iterable[Path]) -> None:
+    """Runs a command in a container as the user of this process, with these folders in it under their own paths."""
+    who = [f"--user={os.getuid()}:{os.getgid()}", "--env=HOME=/tmp", "--env=USER=user"]
+    mounts = [f"--volume={folder}:{folder}" for folder in folders]
+    _docker("run", "--rm", "--network=none", *who, *mounts, reference, *command)
+
+
+def gateway(network: str) -> IPv4Address:
+    """This machine's address in a Docker network. Raises ProcessError where nothing here can listen on it."""
+    (inspected,) = json.loads(_docker("network", "inspect", network))
+    ranges = inspected["IPAM"]["Config"] or []
+    gateways = [config["Gateway"] for config in ranges if "." in config.get("Gateway", "")]
+    if not gateways:
+        raise ProcessError(f"The Docker network {network} has no IPv4 gateway, at which pods could reach this machine.")
+    with socket.socket() as probe:
+        try:
+            probe.bind((gateways[0], 0))
+        except OSError:
+            raise ProcessError(
+                f"{gateways[0]}, the gateway of the Docker network {network}, is no address of this machine, so pods "
+                "cannot reach it there: Docker runs rootless, in a virtual machine or elsewhere. A Docker Engine on this "
+                "machine itself is needed."
+            ) from None
+    return IPv4Address(gateways[0])
+
+
+def _build(reference: str, containerfile: Path, context: Path, base: str) -> None:
+    words = ["build", f"--build-arg=BASE={base}", "--tag", reference, "--file", str(containerfile), str(context)]
+    recipes.run_logged(["docker", *words], cache_dir() / "docker.log", f"building {reference}", _BUILD_SETTINGS)
+
+
+def _has_image(reference: str) -> bool:
+    return bool(_docker("image", "ls", "--quiet", reference).strip())
+
+
+def _docker(*arguments: str) -> str:
+    if not shutil.which("docker"):
+        raise ProcessError("Docker builds the images for a cluster of your own, and there is no `docker` on PATH.")
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise ProcessError(f"`docker {' '.join(arguments[:2])}` failed: {done.stderr.strip()}")
+    return done.stdout

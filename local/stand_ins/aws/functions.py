@@ -1,0 +1,87 @@
+"""The aws functions (`aws.get_caller_identity` and the like) that the program calls."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from local.stand_ins.aws.account import Account
+from local.stand_ins.aws.shapes import pascal
+from local.stand_ins.provider import Properties
+
+Function = Callable[[Account, Properties], Properties]
+
+
+def caller_identity(account: Account, args: Properties) -> Properties:
+    found = account.client("sts").get_caller_identity()
+    return {"accountId": found["Account"], "arn": found["Arn"], "userId": found["UserId"], "id": found["Account"]}
+
+
+def partition(account: Account, args: Properties) -> Properties:
+    name = account.partition
+    return {"partition": name, "dnsSuffix": "amazonaws.com", "reverseDnsPrefix": "com.amazonaws", "id": name}
+
+
+def region(account: Account, args: Properties) -> Properties:
+    name = args.get("region") or args.get("name") or account.region
+    endpoint = f"ec2.{name}.amazonaws.com"
+    return {"name": name, "region": name, "id": name, "description": name, "endpoint": endpoint}
+
+
+def instance_type_offerings(account: Account, args: Properties) -> Properties:
+    location = {"LocationType": args["locationType"]} if "locationType" in args else {}
+    pages = account.client("ec2").get_paginator("describe_instance_type_offerings")
+    offers = pages.paginate(Filters=_filters(args), **location).build_full_result()["InstanceTypeOfferings"]
+    return args | {
+        "id": account.region,
+        "instanceTypes": [offer["InstanceType"] for offer in offers],
+        "locations": [offer["Location"] for offer in offers],
+        "locationTypes": [offer["LocationType"] for offer in offers],
+    }
+
+
+def ssm_parameter(account: Account, args: Properties) -> Properties:
+    answer = account.client("ssm").get_parameter(Name=args["name"], WithDecryption=args.get("withDecryption", True))
+    found = answer["Parameter"]
+    return args | {
+        "arn": found["ARN"],
+        "id": found["Name"],
+        "insecureValue": found["Value"],
+        "type": found["Type"],
+        "value": found["Value"],
+        "version": found["Version"],
+    }
+
+
+def ecr_authorization_token(account: Account, args: Properties) -> Properties:
+    found = account.client("ecr").get_authorization_token()["authorizationData"][0]
+    user, password = base64.b64decode(found["authorizationToken"]).decode().split(":", 1)
+    return args | {
+        "authorizationToken": found["authorizationToken"],
+        "expiresAt": found["expiresAt"].isoformat(),
+        "id": account.region,
+        "password": password,
+        "proxyEndpoint": found["proxyEndpoint"],
+        "userName": user,
+    }
+
+
+def eks_clusters(account: Account, args: Properties) -> Properties:
+    pages = account.client("eks").get_paginator("list_clusters")
+    return args | {"id": account.region, "names": pages.paginate().build_full_result()["clusters"]}
+
+
+FUNCTIONS: dict[str, Function] = {
+    "aws:index/getCallerIdentity:getCallerIdentity": caller_identity,
+    "aws:index/getPartition:getPartition": partition,
+    "aws:index/getRegion:getRegion": region,
+    "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": instance_type_offerings,
+    "aws:ssm/getParameter:getParameter": ssm_parameter,
+    "aws:ecr/getAuthorizationToken:getAuthorizationToken": ecr_authorization_token,
+    "aws:eks/getClusters:getClusters": eks_clusters,
+}
+
+
+def _filters(args: Properties) -> list[dict[str, Any]]:
+    return pascal(args.get("filters", []))

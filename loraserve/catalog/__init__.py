@@ -1,0 +1,1 @@
+"""The S3 layout: what is checked, published, verified, fetched and collected."""

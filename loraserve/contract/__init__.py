@@ -1,0 +1,1 @@
+"""What crosses a boundary between two processes: one schema for each."""

@@ -1,0 +1,23 @@
+"""Where the parts of a stack are found by each other: written into the cluster by `infra`, assumed by an operator's shell."""
+
+PROJECT = "loraserve"
+"""Of the Pulumi program: the namespace of its configuration keys."""
+
+SERVING_NAMESPACE = "ml-models"
+VLLM_SELECTOR = {"app": "vllm"}
+"""Labels of vLLM's pods."""
+
+GPU_RESOURCE = "nvidia.com/gpu"
+"""As pods ask for it and nodes offer it."""
+
+VLLM_PORT = 8000
+AGENT_PORT = 9090
+"""The agent re-exports vLLM's metrics here, next to its own state."""
+GATEWAY_PORT = 8080
+GATEWAY_METRICS_PORT = 9091
+"""Metrics, probes, and what KEDA scales on."""
+
+ADAPTER_PREFIX = "llm-models"
+"""Adapters lie under llm-models/{model}/{version}/ in the bucket."""
+BASE_MODEL_PREFIX = "base-models"
+"""Mirrored base weights lie under base-models/{hub id}/{version}/."""

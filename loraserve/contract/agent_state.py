@@ -1,0 +1,54 @@
+"""What an agent reports at /v1/state: one schema for the agent and for those who read it."""
+
+from enum import StrEnum
+
+from loraserve.contract.document import Document
+
+
+class State(StrEnum):
+    DESIRED = "desired"
+    FETCHING = "fetching"
+    LOADING = "loading"
+    PROBING = "probing"
+    READY = "ready"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
+
+
+SETTLED = (State.READY, State.DRAINING, State.QUARANTINED)
+"""Nothing more is to come before requests may be sent."""
+
+
+class AdapterStatus(Document):
+    name: str
+    version: str
+    state: State
+    reason: str | None = None
+    """Why the adapter is quarantined, or what it waits for."""
+    cause: str | None = None
+    """The kind of quarantine, one of a few words such as 'DigestMismatch'."""
+    last_used: float | None = None
+    """When vLLM last had a request for it, in seconds since 1970; None before the first."""
+
+
+class Slots(Document):
+    total: int
+    used: int
+    """Versions that vLLM holds; those beyond `total` are swapped in and out."""
+
+
+class AgentState(Document):
+    base: str | None = None
+    """The base model's served name; None until a valid document was read."""
+    generation: str | None = None
+    """SHA-256 of the document in force; None until a valid one was read."""
+    problem: str | None = None
+    """Why the newest document is not followed; the last good one stays in force."""
+    ready: bool = False
+    """Whether the pod takes requests, as its readiness probe says."""
+    slots: Slots | None = None
+    """None where vLLM does not answer, or was started without LoRA."""
+    adapters: tuple[AdapterStatus, ...] = ()
+    """Every desired version, and every other one that vLLM still holds: ready until its successor is, then draining."""
+    loaded: tuple[str, ...] | None = None
+    """The served names that vLLM holds; None while vLLM does not answer."""

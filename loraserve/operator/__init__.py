@@ -1,0 +1,1 @@
+"""What an operator types, and what it says of a running stack."""

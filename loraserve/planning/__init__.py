@@ -1,0 +1,1 @@
+"""Pure arithmetic and data, without Pulumi: GPU memory, node fit, prices, shapes, settings."""

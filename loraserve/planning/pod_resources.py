@@ -1,0 +1,114 @@
+"""What the serving pod and the DaemonSets beside it ask of a node, and whether that fits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loraserve.contract.addresses import GPU_RESOURCE, PROJECT
+from loraserve.contract.desired_state import Adapter
+from loraserve.planning.envelope import SWAP_HEADROOM
+from loraserve.planning.instance_types import InstanceType
+
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Requests:
+    """A container's or DaemonSet's requests: CPU in thousandths of a core, memory in MiB."""
+
+    cpu_millis: int
+    memory_mib: int
+
+    def quantities(self) -> dict[str, str]:
+        """In Kubernetes' notation."""
+        return {"cpu": f"{self.cpu_millis}m", "memory": f"{self.memory_mib}Mi"}
+
+
+NODE_DISK_GIB = 40
+"""Ephemeral storage that the pod asks for on a GPU node: base weights, adapters, compile caches."""
+
+
+@dataclass(frozen=True)
+class VllmResources:
+    """What vLLM's container asks for, and the most it may take; `disk_gib` is the pod's ephemeral storage."""
+
+    requests: Requests
+    limits: Requests
+    disk_gib: int
+
+
+ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000, 14 * 1024), disk_gib=NODE_DISK_GIB)
+"""14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
+ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024), disk_gib=5)
+"""A tiny model on a small machine."""
+AGENT_REQUESTS = Requests(100, 256)
+AGENT_LIMITS = Requests(2000, 512)
+"""Fetching base weights is bound by the processor that checks them."""
+GATEWAY_REQUESTS = Requests(100, 128)
+GATEWAY_MEMORY_LIMIT_MIB = 512
+"""Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
+ADAPTER_VOLUME_GIB = 10
+ADAPTER_DISK_BYTES = int(0.95 * ADAPTER_VOLUME_GIB * _GIB)
+"""What the agent fills of it: a pod whose volume runs over is evicted."""
+BASE_VOLUME_GIB = 20
+"""Base weights, where they are mirrored."""
+CACHE_VOLUME_GIB = 25
+"""Compile caches, and base weights from a hub."""
+MIRRORED_CACHE_VOLUME_GIB = 5
+
+DEVICE_PLUGIN = Requests(50, 64)
+DCGM_EXPORTER = Requests(100, 256)
+NODE_EXPORTER = Requests(20, 32)
+AWS_NODE = Requests(50, 0)
+KUBE_PROXY = Requests(100, 0)
+EBS_CSI_NODE = Requests(30, 120)
+
+GPU_NODE_DAEMONSETS = {
+    "aws-node": AWS_NODE,
+    "kube-proxy": KUBE_PROXY,
+    "ebs-csi-node": EBS_CSI_NODE,
+    "nvidia-device-plugin": DEVICE_PLUGIN,
+    "dcgm-exporter": DCGM_EXPORTER,
+    "node-exporter": NODE_EXPORTER,
+}
+
+
+def with_gpu(requests: Requests) -> dict[str, str]:
+    """`requests` and one whole GPU."""
+    return requests.quantities() | {GPU_RESOURCE: "1"}
+
+
+def node_fit_problem(instance: InstanceType) -> str | None:
+    """Why the serving pod does not fit a fresh node of this type, and what would; None where it fits."""
+    parts = [ON_GPU.requests, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
+    cpu, memory = sum(part.cpu_millis for part in parts), sum(part.memory_mib for part in parts)
+    if cpu <= instance.allocatable_cpu_millis and memory <= instance.allocatable_memory_mib:
+        return None
+    return (
+        f"{PROJECT}:gpuInstanceType {instance.name} is too small: the pod and its DaemonSets ask for {cpu}m CPU and "
+        f"{memory} MiB, the node has {instance.allocatable_cpu_millis}m and {instance.allocatable_memory_mib} MiB: "
+        "choose g6.xlarge or larger"
+    )
+
+
+def base_disk_problem(weights_bytes: int) -> str | None:
+    """Why the pod's disk does not hold mirrored base weights of this size; None where it does."""
+    if weights_bytes <= BASE_VOLUME_GIB * _GIB:
+        return None
+    return (
+        f"{PROJECT}:baseModelMirror has {weights_bytes / _GIB:.1f} GiB of weights, and the pod has {BASE_VOLUME_GIB} GiB "
+        "of disk for them: mirror a smaller or a quantised model"
+    )
+
+
+def disk_problem(adapters: Sequence[Adapter]) -> str | None:
+    """Why the adapters do not fit the pod's volume, with both versions of some during a swap; None where they do."""
+    sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
+    needed = sum(sizes) + sum(sizes[:SWAP_HEADROOM])
+    if needed <= ADAPTER_DISK_BYTES:
+        return None
+    return (
+        f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included, and the pod has "
+        f"{ADAPTER_DISK_BYTES / _GIB:.1f} GiB: train at a lower rank, or split them over two stacks"
+    )
