@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraserve.catalog.files import UnsafeFile
 from loraserve.catalog.gate import MAX_HEADER_BYTES, UnsafeAdapter, inspect, read_safetensors_header
-from loraserve.contract.base_model import Base, read_base
+from loraserve.contract.base_model import Base, InvalidBaseModel, read_base
 from tests.unit.adapters_and_vllm import BASE, HIDDEN, Shapes, lora_shapes, safetensors_of, write_adapter
 
 SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
