@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
-from local import models
+from local import commands, models
 from local.asking import Endpoint, GatewayLost
 from local.cluster import kubectl
 from local.cluster.machine import Machine
@@ -102,7 +101,7 @@ def status(stack: LocalStack) -> None:
 def logs(stack: LocalStack) -> None:
     """The logs of vLLM and its agent, as they come."""
     pods = ["--namespace", SERVING_NAMESPACE, "logs", "--selector", f"app={VLLM}", "--all-containers"]
-    subprocess.call(kubectl.command(_kubeconfig(stack), *pods, "--prefix", "--tail=200", "--follow"))
+    commands.shown(kubectl.command(_kubeconfig(stack), *pods, "--prefix", "--tail=200", "--follow"))
 
 
 def ask(stack: LocalStack, model: str, prompt: str) -> None:

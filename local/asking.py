@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import httpx
 
 from infra.names import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from local.cluster import kubectl
-from local.processes import ProcessError
+from local.processes import Process, ProcessError
 
 _START_SECONDS = 60
 _ANSWER_SECONDS = 600
@@ -55,36 +55,36 @@ class Endpoint:
 @contextlib.contextmanager
 def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
     """Forwards a free port of this machine to the gateway for as long as it is used. Raises ProcessError."""
+    with tempfile.TemporaryDirectory() as folder:
+        forward = _forward(kubeconfig, Path(folder))
+        try:
+            yield Endpoint(f"http://{_address(forward)}", key)
+        finally:
+            forward.stop()
+
+
+def _forward(kubeconfig: Path, folder: Path) -> Process:
+    """A process that listens and forwards. Raises GatewayLost."""
+    service = ["--namespace", SERVING_NAMESPACE, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"]
+    command = kubectl.command(kubeconfig, *service)
     deadline = time.monotonic() + _START_SECONDS
     while True:
-        forward, address = _forward(kubeconfig)
-        if address or time.monotonic() > deadline:
-            break
-        _end(forward)
-        time.sleep(1)  # the gateway, or its node, is just starting
-    try:
-        if not address:
-            assert forward.stderr
-            raise GatewayLost(f"The gateway cannot be reached: {forward.stderr.read().strip()}")
-        yield Endpoint(f"http://{address}", key)
-    finally:
-        _end(forward)
+        forward = Process.start("port-forward", command, folder, die_with_parent=True)
+        try:
+            forward.wait_until(lambda started=forward: bool(_address(started)))
+        except ProcessError as error:
+            forward.stop()
+            if time.monotonic() > deadline:
+                raise GatewayLost(f"The gateway cannot be reached: {error}") from None
+            time.sleep(1)  # the gateway, or its node, is just starting
+        else:
+            return forward
 
 
-def _forward(kubeconfig: Path) -> tuple[subprocess.Popen[str], str | None]:
-    """The forwarding process, and where it listens; None where it could not begin."""
-    service = ["--namespace", SERVING_NAMESPACE, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"]
-    forward = subprocess.Popen(
-        kubectl.command(kubeconfig, *service), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert forward.stdout
-    listening = re.search(r"127\.0\.0\.1:\d+", forward.stdout.readline())
-    return forward, listening[0] if listening else None
-
-
-def _end(forward: subprocess.Popen[str]) -> None:
-    forward.terminate()
-    forward.wait()
+def _address(forward: Process) -> str | None:
+    """Where it listens; None before it does."""
+    listening = re.search(r"127\.0\.0\.1:\d+", forward.log.read_text())
+    return listening[0] if listening else None
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

@@ -142,9 +142,13 @@ class Process:
 def tail(log: Path, lines: int = _LOG_TAIL_LINES) -> str:
     """The last lines of a log, or a word about its absence."""
     try:
-        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) or "(nothing)"
+        return last_lines(log.read_text(errors="replace"), lines)
     except FileNotFoundError:
         return "(no log)"
+
+
+def last_lines(text: str, lines: int = _LOG_TAIL_LINES) -> str:
+    return "\n".join(text.rstrip().splitlines()[-lines:]) or "(nothing)"
 
 
 def free_port() -> int:

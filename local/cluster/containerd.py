@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from local import commands
+from local.commands import CommandError
 from local.images.recipes import Image, Say
 from local.paths import cache_dir
 from local.processes import Process, locked
 from local.tools import debian
-from local.tools.toolchain import ToolchainError
 
 SOCKET = Path("/run/containerd/containerd.sock")
 """On a node."""
@@ -45,7 +46,7 @@ state = "{socket.parent}"
 
 
 def template(images: Sequence[Image], pause: Image, say: Say) -> Path:
-    """The folder of a containerd that holds these images, made where it is missing. Raises ToolchainError."""
+    """The folder of a containerd that holds these images, made where it is missing. Raises ToolchainError or CommandError."""
     references = [*sorted(image.reference for image in images), pause.reference]
     key = hashlib.sha256(" ".join(references).encode()).hexdigest()[:12]
     folder = cache_dir() / f"containerd-{key}"
@@ -65,10 +66,9 @@ def copy(source: Path, target: Path) -> None:
     """Hard links where the file system allows; the databases, which are written in place, as copies."""
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    linked = subprocess.run(["cp", "--archive", "--link", source, partial], capture_output=True)
-    if linked.returncode:
+    if not commands.succeeds(["cp", "--archive", "--link", source, partial]):
         shutil.rmtree(partial, ignore_errors=True)
-        subprocess.run(["cp", "--archive", "--reflink=auto", source, partial], check=True)
+        commands.output(["cp", "--archive", "--reflink=auto", source, partial])
     for database in partial.glob("io.containerd.*/*.db"):
         content = database.read_bytes()
         database.unlink()
@@ -103,13 +103,14 @@ def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     command = [debian.find("containerd"), "--config", config]
     process = Process.start("containerd", command, runtime, env=debian.environment())
     try:
-        process.wait_until(lambda: _run([*_ctr(socket), "version"]).returncode == 0)
+        process.wait_until(lambda: commands.succeeds([*_ctr(socket), "version"], env=debian.environment()))
         for image, archive in archives.items():
-            _checked(import_command(archive, socket))
+            _run(import_command(archive, socket))
             image.forget()
             for layer in _layers(socket):
-                _run([*_ctr(socket), "content", "rm", layer])  # it is unpacked: its archive would double the disk
-        _checked([*_ctr(socket), "images", "tag", pause.reference, PAUSE_IMAGE])
+                with suppress(CommandError):  # it is unpacked: its archive would double the disk
+                    _run([*_ctr(socket), "content", "rm", layer])
+        _run([*_ctr(socket), "images", "tag", pause.reference, PAUSE_IMAGE])
     finally:
         process.stop()
         shutil.rmtree(runtime, ignore_errors=True)
@@ -117,7 +118,7 @@ def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
 
 def _layers(socket: Path) -> list[str]:
     """Digests of stored contents of a megabyte or more: manifests and configurations are smaller."""
-    listing = _checked([*_ctr(socket), "content", "ls"]).splitlines()[1:]
+    listing = _run([*_ctr(socket), "content", "ls"]).splitlines()[1:]
     return [line.split()[0] for line in listing if line.split()[1].endswith(("MB", "GB", "MiB", "GiB"))]
 
 
@@ -125,12 +126,5 @@ def _ctr(socket: Path) -> list[str]:
     return ["ctr", "--address", str(socket), "--namespace", NAMESPACE]
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, env=debian.environment())
-
-
-def _checked(command: Sequence[str]) -> str:
-    done = _run(command)
-    if done.returncode:
-        raise ToolchainError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    return done.stdout
+def _run(command: Sequence[str]) -> str:
+    return commands.output(command, env=debian.environment())

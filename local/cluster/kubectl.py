@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from local.processes import ProcessError
+from local import commands
 from local.tools.toolchain import Tool, ensure
 
 
@@ -16,8 +15,5 @@ def command(kubeconfig: Path | None, *arguments: str) -> list[str]:
 
 
 def kubectl(kubeconfig: Path | None, *arguments: str, stdin: str | None = None) -> str:
-    """What it prints. Raises ProcessError."""
-    done = subprocess.run(command(kubeconfig, *arguments), input=stdin, capture_output=True, text=True)
-    if done.returncode:
-        raise ProcessError(f"`kubectl {arguments[0]}` failed: {done.stderr.strip()}")
-    return done.stdout
+    """What it prints. Raises CommandError."""
+    return commands.output(command(kubeconfig, *arguments), stdin=stdin)

@@ -16,7 +16,6 @@ from local.cluster.kubectl import kubectl
 from local.cluster.network import Network
 from local.cluster.node import Node
 from local.cluster.place import Images, check_memory
-from local.engine import receipt
 from local.images import recipes
 from local.images.recipes import Say
 from local.processes import ProcessError
@@ -140,7 +139,7 @@ class Machine:
         if not network:
             return []
         network.disconnect()
-        return receipt.left_of_network(network)
+        return network.left_behind()
 
     def _started(self) -> ControlPlane:
         control_plane = self.control_plane

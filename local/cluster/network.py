@@ -11,11 +11,12 @@ address its servers listen, and the routes through it, until `disconnect`.
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
+from local import commands
 from local.processes import ProcessError
 
 _CANDIDATES = range(213, 250)
@@ -109,6 +110,12 @@ class Network:
         for link in (self._port, self.host_interface):
             _delete(link)
 
+    def left_behind(self) -> list[str]:
+        """Links and control groups of this name: none once it is disconnected and its node removed."""
+        links = Path("/sys/class/net").glob(f"{self.host_interface}*")
+        groups = Path("/sys/fs/cgroup").glob(f"**/{self.name}")
+        return [*(f"link {link.name}" for link in links), *(f"cgroup {group}" for group in groups)]
+
     @property
     def _port(self) -> str:
         """The link into the node. A dead node's namespace, and so the link, may be held by its unfinished connections."""
@@ -138,7 +145,4 @@ def _ip_json(*arguments: str) -> list[dict[str, Any]]:
 
 
 def _ip(*arguments: str) -> str:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise ProcessError(f"`ip {' '.join(arguments)}` failed: {done.stderr.strip()}")
-    return done.stdout
+    return commands.output(["ip", *arguments])

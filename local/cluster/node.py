@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -22,6 +21,7 @@ import yaml
 from kubernetes import client
 
 from infra import names
+from local import commands
 from local.cluster import certificates, containerd
 from local.cluster.control_plane import ControlPlane
 from local.cluster.network import NODE_INTERFACE, Network
@@ -124,10 +124,7 @@ class Node:
         if not process:
             raise ProcessError("The node does not run; `make up` boots it.")
         namespaces = ["nsenter", "--target", str(self._init_pid(process)), "--mount", "--net", "--pid"]
-        done = subprocess.run([*namespaces, "--", *command], capture_output=True, text=True, env=debian.environment())
-        if done.returncode:
-            raise ProcessError(f"`{' '.join(command)}` failed on the node: {done.stderr.strip()}")
-        return done.stdout
+        return commands.output([*namespaces, "--", *command], env=debian.environment())
 
     def _init_pid(self, process: Process) -> int:
         pid = _only_child(process.pid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import names
+from local import commands
 from local.cluster.kubectl import kubectl
 from local.cluster.place import Images, check_memory
 from local.images import docker
@@ -178,22 +178,21 @@ class UserCluster:
         say(f"loading images into the cluster: {', '.join(images)}")
         if not shutil.which(command[0]):
             raise ProcessError(f"`{command[0]}` loads images into the cluster of {context}, and it is not on PATH.")
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ProcessError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
+        commands.output(command)
 
 
 def contexts() -> list[str]:
-    """Of the user's kubeconfig; none where there is no kubectl."""
+    """Of the user's kubeconfig; none where there is no kubectl. Raises CommandError."""
     if not (found := shutil.which("kubectl")):
         return []
-    listed = subprocess.run([found, "config", "get-contexts", "--output=name"], capture_output=True, text=True)
-    return listed.stdout.split()
+    return commands.output([found, "config", "get-contexts", "--output=name"]).split()
 
 
 def how_to_choose() -> str:
     """The command that names a cluster of the user's own: none is ever taken unasked, it may serve production."""
-    local = [context for context in contexts() if context.startswith(_LOCAL)]
+    local: list[str] = []
+    with suppress(ProcessError):
+        local = [context for context in contexts() if context.startswith(_LOCAL)]
     if not local:
         return "make one (`kind create cluster`), then `make up CONTEXT=kind-kind`"
     return " or ".join(f"`make up CONTEXT={context}`" for context in local)

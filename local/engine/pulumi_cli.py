@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from local import commands
 from local.cluster.place import Cluster
+from local.commands import CommandError
 from local.engine import workspace
 from local.engine.cloud import Cloud
 from local.paths import CHECKOUT
-from local.processes import ProcessError
 
 
 class PulumiCli:
@@ -33,25 +34,17 @@ class PulumiCli:
         """Makes the stack where there is none, and takes up after an update that was killed (docs/operations.md)."""
         workspace.restore_checkpoint(self._state, self._stack)
         self._call("stack", "select", "--create", self._stack)
-        subprocess.run(
-            [self._cli, "cancel", "--yes", "--stack", self._stack],
-            cwd=self._project,
-            env=self._environment,
-            capture_output=True,
-        )
+        with suppress(CommandError):  # nothing was running
+            self._call("cancel", "--yes", "--stack", self._stack)
         export = self._call("stack", "export", "--stack", self._stack)
         if json.loads(export)["deployment"].get("pending_operations"):
-            recover = [sys.executable, "-m", "loraserve", "recover", "--yes"]
-            subprocess.run(recover, cwd=CHECKOUT, env=self._environment, input=export, text=True, check=False)
+            with suppress(CommandError):  # the refresh says what is left to do
+                commands.shown(_loraserve("recover", "--yes"), stdin=export, cwd=CHECKOUT, env=self._environment)
             self._call("refresh", "--yes", "--skip-preview", "--clear-pending-creates", "--stack", self._stack)
 
     def run(self, *arguments: str) -> None:
-        """Shows the CLI's own output. Raises ProcessError; the CLI's message stands above it."""
-        code = subprocess.call(
-            [self._cli, *arguments, "--stack", self._stack], cwd=self._project, env=self._environment
-        )
-        if code:
-            raise ProcessError(f"`pulumi {arguments[0]}` failed, see above; correct it and run the same command again")
+        """Shows the CLI's own output. Raises CommandError."""
+        commands.shown([self._cli, *arguments, "--stack", self._stack], cwd=self._project, env=self._environment)
 
     def output(self, name: str) -> Any:
         """One of the stack's outputs."""
@@ -63,21 +56,17 @@ class PulumiCli:
         return sum(1 for resource in resources if resource.get("custom"))
 
     def loraserve(self, *arguments: str) -> Any:
-        """Runs `loraserve` against this stack's AWS; returns the YAML that it printed. Raises ProcessError."""
-        command = [sys.executable, "-m", "loraserve", *arguments]
-        done = subprocess.run(command, cwd=CHECKOUT, env=self._environment, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise ProcessError(f"`loraserve {arguments[0]}` failed, see above")
-        return yaml.safe_load(done.stdout)
+        """Runs `loraserve` against this stack's AWS; returns the YAML that it printed. Raises CommandError."""
+        command = _loraserve(*arguments)
+        return yaml.safe_load(commands.output(command, cwd=CHECKOUT, env=self._environment, shows_errors=True))
 
     def show(self, *arguments: str) -> None:
-        """Runs `loraserve` on this stack and shows what it prints."""
-        subprocess.call([sys.executable, "-m", "loraserve", *arguments], cwd=CHECKOUT, env=self._environment)
+        """Runs `loraserve` on this stack and shows what it prints. Raises CommandError."""
+        commands.shown(_loraserve(*arguments), cwd=CHECKOUT, env=self._environment)
 
     def _call(self, *arguments: str) -> str:
-        answer = subprocess.run(
-            [self._cli, *arguments], cwd=self._project, env=self._environment, capture_output=True, text=True
-        )
-        if answer.returncode:
-            raise ProcessError(f"`pulumi {' '.join(arguments)}` failed: {answer.stderr.strip()}")
-        return answer.stdout
+        return commands.output([self._cli, *arguments], cwd=self._project, env=self._environment)
+
+
+def _loraserve(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "loraserve", *arguments]

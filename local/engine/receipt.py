@@ -11,7 +11,6 @@ from kubernetes import client, config
 
 from infra import names
 from infra.monitoring.stack import GP3_CLASS
-from local.cluster.network import Network
 from local.cluster.place import Cluster
 from local.engine.cloud import Cloud
 
@@ -27,13 +26,6 @@ def left_on_machine(state: Path) -> list[str]:
     found += [f"process {pid}" for pid in _processes_naming(state)]
     mounts = Path("/proc/mounts").read_text().splitlines()
     return [*found, *(f"mount {line.split()[1]}" for line in mounts if str(state) in line)]
-
-
-def left_of_network(network: Network) -> list[str]:
-    """Links and cgroups of a node that was removed."""
-    links = Path("/sys/class/net").glob(f"{network.host_interface}*")
-    groups = Path("/sys/fs/cgroup").glob(f"**/{network.name}")
-    return [*(f"link {link.name}" for link in links), *(f"cgroup {group}" for group in groups)]
 
 
 def _processes_naming(state: Path) -> list[int]:

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from infra.versions import PYTHON_IMAGE
+from local import commands
 from local.images import recipes
 from local.images.recipes import Say
 from local.paths import CHECKOUT, cache_dir
@@ -72,7 +72,7 @@ def gateway(network: str) -> IPv4Address:
 
 def _build(reference: str, containerfile: Path, context: Path, base: str) -> None:
     words = ["build", f"--build-arg=BASE={base}", "--tag", reference, "--file", str(containerfile), str(context)]
-    recipes.run_logged(["docker", *words], cache_dir() / "docker.log", f"building {reference}", _BUILD_SETTINGS)
+    commands.logged(["docker", *words], cache_dir() / "docker.log", env=os.environ | _BUILD_SETTINGS)
 
 
 def _has_image(reference: str) -> bool:
@@ -82,7 +82,4 @@ def _has_image(reference: str) -> bool:
 def _docker(*arguments: str) -> str:
     if not shutil.which("docker"):
         raise ProcessError("Docker builds the images for a cluster of your own, and there is no `docker` on PATH.")
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise ProcessError(f"`docker {' '.join(arguments[:2])}` failed: {done.stderr.strip()}")
-    return done.stdout
+    return commands.output(["docker", *arguments])
