@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check unit engine images e2e deep bench lock tools
+.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench lock tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,13 @@ ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 
 test: install check unit deep ## Everything: format, lint, types; unit, engine and end-to-end tests
 
-check: install ## Format, lint and types
+check: quick ## Format, lint, import rules and types
+	@$(PY) -m pyright
+
+quick: install ## In seconds what CI runs first: format, lint and import rules (and the pre-commit hook)
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
-	@$(PY) -m pyright
+	@.venv/bin/lint-imports --no-logo
 
 unit: install ## Pure logic, and the program under mocks
 	@$(PY) -m pytest tests/unit
@@ -74,9 +77,9 @@ $(UV):
 	@$(CACHE)/uv/bin/pip --quiet install uv==0.13.9
 
 lock: $(UV) ## Pin dependencies anew from pyproject.toml
-	@$(UV) pip compile $(LOCK) pyproject.toml --output-file requirements.txt
-	@$(UV) pip compile $(LOCK) pyproject.toml --extra dev --constraint requirements.txt --output-file requirements-dev.txt
-	@$(UV) pip compile $(LOCK) images/loraserve/requirements.in --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --group program --output-file requirements.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --group program --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
 	@$(UV) pip compile $(LOCK_VLLM) images/vllm-cpu/requirements.in --output-file images/vllm-cpu/requirements.txt
 
 LOCK_COMMON := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --python-version 3.11

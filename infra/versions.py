@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 VLLM = "0.32.0"
-"""The image tag, the test install and the documentation derive from it."""
+"""The image tag derives from it; a test holds the CPU build and the group `vllm` to it."""
 
 KUBERNETES = "1.35"
 """Standard support ends 2027-03-27; the Cluster Autoscaler's minor version follows it."""

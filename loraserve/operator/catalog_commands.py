@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 from rich.text import Text
 
-from loraserve.catalog import base_weights, listing
+from loraserve.catalog import base_weights, garbage, listing
 from loraserve.catalog.adapters import Catalog
 from loraserve.catalog.bucket import Bucket, OnProgress
 from loraserve.catalog.files import UnsafeFile
@@ -193,8 +193,6 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _gc(options: argparse.Namespace) -> None:
-    from loraserve.catalog import garbage  # the pod's image has no YAML library
-
     kept = garbage.named_versions(options.keep)
     bucket = Bucket(options.bucket, role=options.role)
     found = garbage.find_garbage(bucket, kept, datetime.now(UTC), timedelta(days=options.days))
