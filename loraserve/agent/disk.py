@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from loraserve.catalog.adapters import PARTIAL_PREFIX
+from loraserve.catalog.files import PARTIAL_PREFIX
 from loraserve.contract.desired_state import Adapter
 from loraserve.errors import LoraserveError
 

@@ -6,23 +6,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loraserve.agent.metrics import Metrics
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import Adapter, DesiredState
 
 WORKERS = 4
 
-OpenCatalog = Callable[[str, str | None], Catalog]
-"""(bucket, region) -> its catalog."""
+OpenBucket = Callable[[str, str | None], Bucket]
+"""Told (name, region)."""
 
 
 class Downloads:
     """`on_finished` is called, from a worker, after each fetch. A fetch is cut off when the process ends."""
 
     def __init__(
-        self, folder: Path, open_catalog: OpenCatalog, metrics: Metrics, on_finished: Callable[[], object]
+        self, folder: Path, open_bucket: OpenBucket, metrics: Metrics, on_finished: Callable[[], object]
     ) -> None:
         self._folder = folder
-        self._open_catalog = open_catalog
+        self._open_bucket = open_bucket
         self._metrics = metrics
         self._on_finished = on_finished
         self._wanted: queue.SimpleQueue[tuple[Adapter, DesiredState]] = queue.SimpleQueue()
@@ -44,8 +45,8 @@ class Downloads:
             adapter, desired = self._wanted.get()
             try:
                 with self._metrics.fetch_seconds.time():
-                    catalog = self._open_catalog(desired.bucket, desired.region)
-                    outcome = catalog.fetch(adapter, self._folder, desired.base)
+                    bucket = self._open_bucket(desired.bucket, desired.region)
+                    outcome = adapters.fetch(bucket, adapter, self._folder, desired.base)
             except Exception as error:
                 outcome = error
             self._finished.put((adapter, outcome))

@@ -20,7 +20,8 @@ from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
 from loraserve.agent.settings import InvalidSettings, Kubernetes, Settings
 from loraserve.agent.vllm import Vllm
-from loraserve.catalog.adapters import Catalog, remove_partial_downloads
+from loraserve.catalog.adapters import remove_partial_downloads
+from loraserve.catalog.bucket import Bucket
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def run(settings: Settings) -> None:
     wake = threading.Event()
     metrics = Metrics()
     vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
-    downloads = Downloads(settings.adapter_dir, functools.cache(Catalog), metrics, on_finished=wake.set)
+    downloads = Downloads(settings.adapter_dir, functools.cache(Bucket), metrics, on_finished=wake.set)
     desired = _desired_document(settings, on_change=wake.set)
     reconciler = Reconciler(
         desired,

@@ -15,8 +15,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from loraserve.catalog.bucket import Bucket
-from loraserve.catalog.listing import Version, VersionId, versions
+from loraserve.catalog.listing import Version, versions
 from loraserve.catalog.manifest import MANIFEST_FILE
+from loraserve.catalog.versions import VersionId
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
@@ -94,9 +95,9 @@ def _named(path: Path, content: Any) -> Iterator[VersionId]:
         state = DesiredState.model_validate_json(json.dumps(content), by_alias=True, by_name=False)
         adapters, base, mirror = state.adapters, state.base.name, state.base.mirror
     for adapter in adapters:
-        yield VersionId(ADAPTER_PREFIX, adapter.model, adapter.version)
+        yield VersionId.of_adapter(adapter)
     if mirror:
-        yield VersionId(BASE_MODEL_PREFIX, base, mirror.version)
+        yield VersionId.of_base(base, mirror.version)
 
 
 def _stack_config(path: Path, config: dict[str, Any]) -> tuple[Sequence[Adapter], str, Mirror | None]:

@@ -1,18 +1,15 @@
 """What may pass as an adapter: a PEFT LoRA as safetensors, checked without loading a tensor or trusting a byte."""
 
-import json
-import os
 import re
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraserve.catalog.files import UnsafeFile, open_regular
+from loraserve.catalog.safetensors import BrokenSafetensors, Tensor, tensors_of
 from loraserve.contract.base_model import Base, LoraShape
-from loraserve.contract.document import Rank, explain
+from loraserve.contract.document import Document, Rank, TargetModules, explain
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -20,10 +17,8 @@ FILE_LIMITS = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
 """Every file an adapter consists of, and the bytes it may have."""
 MAX_HEADER_BYTES = 4 << 20
 """Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
-MAX_DIMENSIONS = 8
-MAX_NAME_LENGTH = 256
+DTYPES = {"F32", "F16", "BF16"}
 
-_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight", re.ASCII)
 _BASE_LAYER = re.compile(
     r"base_model\.model\.(?:\w+\.)*layers\.(?P<index>0|[1-9]\d{0,3})\.\w+\.(?P<module>\w+)\.lora_(?P<half>[AB])\.weight",
@@ -35,24 +30,14 @@ class UnsafeAdapter(UnsafeFile):
     """The folder is not a LoRA adapter that may be served; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One entry of a safetensors header; `begin` and `end` are byte offsets into the data after the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
+class AdapterFacts(Document):
     """What an adapter's own files say about it."""
 
     base_model: str
-    rank: int
+    """The id PEFT recorded at training; often not the (quantised) model that serves."""
+    rank: Rank
     alpha: float
-    target_modules: tuple[str, ...]
+    target_modules: TargetModules
     dtypes: tuple[str, ...]
 
 
@@ -91,8 +76,7 @@ def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
     """
     config = _read_config(folder)
     _refuse_pickle(folder)
-    with open_regular(folder / WEIGHTS_FILE, FILE_LIMITS[WEIGHTS_FILE]) as weights:
-        tensors = read_safetensors_header(weights)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
     modules = _check_tensors(tensors, config.r)
     if isinstance(config.target_modules, list):
         _check_modules(config.target_modules, modules)
@@ -125,6 +109,19 @@ def _read_config(folder: Path) -> _PeftConfig:
     if unsupported := config.unsupported():
         raise UnsafeAdapter(f"{CONFIG_FILE} uses {', '.join(unsupported)}, which vLLM does not serve; train without")
     return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = tensors_of(path, FILE_LIMITS[WEIGHTS_FILE], MAX_HEADER_BYTES)
+    except BrokenSafetensors as error:
+        raise UnsafeAdapter(f"{error}; save or publish the adapter again") from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise UnsafeAdapter(
+                f"tensor {name!r} has dtype {tensor.dtype}; save the adapter as one of {', '.join(sorted(DTYPES))}"
+            )
+    return tensors
 
 
 def _check_tensors(tensors: dict[str, Tensor], rank: int) -> set[str]:
@@ -196,63 +193,3 @@ def _names_of(layer: str) -> set[str]:
     """The ways PEFT lets a config name a layer: in full, or by what follows any of its dots."""
     parts = layer.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}
-
-
-def read_safetensors_header(file: BinaryIO) -> dict[str, Tensor]:
-    """The tensors of a seekable safetensors file, by name. Raises UnsafeAdapter unless they fill the file exactly.
-
-    Reads the header only, and of that no more than MAX_HEADER_BYTES whatever the file claims.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    header_bytes = int.from_bytes(file.read(8), "little")
-    if size < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
-        raise _broken(f"it claims a header of {header_bytes} bytes and has {size} bytes in all")
-    try:
-        header = json.loads(file.read(header_bytes).decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise _broken(f"its header is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise _broken("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    tensors = {name: _parse_tensor(name, entry) for name, entry in header.items()}
-    _check_layout(tensors, size - 8 - header_bytes)
-    return tensors
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a key appears twice")
-    return entries
-
-
-def _parse_tensor(name: str, entry: object) -> Tensor:
-    if len(name) > MAX_NAME_LENGTH:
-        raise _broken(f"a tensor's name is longer than {MAX_NAME_LENGTH} characters")
-    match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end], **rest} if not rest:
-            numbers = [*shape, begin, end]
-        case _:
-            raise _broken(f"the entry of tensor {name!r} is malformed")
-    if dtype not in _DTYPE_BYTES:
-        raise _broken(f"tensor {name!r} has dtype {dtype!r:.20}; save the adapter as one of {', '.join(_DTYPE_BYTES)}")
-    if len(shape) > MAX_DIMENSIONS or any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers):
-        raise _broken(f"the shape or offsets of tensor {name!r} are out of range")
-    if end - begin != prod(shape) * _DTYPE_BYTES[dtype]:
-        raise _broken(f"tensor {name!r} has {end - begin} bytes, which its shape and dtype contradict")
-    return Tensor(dtype, tuple(shape), begin, end)
-
-
-def _check_layout(tensors: dict[str, Tensor], data_bytes: int) -> None:
-    position = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if tensor.begin != position:
-            raise _broken(f"tensor {name!r} starts at byte {tensor.begin} of the data instead of {position}")
-        position = tensor.end
-    if position != data_bytes:
-        raise _broken(f"its tensors need {position} bytes of data and it holds {data_bytes} (cut short?)")
-
-
-def _broken(why: str) -> UnsafeAdapter:
-    return UnsafeAdapter(f"{WEIGHTS_FILE} is not a sound safetensors file: {why}; save or publish the adapter again")

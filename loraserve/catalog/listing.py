@@ -7,31 +7,16 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from loraserve.catalog.base_weights import MAX_MANIFEST_BYTES, BaseManifest
 from loraserve.catalog.bucket import Bucket, DigestMismatch, ObjectMissing, OnProgress
 from loraserve.catalog.files import digest_of
-from loraserve.catalog.manifest import MANIFEST_FILE, Manifest
+from loraserve.catalog.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, AdapterManifest, BaseManifest, Manifest
+from loraserve.catalog.versions import VersionId
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 from loraserve.errors import LoraserveError
 
 
 class Damaged(LoraserveError):
     """A version does not hold what its manifest says; the message names each object."""
-
-
-@dataclass(frozen=True, order=True)
-class VersionId:
-    """`kind` is the prefix in the bucket: of adapters, or of base models."""
-
-    kind: str
-    model: str
-    version: str
-
-    def key(self, file: str) -> str:
-        return f"{self.kind}/{self.model}/{self.version}/{file}"
-
-    def __str__(self) -> str:
-        return f"{self.model} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -63,10 +48,10 @@ def find(bucket: Bucket, model: str, version: str) -> Version:
     raise ObjectMissing(f"s3://{bucket.name} holds no {model} {version}; see what it holds with `loraserve list`")
 
 
-def read_manifest(bucket: Bucket, id: VersionId) -> tuple[Manifest | BaseManifest, str]:
+def read_manifest(bucket: Bucket, id: VersionId) -> tuple[AdapterManifest | BaseManifest, str]:
     """And its digest. Raises ObjectMissing, UnsafeFile, CatalogUnavailable."""
     content = bucket.read(id.key(MANIFEST_FILE), MAX_MANIFEST_BYTES)
-    schema = Manifest if id.kind == ADAPTER_PREFIX else BaseManifest
+    schema = AdapterManifest if id.kind == ADAPTER_PREFIX else BaseManifest
     return schema.parse(content), digest_of(content)
 
 
@@ -95,7 +80,7 @@ def differences(bucket: Bucket, one: VersionId, other: VersionId) -> Iterator[tu
             yield fact, before, after
 
 
-def _facts(manifest: Manifest | BaseManifest) -> dict[str, str]:
+def _facts(manifest: Manifest) -> dict[str, str]:
     """What a manifest says, one text per fact; a file is told by its size and the start of its parts' digest."""
     content = json.loads(manifest.to_json())
     del content["files"]

@@ -1,19 +1,27 @@
-"""manifest.json: what one published version consists of. The digest of its bytes is the version's identity."""
+"""manifest.json: what one published version consists of. The digest of its bytes is the version's identity.
 
-from collections.abc import Sequence
+There are two kinds, of adapters and of base models. What is published stays: a field that is added needs a default.
+"""
+
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 
-from loraserve.catalog.files import FileEntry, digest_of
+from loraserve.catalog.files import FileEntry, UnsafeFile, digest_of
 from loraserve.catalog.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
+from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter, InvalidDesiredState
-from loraserve.contract.document import Document, Rank, TargetModules, explain
+from loraserve.contract.document import Document, HubId, PathSegment, explain
 
 MANIFEST_FILE = "manifest.json"
-MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_BYTES = 8 << 20
 
+BASE_CONFIG_FILE = "config.json"
+WEIGHTS_SUFFIX = ".safetensors"
+DATA_SUFFIXES = {WEIGHTS_SUFFIX, ".json", ".jinja", ".txt", ".model", ".tiktoken"}
+"""What vLLM reads of a base model and nothing runs: pickles and Python files are no data."""
 
 MAX_PROBE_PROMPTS = 8
 ProbePrompts = Annotated[
@@ -22,14 +30,57 @@ ProbePrompts = Annotated[
 
 
 class Manifest(Document):
+    """What both kinds have in common."""
+
+    refusal: ClassVar[type[UnsafeFile]] = UnsafeFile
+    repeated: ClassVar[set[str]] = set()
+    """Fields that the stack config's entry repeats, besides the size."""
+
     schema_version: Literal[1] = 1
-    files: dict[str, FileEntry]
-    base_model: str
-    """The id PEFT recorded at training; often not the (quantised) model that serves."""
-    rank: Rank
-    alpha: float
-    target_modules: TargetModules
-    dtypes: tuple[str, ...]
+    files: dict[PathSegment, FileEntry]
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Raises InvalidDesiredState: what a publisher gave is not valid."""
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise InvalidDesiredState(explain(error)) from None
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Raises UnsafeFile."""
+        return cls._parsed(content, lambda why: cls.refusal(f"{MANIFEST_FILE} is not valid:\n{why}"))
+
+    def to_json(self) -> bytes:
+        """Canonical bytes, as they are published."""
+        return self._canonical()
+
+    @property
+    def digest(self) -> str:
+        """Of a manifest that is being published; one that was read may have been written in other words."""
+        return digest_of(self.to_json())
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    def check_entry(self, entry: Adapter | Mirror) -> None:
+        """What is computed from the stack config is only as true as its entry. Raises UnsafeFile."""
+        told = entry.model_dump(mode="json", by_alias=True)
+        published = self.model_dump(mode="json", by_alias=True, include=self.repeated)
+        for key, value in {**published, "sizeBytes": self.size_bytes}.items():
+            if told[key] != value:
+                raise self.refusal(
+                    f"the stack config says {key} {told[key]}, the published version has {value}; "
+                    "paste the entry that `loraserve show` prints for it"
+                )
+
+
+class AdapterManifest(Manifest, AdapterFacts):
+    refusal: ClassVar = UnsafeAdapter
+    repeated: ClassVar = {"rank", "target_modules"}
+
     created_at: datetime
     probe_prompts: ProbePrompts = ()
     """On these the adapter's answer must differ from the base model's; () leaves the choice to the agent."""
@@ -44,55 +95,18 @@ class Manifest(Document):
                 raise ValueError(f"{file} has {files[file].size} bytes, more than the {limit} allowed")
         return files
 
-    @classmethod
-    def of(
-        cls,
-        facts: AdapterFacts,
-        files: dict[str, FileEntry],
-        created_at: datetime,
-        probe_prompts: Sequence[str] = (),
-    ) -> Self:
-        """Raises InvalidDesiredState: probe prompts that no agent could use."""
-        try:
-            return cls(
-                files=files,
-                base_model=facts.base_model,
-                rank=facts.rank,
-                alpha=facts.alpha,
-                target_modules=facts.target_modules,
-                dtypes=facts.dtypes,
-                created_at=created_at,
-                probe_prompts=tuple(probe_prompts),
-            )
-        except ValidationError as error:
-            raise InvalidDesiredState(explain(error)) from None
-
-    @classmethod
-    def parse(cls, content: bytes) -> Self:
-        """Raises UnsafeAdapter."""
-        return cls._parsed(content, lambda why: UnsafeAdapter(f"{MANIFEST_FILE} is not valid:\n{why}"))
-
-    def to_json(self) -> bytes:
-        """Canonical bytes."""
-        return self._canonical()
-
+    @property
     def facts(self) -> AdapterFacts:
-        return AdapterFacts(
-            base_model=self.base_model,
-            rank=self.rank,
-            alpha=self.alpha,
-            target_modules=self.target_modules,
-            dtypes=self.dtypes,
-        )
+        return AdapterFacts(**{field: getattr(self, field) for field in AdapterFacts.model_fields})
 
-    def entry(self, name: str, model: str, version: str) -> Adapter:
+    def entry(self, name: str, model: str, version: str, digest: str) -> Adapter:
         """What the stack config is to say of this version. Raises InvalidDesiredState: a bad name."""
         try:
             return Adapter(
                 name=name,
                 model=model,
                 version=version,
-                digest=digest_of(self.to_json()),
+                digest=digest,
                 rank=self.rank,
                 target_modules=self.target_modules,
                 size_bytes=self.size_bytes,
@@ -100,20 +114,22 @@ class Manifest(Document):
         except ValidationError as error:
             raise InvalidDesiredState(explain(error)) from None
 
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size for file in self.files.values())
 
-    def check_entry(self, adapter: Adapter) -> None:
-        """vLLM's start-up flags are computed from the stack config, so its entry must tell the truth.
+class BaseManifest(Manifest):
+    model: HubId
+    version: PathSegment
 
-        Raises UnsafeAdapter.
-        """
-        published = {"rank": self.rank, "targetModules": self.target_modules, "sizeBytes": self.size_bytes}
-        entry = {"rank": adapter.rank, "targetModules": adapter.target_modules, "sizeBytes": adapter.size_bytes}
-        for key, value in published.items():
-            if entry[key] != value:
-                raise UnsafeAdapter(
-                    f"the stack config says {key} {entry[key]}, the published version has {value}; "
-                    "paste the entry that `loraserve publish` printed"
-                )
+    @field_validator("files")
+    @classmethod
+    def _a_whole_model(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if strange := [file for file in files if Path(file).suffix not in DATA_SUFFIXES]:
+            raise ValueError(f"names {strange[0]!r}, which is not data that vLLM reads")
+        if BASE_CONFIG_FILE not in files:
+            raise ValueError(f"must name {BASE_CONFIG_FILE}; give the folder of one whole model")
+        if not any(file.endswith(WEIGHTS_SUFFIX) for file in files):
+            raise ValueError(f"must name a file *{WEIGHTS_SUFFIX}; convert the weights, pickles are not served")
+        return files
+
+    def entry(self, digest: str) -> Mirror:
+        """What the stack config is to say of this version."""
+        return Mirror(version=self.version, digest=digest, size_bytes=self.size_bytes)

@@ -13,11 +13,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 from rich.text import Text
 
-from loraserve.catalog import base_weights, garbage, listing
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters, base_weights, garbage, listing
 from loraserve.catalog.bucket import Bucket, OnProgress
 from loraserve.catalog.files import UnsafeFile
-from loraserve.catalog.manifest import Manifest
+from loraserve.catalog.manifest import AdapterManifest
 from loraserve.contract.base_model import read_base
 from loraserve.contract.document import Document
 from loraserve.errors import LoraserveError
@@ -116,7 +115,8 @@ def _publish(options: argparse.Namespace) -> None:
     base = read_base(options.base) if options.base else None
     prompts = _probe_prompts(options)
     with _progress_bars("uploading") as progress:
-        adapter = Catalog(options.bucket).publish(
+        adapter = adapters.publish(
+            Bucket(options.bucket),
             options.folder,
             options.model,
             options.version,
@@ -141,7 +141,9 @@ def _probe_prompts(options: argparse.Namespace) -> list[str]:
 
 def _mirror(options: argparse.Namespace) -> None:
     with _progress_bars("uploading") as progress:
-        mirrored = base_weights.mirror(Bucket(options.bucket), options.folder, options.model, options.version, progress)
+        mirrored = base_weights.publish(
+            Bucket(options.bucket), options.folder, options.model, options.version, progress
+        )
     _tell("Mirrored. Set in the stack config:")
     print(mirror_setting(mirrored))
 
@@ -157,12 +159,12 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     bucket = Bucket(options.bucket)
     found = listing.find(bucket, options.model, options.version)
-    manifest, _ = listing.read_manifest(bucket, found.id)
+    manifest, digest = listing.read_manifest(bucket, found.id)
     _tell(json.dumps(json.loads(manifest.to_json()), indent=2))
-    if isinstance(manifest, Manifest):
-        print(stack_config_entry(manifest.entry(options.model, options.model, options.version)))
+    if isinstance(manifest, AdapterManifest):
+        print(stack_config_entry(manifest.entry(options.model, options.model, options.version, digest)))
     else:
-        print(mirror_setting(manifest.mirror))
+        print(mirror_setting(manifest.entry(digest)))
 
 
 def _verify(options: argparse.Namespace) -> int:

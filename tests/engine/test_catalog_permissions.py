@@ -13,7 +13,7 @@ from infra.adapter_bucket import bucket_policy, gc_policy
 from infra.iam import account_trust, read_prefixes, service_account_trust
 from infra.names import CATALOG_PREFIXES
 from local.engine.cloud import ACCOUNT_ID, Cloud
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.listing import find, verify
 from loraserve.contract.desired_state import Adapter
@@ -63,7 +63,7 @@ def adapter(cloud: Cloud, roles: dict[str, str], tmp_path_factory: pytest.TempPa
         patch.setattr("loraserve.catalog.files.PART_BYTES", 5 << 20)
         folder = write_adapter(tmp_path_factory.mktemp("peft"), rank=64, shapes=_large_shapes())
         cloud.enforce_iam()
-        yield Catalog(BUCKET).publish(folder, "rag-qa", "v1")
+        yield adapters.publish(Bucket(BUCKET), folder, "rag-qa", "v1")
         cloud.enforce_iam(False)
 
 
@@ -99,7 +99,7 @@ def refused(call: Callable[[], Any]) -> bool:
 
 
 def test_the_pod_reads_what_was_published(adapter: Adapter, pod: Any, tmp_path: Path) -> None:
-    assert Catalog(BUCKET).fetch(adapter, tmp_path).is_dir()
+    assert adapters.fetch(Bucket(BUCKET), adapter, tmp_path).is_dir()
     assert pod.list_objects_v2(Bucket=BUCKET, Prefix="llm-models/")["KeyCount"] == 3
 
 

@@ -9,7 +9,8 @@ import boto3
 import httpx
 import pytest
 
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, write_adapter
 from tests.unit.agents import Agent, Publish, S3Server
@@ -23,16 +24,16 @@ def desired(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def publish(catalog: Catalog, tmp_path: Path) -> Publish:
+def publish(bucket: Bucket, tmp_path: Path) -> Publish:
     def publish(name: str, version: str = "v1", **peft: Any) -> Adapter:
-        return catalog.publish(write_adapter(tmp_path / f"{name}-{version}", **peft), name, version)
+        return adapters.publish(bucket, write_adapter(tmp_path / f"{name}-{version}", **peft), name, version)
 
     return publish
 
 
 @pytest.fixture
-def new_agent(desired: Path, disk: Path, vllm: FakeVllm, catalog: Catalog) -> Callable[[], Agent]:
-    return functools.partial(Agent, desired, disk, vllm, catalog)
+def new_agent(desired: Path, disk: Path, vllm: FakeVllm, bucket: Bucket) -> Callable[[], Agent]:
+    return functools.partial(Agent, desired, disk, vllm, bucket)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi
 from loraserve.agent.vllm import Vllm
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import AdapterStatus
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
@@ -50,7 +50,7 @@ class Agent:
         desired: Path,
         disk: Path,
         vllm: FakeVllm,
-        catalog: Catalog,
+        bucket: Bucket,
         *,
         envelope: Envelope | None = None,
         disk_bytes: int = 1 << 30,
@@ -59,7 +59,7 @@ class Agent:
         self.metrics = Metrics()
         self._downloaded = threading.Event()
         client = Vllm(vllm.url, vllm.api_key)
-        downloads = Downloads(disk, lambda bucket, region: catalog, self.metrics, self._downloaded.set)
+        downloads = Downloads(disk, lambda name, region: bucket, self.metrics, self._downloaded.set)
         self.reconciler = Reconciler(
             DesiredDocument(desired.read_bytes),
             client,

@@ -10,7 +10,6 @@ from moto import mock_aws
 from moto.s3.exceptions import NoSuchUpload
 from moto.s3.models import MultipartDict
 
-from loraserve.catalog.adapters import Catalog
 from loraserve.catalog.bucket import Bucket
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
@@ -45,14 +44,14 @@ def s3(aws: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def open_catalog(aws: Any) -> Catalog:
-    return Catalog(BUCKET, pause_seconds=0)
+def open_bucket(aws: Any) -> Bucket:
+    return Bucket(BUCKET, pause_seconds=0)
 
 
 @pytest.fixture
-def catalog(s3: Any, open_catalog: Catalog) -> Catalog:
-    """The catalog in the empty BUCKET; it never pauses before a retry."""
-    return open_catalog
+def bucket(s3: Any, open_bucket: Bucket) -> Bucket:
+    """The empty BUCKET; it never pauses before a retry."""
+    return open_bucket
 
 
 @pytest.fixture
@@ -62,12 +61,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr("loraserve.catalog.files.PART_BYTES", size)
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", size)
     return size
-
-
-@pytest.fixture
-def bucket(s3: Any) -> Bucket:
-    """The empty BUCKET; it never pauses before a retry."""
-    return Bucket(BUCKET, pause_seconds=0)
 
 
 @pytest.fixture

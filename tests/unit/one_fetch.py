@@ -3,11 +3,12 @@
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import Adapter
 
 
 def fetch(adapter: Adapter, bucket: str, disk: Path, begun: Event) -> None:
-    catalog = Catalog(bucket, pause_seconds=0)
+    opened = Bucket(bucket, pause_seconds=0)
     begun.set()
-    catalog.fetch(adapter, disk)
+    adapters.fetch(opened, adapter, disk)

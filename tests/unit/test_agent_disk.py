@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import State
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import FakeVllm
@@ -88,8 +89,8 @@ def test_a_version_that_still_drains_stays(
 
 
 def test_the_disk_knows_a_version_by_the_name_the_catalog_gives_it(
-    catalog: Catalog, disk: Path, publish: Publish
+    bucket: Bucket, disk: Path, publish: Publish
 ) -> None:
     adapter = publish("a")
 
-    assert catalog.fetch(adapter, disk).name == adapter.folder_name
+    assert adapters.fetch(bucket, adapter, disk).name == adapter.folder_name

@@ -14,9 +14,12 @@ import httpx
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.catalog.adapters import PARTIAL_PREFIX, Catalog, remove_partial_downloads
+from loraserve.catalog import adapters
+from loraserve.catalog.adapters import remove_partial_downloads
+from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.files import PARTIAL_PREFIX
 from loraserve.catalog.gate import inspect
-from loraserve.catalog.manifest import Manifest
+from loraserve.catalog.manifest import AdapterManifest
 from loraserve.contract.agent_state import State
 from loraserve.contract.desired_state import Adapter
 from tests.unit import one_fetch
@@ -31,14 +34,14 @@ REQUESTS_PER_SECOND = 100
 
 
 def assert_whole(folder: Path, adapter: Adapter) -> None:
-    manifest = Manifest.parse((folder / "manifest.json").read_bytes())
-    assert inspect(folder) == manifest.facts()
+    manifest = AdapterManifest.parse((folder / "manifest.json").read_bytes())
+    assert inspect(folder) == manifest.facts
     assert sum((folder / file).stat().st_size for file in manifest.files) == adapter.size_bytes
 
 
 def test_a_fetch_killed_at_any_point_leaves_no_half_adapter(s3_server: S3Server, disk: Path, tmp_path: Path) -> None:
-    catalog = Catalog(BUCKET)
-    adapter = catalog.publish(write_adapter(tmp_path / "peft", rank=512), "a", "v1")
+    bucket = Bucket(BUCKET)
+    adapter = adapters.publish(bucket, write_adapter(tmp_path / "peft", rank=512), "a", "v1")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["boto3", "tests.unit.one_fetch"])
 
@@ -69,7 +72,7 @@ def test_a_fetch_killed_at_any_point_leaves_no_half_adapter(s3_server: S3Server,
     assert cut_off > 0, "no kill came during a download"
 
     remove_partial_downloads(disk)
-    catalog.fetch(adapter, disk)
+    adapters.fetch(bucket, adapter, disk)
     (folder,) = disk.iterdir()
     assert_whole(folder, adapter)
 
@@ -77,13 +80,13 @@ def test_a_fetch_killed_at_any_point_leaves_no_half_adapter(s3_server: S3Server,
 @pytest.fixture
 def remote_agent(s3_server: S3Server, desired: Path, disk: Path, vllm: FakeVllm) -> Agent:
     """One whose catalog is reached over HTTP."""
-    return Agent(desired, disk, vllm, Catalog(BUCKET, pause_seconds=0))
+    return Agent(desired, disk, vllm, Bucket(BUCKET, pause_seconds=0))
 
 
 def test_an_s3_that_is_down_at_the_start_is_waited_for(
     remote_agent: Agent, s3_server: S3Server, vllm: FakeVllm, desired: Path, tmp_path: Path
 ) -> None:
-    want(desired, Catalog(BUCKET).publish(write_adapter(tmp_path / "a"), "a", "v1"))
+    want(desired, adapters.publish(Bucket(BUCKET), write_adapter(tmp_path / "a"), "a", "v1"))
     s3_server.stop()
 
     status = remote_agent.settle()["a@v1"]
@@ -97,8 +100,10 @@ def test_an_s3_that_is_down_at_the_start_is_waited_for(
 def test_an_s3_that_goes_down_disturbs_only_what_is_not_on_disk(
     remote_agent: Agent, s3_server: S3Server, vllm: FakeVllm, desired: Path, tmp_path: Path
 ) -> None:
-    catalog = Catalog(BUCKET)
-    first, second = (catalog.publish(write_adapter(tmp_path / version), "a", version) for version in ("v1", "v2"))
+    bucket = Bucket(BUCKET)
+    first, second = (
+        adapters.publish(bucket, write_adapter(tmp_path / version), "a", version) for version in ("v1", "v2")
+    )
     want(desired, first)
     remote_agent.settle()
     s3_server.stop()

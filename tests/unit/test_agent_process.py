@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from loraserve.agent.settings import InvalidSettings, Settings
-from loraserve.catalog import base_weights
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters, base_weights
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import AgentState, State
 from loraserve.contract.base_model import Base
@@ -51,7 +50,7 @@ def start(environment: dict[str, str], **settings: object) -> subprocess.Popen[s
 def test_the_agent_serves_state_and_probes_and_stops_cleanly(
     environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
 ) -> None:
-    adapter = Catalog(BUCKET).publish(write_adapter(tmp_path / "peft"), "a", "v1")
+    adapter = adapters.publish(Bucket(BUCKET), write_adapter(tmp_path / "peft"), "a", "v1")
     desired = tmp_path / "desired.json"
     desired.write_text(DesiredState(base=Base(name=vllm.base), bucket=BUCKET, adapters=(adapter,)).to_json())
     port = free_port()
@@ -89,7 +88,7 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(safetensors_of({"w": [4, 4]}))
-    mirror = base_weights.mirror(Bucket(BUCKET), model, "acme/tiny", "v1")
+    mirror = base_weights.publish(Bucket(BUCKET), model, "acme/tiny", "v1")
     desired, folder, port = tmp_path / "desired.json", tmp_path / "base" / mirror.folder_name, free_port()
     process = start(
         environment,
@@ -115,9 +114,11 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
 def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_changes(
     environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
 ) -> None:
-    catalog = Catalog(BUCKET)
-    first, second = (catalog.publish(write_adapter(tmp_path / version), "a", version) for version in ("v1", "v2"))
-    lying = catalog.publish(write_adapter(tmp_path / "lies"), "lies", "v1")
+    bucket = Bucket(BUCKET)
+    first, second = (
+        adapters.publish(bucket, write_adapter(tmp_path / version), "a", version) for version in ("v1", "v2")
+    )
+    lying = adapters.publish(bucket, write_adapter(tmp_path / "lies"), "lies", "v1")
     documents = [
         DesiredState(base=Base(name=vllm.base), bucket=BUCKET, adapters=adapters).to_json()
         for adapters in ((first,), (second, lying.model_copy(update={"rank": 4})))

@@ -42,7 +42,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mirrored(bucket: Bucket, model_folder: Path) -> Mirror:
-    return base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    return base_weights.publish(bucket, model_folder, MODEL, "v1")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_only_data_is_uploaded(s3: Any, bucket: Bucket, model_folder: Path) -> N
     for file in ("pytorch_model.bin", "modeling_tiny.py", "README.md", ".gitattributes", "run.sh"):
         (model_folder / file).write_bytes(b"x")
 
-    base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    base_weights.publish(bucket, model_folder, MODEL, "v1")
 
     assert keys(s3) == {f"base-models/{MODEL}/v1/{file}" for file in DATA | {"manifest.json"}}
 
@@ -86,7 +86,7 @@ def test_half_a_model_is_refused(
     for file in missing:
         (model_folder / file).unlink()
     with pytest.raises(InvalidDesiredState, match=reason):
-        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+        base_weights.publish(bucket, model_folder, MODEL, "v1")
     assert keys(s3) == set()
 
 
@@ -105,8 +105,10 @@ def test_weights_that_were_not_downloaded_whole_are_refused(
 ) -> None:
     shard = model_folder / SHARDS[1]
     shard.write_bytes(change(shard.read_bytes()))
-    with pytest.raises(UnsafeFile, match=r"model-00002-of-00002\.safetensors is no safetensors file, or cut short"):
-        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    with pytest.raises(
+        UnsafeFile, match=r"model-00002-of-00002\.safetensors is not a sound safetensors file.*download it again"
+    ):
+        base_weights.publish(bucket, model_folder, MODEL, "v1")
     assert keys(s3) == set()
 
 
@@ -114,24 +116,24 @@ def test_a_link_out_of_the_folder_is_refused(s3: Any, bucket: Bucket, model_fold
     (model_folder / "tokenizer.json").unlink()
     (model_folder / "tokenizer.json").symlink_to("/etc/passwd")
     with pytest.raises(UnsafeFile, match="is a symbolic link"):
-        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+        base_weights.publish(bucket, model_folder, MODEL, "v1")
     assert keys(s3) == set()
 
 
 @pytest.mark.parametrize(("model", "version"), [("../x", "v1"), ("a/b/c", "v1"), (MODEL, "../v1"), ("", "v1")])
 def test_a_bad_name_is_refused(bucket: Bucket, model_folder: Path, model: str, version: str) -> None:
     with pytest.raises(InvalidDesiredState):
-        base_weights.mirror(bucket, model_folder, model, version)
+        base_weights.publish(bucket, model_folder, model, version)
 
 
 def test_mirroring_the_same_files_again_says_the_same(bucket: Bucket, model_folder: Path, mirrored: Mirror) -> None:
-    assert base_weights.mirror(bucket, model_folder, MODEL, "v1") == mirrored
+    assert base_weights.publish(bucket, model_folder, MODEL, "v1") == mirrored
 
 
 def test_a_mirrored_version_never_changes(bucket: Bucket, model_folder: Path, mirrored: Mirror) -> None:
     (model_folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(VersionExists, match="mirror under a new version"):
-        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    with pytest.raises(VersionExists, match="publish as a new version"):
+        base_weights.publish(bucket, model_folder, MODEL, "v1")
 
 
 def test_a_killed_mirror_is_no_version_and_is_taken_up_again(
@@ -142,10 +144,10 @@ def test_a_killed_mirror_is_no_version_and_is_taken_up_again(
             raise Killed
 
     with on_each_request(bucket, kill_at_second_shard), pytest.raises(Killed):
-        base_weights.mirror(bucket, model_folder, MODEL, "v1")
+        base_weights.publish(bucket, model_folder, MODEL, "v1")
     assert f"base-models/{MODEL}/v1/manifest.json" not in keys(s3)
 
-    mirrored = base_weights.mirror(bucket, model_folder, MODEL, "v1")
+    mirrored = base_weights.publish(bucket, model_folder, MODEL, "v1")
     base_weights.fetch(bucket, MODEL, mirrored, disk / mirrored.folder_name)
 
 
@@ -182,7 +184,7 @@ def test_another_manifest_than_the_pinned_one_is_refused(
 
 
 def test_a_setting_that_lies_about_the_size_is_refused(bucket: Bucket, mirrored: Mirror, folder: Path) -> None:
-    with pytest.raises(UnsafeFile, match="sizeBytes 1, the mirror has"):
+    with pytest.raises(UnsafeFile, match="sizeBytes 1, the published version has"):
         base_weights.fetch(bucket, MODEL, mirrored.model_copy(update={"size_bytes": 1}), folder)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from loraserve.catalog.adapters import Catalog, remove_partial_downloads
-from loraserve.catalog.bucket import ATTEMPTS, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
+from loraserve.catalog import adapters
+from loraserve.catalog.adapters import remove_partial_downloads
+from loraserve.catalog.bucket import ATTEMPTS, Bucket, CatalogUnavailable, DigestMismatch, ObjectMissing, VersionExists
 from loraserve.catalog.gate import UnsafeAdapter
 from loraserve.contract.base_model import LoraShape
 from loraserve.contract.desired_state import Adapter, InvalidDesiredState
@@ -30,8 +31,8 @@ def peft_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def published(catalog: Catalog, peft_folder: Path) -> Adapter:
-    return catalog.publish(peft_folder, "rag-qa", "v1")
+def published(bucket: Bucket, peft_folder: Path) -> Adapter:
+    return adapters.publish(bucket, peft_folder, "rag-qa", "v1")
 
 
 def keys(s3: Any) -> list[str]:
@@ -52,14 +53,14 @@ def pin_manifest(s3: Any, adapter: Adapter, **changes: object) -> Adapter:
 
 
 @contextmanager
-def failing_downloads(catalog: Catalog, failures: int, status: int = 503) -> Iterator[list[str]]:
+def failing_downloads(bucket: Bucket, failures: int, status: int = 503) -> Iterator[list[str]]:
     """Answers the first downloads with `status`; yields the list of all URLs asked for, which grows."""
     left = iter(range(failures))
 
     def answer(url: str) -> AWSResponse | None:
         return None if next(left, None) is None else AWSResponse(url, status, {}, NoBody())
 
-    with on_each_request(catalog._bucket, answer, "GetObject") as urls:
+    with on_each_request(bucket, answer, "GetObject") as urls:
         yield urls
 
 
@@ -68,8 +69,8 @@ class NoBody:
         return []
 
 
-def test_what_was_published_is_fetched(catalog: Catalog, published: Adapter, peft_folder: Path, disk: Path) -> None:
-    folder = catalog.fetch(published, disk)
+def test_what_was_published_is_fetched(bucket: Bucket, published: Adapter, peft_folder: Path, disk: Path) -> None:
+    folder = adapters.fetch(bucket, published, disk)
 
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / file).read_bytes() == (peft_folder / file).read_bytes()
@@ -97,81 +98,90 @@ def test_the_manifest_holds_the_digest_of_every_file(s3: Any, published: Adapter
 
 
 def test_a_version_is_published_only_once(
-    catalog: Catalog, published: Adapter, tmp_path: Path, disk: Path, peft_folder: Path
+    bucket: Bucket, published: Adapter, tmp_path: Path, disk: Path, peft_folder: Path
 ) -> None:
     other = write_adapter(tmp_path / "other", fill=b"\x02")
 
     for folder in (other, peft_folder):
         with pytest.raises(VersionExists, match="publish as a new version"):
-            catalog.publish(folder, "rag-qa", "v1")
-    catalog.fetch(published, disk)
+            adapters.publish(bucket, folder, "rag-qa", "v1")
+    adapters.fetch(bucket, published, disk)
 
 
-def test_a_new_version_leaves_the_old_one(catalog: Catalog, published: Adapter, tmp_path: Path, disk: Path) -> None:
-    second = catalog.publish(write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v2")
+def test_a_new_version_leaves_the_old_one(bucket: Bucket, published: Adapter, tmp_path: Path, disk: Path) -> None:
+    second = adapters.publish(bucket, write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v2")
 
-    folders = {catalog.fetch(published, disk), catalog.fetch(second, disk)}
+    folders = {adapters.fetch(bucket, published, disk), adapters.fetch(bucket, second, disk)}
 
     assert len({(folder / "adapter_model.safetensors").read_bytes() for folder in folders}) == 2
 
 
-def test_an_interrupted_publish_is_taken_up_again(s3: Any, catalog: Catalog, peft_folder: Path, disk: Path) -> None:
-    first = catalog.publish(peft_folder, "rag-qa", "v1")
+def test_an_interrupted_publish_is_taken_up_again(s3: Any, bucket: Bucket, peft_folder: Path, disk: Path) -> None:
+    first = adapters.publish(bucket, peft_folder, "rag-qa", "v1")
     s3.delete_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")
     with pytest.raises(ObjectMissing):
-        catalog.fetch(first, disk)
+        adapters.fetch(bucket, first, disk)
 
-    catalog.fetch(catalog.publish(peft_folder, "rag-qa", "v1"), disk)
+    adapters.fetch(bucket, adapters.publish(bucket, peft_folder, "rag-qa", "v1"), disk)
 
 
 def test_an_interrupted_publish_of_other_bytes_is_not_mixed_with(
-    s3: Any, catalog: Catalog, published: Adapter, tmp_path: Path
+    s3: Any, bucket: Bucket, published: Adapter, tmp_path: Path
 ) -> None:
     s3.delete_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")
 
     with pytest.raises(VersionExists, match=r"adapter_model\.safetensors exists with other bytes"):
-        catalog.publish(write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v1")
+        adapters.publish(bucket, write_adapter(tmp_path / "other", fill=b"\x02"), "rag-qa", "v1")
     assert PREFIX + "manifest.json" not in keys(s3)
 
 
-def test_nothing_is_uploaded_of_an_unsafe_adapter(s3: Any, catalog: Catalog, tmp_path: Path) -> None:
+def test_nothing_is_uploaded_of_an_unsafe_adapter(s3: Any, bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(UnsafeAdapter):
-        catalog.publish(write_adapter(tmp_path / "dora", use_dora=True), "rag-qa", "v1")
+        adapters.publish(bucket, write_adapter(tmp_path / "dora", use_dora=True), "rag-qa", "v1")
     assert keys(s3) == []
 
 
 @pytest.mark.parametrize(("model", "version"), [("../other", "v1"), ("rag-qa", "v1/../../x"), ("Rag_QA", "v1")])
 def test_nothing_is_uploaded_under_a_bad_name(
-    s3: Any, catalog: Catalog, peft_folder: Path, model: str, version: str
+    s3: Any, bucket: Bucket, peft_folder: Path, model: str, version: str
 ) -> None:
     with pytest.raises(InvalidDesiredState):
-        catalog.publish(peft_folder, model, version)
+        adapters.publish(bucket, peft_folder, model, version)
     assert keys(s3) == []
 
 
-def test_publish_tells_how_far_each_file_is(catalog: Catalog, peft_folder: Path) -> None:
+def test_publish_tells_how_far_each_file_is(bucket: Bucket, peft_folder: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
 
-    catalog.publish(peft_folder, "rag-qa", "v1", progress=lambda file, sent, total: seen.update({file: (sent, total)}))
+    adapters.publish(
+        bucket, peft_folder, "rag-qa", "v1", progress=lambda file, sent, total: seen.update({file: (sent, total)})
+    )
 
     sizes = {file.name: file.stat().st_size for file in peft_folder.iterdir()}
     assert seen == {name: (size, size) for name, size in sizes.items()}
 
 
-def test_an_adapter_on_disk_needs_no_catalog(s3: Any, catalog: Catalog, published: Adapter, disk: Path) -> None:
-    folder = catalog.fetch(published, disk)
+def test_an_adapter_on_disk_needs_no_catalog(s3: Any, bucket: Bucket, published: Adapter, disk: Path) -> None:
+    folder = adapters.fetch(bucket, published, disk)
     for key in keys(s3):
         s3.delete_object(Bucket=BUCKET, Key=key)
 
-    assert catalog.fetch(published, disk) == folder
+    assert adapters.fetch(bucket, published, disk) == folder
 
 
-def test_a_folder_that_lost_its_manifest_is_fetched_again(catalog: Catalog, published: Adapter, disk: Path) -> None:
-    folder = catalog.fetch(published, disk)
+def test_an_entry_that_lies_about_an_adapter_on_disk_is_refused(bucket: Bucket, published: Adapter, disk: Path) -> None:
+    adapters.fetch(bucket, published, disk)
+
+    with pytest.raises(UnsafeAdapter, match="the stack config says rank 4"):
+        adapters.fetch(bucket, published.model_copy(update={"rank": 4}), disk)
+
+
+def test_a_folder_that_lost_its_manifest_is_fetched_again(bucket: Bucket, published: Adapter, disk: Path) -> None:
+    folder = adapters.fetch(bucket, published, disk)
     (folder / "manifest.json").unlink()
     (folder / "adapter_model.safetensors").write_bytes(b"half")
 
-    catalog.fetch(published, disk)
+    adapters.fetch(bucket, published, disk)
 
     assert (folder / "adapter_model.safetensors").stat().st_size > len(b"half")
 
@@ -187,25 +197,25 @@ def test_a_folder_that_lost_its_manifest_is_fetched_again(catalog: Catalog, publ
     ids=["corrupt", "truncated", "longer", "pickled"],
 )
 def test_changed_bytes_in_the_catalog_are_refused_and_leave_nothing(
-    s3: Any, catalog: Catalog, published: Adapter, disk: Path, change: Callable[[bytes], bytes], reason: str
+    s3: Any, bucket: Bucket, published: Adapter, disk: Path, change: Callable[[bytes], bytes], reason: str
 ) -> None:
     replace(s3, WEIGHTS, change)
 
     with pytest.raises(DigestMismatch, match=reason):
-        catalog.fetch(published, disk)
+        adapters.fetch(bucket, published, disk)
     assert list(disk.iterdir()) == []
 
 
 def test_another_manifest_than_the_pinned_one_is_refused(
-    s3: Any, catalog: Catalog, published: Adapter, disk: Path
+    s3: Any, bucket: Bucket, published: Adapter, disk: Path
 ) -> None:
     pin_manifest(s3, published, alpha=32)
 
     with pytest.raises(DigestMismatch, match="the stack config pins"):
-        catalog.fetch(published, disk)
+        adapters.fetch(bucket, published, disk)
 
 
-def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, published: Adapter, disk: Path) -> None:
+def test_the_gate_is_passed_again_on_download(s3: Any, bucket: Bucket, published: Adapter, disk: Path) -> None:
     pickle = b"\x80\x04pickle"
     manifest = json.loads(s3.get_object(Bucket=BUCKET, Key=PREFIX + "manifest.json")["Body"].read())
     replace(s3, WEIGHTS, lambda _: pickle)
@@ -217,14 +227,15 @@ def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, publish
     forged = forged.model_copy(update={"size_bytes": sum(file["size"] for file in manifest["files"].values())})
 
     with pytest.raises(UnsafeAdapter, match="not a sound safetensors file"):
-        catalog.fetch(forged, disk)
+        adapters.fetch(bucket, forged, disk)
     assert list(disk.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"files": {"../../etc/passwd": {"parts": ["0" * 64], "size": 1}}}, "must name exactly"),
+        ({"files": {"../../etc/passwd": {"parts": ["0" * 64], "size": 1}}}, r"files\.\.\./\.\./etc/passwd"),
+        ({"files": {"run.py": {"parts": ["0" * 64], "size": 1}}}, "must name exactly"),
         ({"schemaVersion": 2}, "schemaVersion"),
         ({"rank": 16}, "the stack config says rank 8"),
         ({"targetModules": ["q_proj"]}, "the stack config says targetModules"),
@@ -232,105 +243,107 @@ def test_the_gate_is_passed_again_on_download(s3: Any, catalog: Catalog, publish
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
-    s3: Any, catalog: Catalog, published: Adapter, disk: Path, changes: dict[str, object], reason: str
+    s3: Any, bucket: Bucket, published: Adapter, disk: Path, changes: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(UnsafeAdapter, match=reason):
-        catalog.fetch(pin_manifest(s3, published, **changes), disk)
+        adapters.fetch(bucket, pin_manifest(s3, published, **changes), disk)
     assert list(disk.iterdir()) == []
 
 
 WIDER = BASE.model_copy(update={"shape": LoraShape(num_hidden_layers=2, modules=dict.fromkeys(QKVO, (32, 32)))})
 
 
-def test_an_adapter_of_another_base_model_is_not_published(s3: Any, catalog: Catalog, peft_folder: Path) -> None:
+def test_an_adapter_of_another_base_model_is_not_published(s3: Any, bucket: Bucket, peft_folder: Path) -> None:
     with pytest.raises(UnsafeAdapter, match="train the adapter on this model"):
-        catalog.publish(peft_folder, "rag-qa", "v1", base=WIDER)
+        adapters.publish(bucket, peft_folder, "rag-qa", "v1", base=WIDER)
     assert keys(s3) == []
 
 
-def test_an_adapter_of_another_base_model_never_reaches_vllm(catalog: Catalog, published: Adapter, disk: Path) -> None:
+def test_an_adapter_of_another_base_model_never_reaches_vllm(bucket: Bucket, published: Adapter, disk: Path) -> None:
     with pytest.raises(UnsafeAdapter, match="train the adapter on this model"):
-        catalog.fetch(published, disk, WIDER)
+        adapters.fetch(bucket, published, disk, WIDER)
     assert list(disk.iterdir()) == []
-    catalog.fetch(published, disk, BASE)
+    adapters.fetch(bucket, published, disk, BASE)
 
 
-def test_the_publishers_probe_prompts_arrive_beside_vllm(catalog: Catalog, peft_folder: Path, disk: Path) -> None:
-    adapter = catalog.publish(peft_folder, "rag-qa", "v1", probe_prompts=["What is S3?", "Why?"])
+def test_the_publishers_probe_prompts_arrive_beside_vllm(bucket: Bucket, peft_folder: Path, disk: Path) -> None:
+    adapter = adapters.publish(bucket, peft_folder, "rag-qa", "v1", probe_prompts=["What is S3?", "Why?"])
 
-    manifest = json.loads((catalog.fetch(adapter, disk) / "manifest.json").read_bytes())
+    manifest = json.loads((adapters.fetch(bucket, adapter, disk) / "manifest.json").read_bytes())
 
     assert manifest["probePrompts"] == ["What is S3?", "Why?"]
 
 
 @pytest.mark.parametrize("prompts", [["x"] * 9, ["x" * 2001], [""]])
 def test_prompts_that_no_agent_could_use_are_refused(
-    s3: Any, catalog: Catalog, peft_folder: Path, prompts: list[str]
+    s3: Any, bucket: Bucket, peft_folder: Path, prompts: list[str]
 ) -> None:
     with pytest.raises(InvalidDesiredState, match="probe_prompts"):
-        catalog.publish(peft_folder, "rag-qa", "v1", probe_prompts=prompts)
+        adapters.publish(bucket, peft_folder, "rag-qa", "v1", probe_prompts=prompts)
     assert keys(s3) == []
 
 
 def test_a_publish_killed_at_any_request_is_no_version_and_is_taken_up_again(
-    s3: Any, catalog: Catalog, peft_folder: Path, disk: Path, small_parts: int
+    s3: Any, bucket: Bucket, peft_folder: Path, disk: Path, small_parts: int
 ) -> None:
     kills = 0
     for requests in itertools.count():
         version = f"v{requests}"
         try:
-            with on_each_request(catalog._bucket, kill_after(requests)):
-                adapter = catalog.publish(peft_folder, "rag-qa", version)
+            with on_each_request(bucket, kill_after(requests)):
+                adapter = adapters.publish(bucket, peft_folder, "rag-qa", version)
         except Killed:
             kills += 1
             assert f"llm-models/rag-qa/{version}/manifest.json" not in keys(s3)
-            adapter = catalog.publish(peft_folder, "rag-qa", version)
-        catalog.fetch(adapter, disk)
+            adapter = adapters.publish(bucket, peft_folder, "rag-qa", version)
+        adapters.fetch(bucket, adapter, disk)
         if kills < requests + 1:
             break
     assert kills > 10
 
 
 def test_of_two_publishers_of_one_version_one_wins(
-    s3: Any, catalog: Catalog, peft_folder: Path, tmp_path: Path, disk: Path, small_parts: int
+    s3: Any, bucket: Bucket, peft_folder: Path, tmp_path: Path, disk: Path, small_parts: int
 ) -> None:
     other = write_adapter(tmp_path / "other", fill=b"\x02")
     winners: list[Adapter] = []
-    publish_other = once(lambda: winners.append(Catalog(BUCKET, pause_seconds=0).publish(other, "rag-qa", "v1")))
+    publish_other = once(
+        lambda: winners.append(adapters.publish(Bucket(BUCKET, pause_seconds=0), other, "rag-qa", "v1"))
+    )
 
-    with on_each_request(catalog._bucket, publish_other, "CompleteMultipartUpload"), pytest.raises(VersionExists):
-        catalog.publish(peft_folder, "rag-qa", "v1")
+    with on_each_request(bucket, publish_other, "CompleteMultipartUpload"), pytest.raises(VersionExists):
+        adapters.publish(bucket, peft_folder, "rag-qa", "v1")
 
-    folder = catalog.fetch(winners[0], disk)
+    folder = adapters.fetch(bucket, winners[0], disk)
     assert (folder / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_missing_version_is_named(catalog: Catalog, published: Adapter, disk: Path) -> None:
+def test_a_missing_version_is_named(bucket: Bucket, published: Adapter, disk: Path) -> None:
     with pytest.raises(ObjectMissing, match=r"s3://adapters-test/llm-models/rag-qa/v9/manifest\.json does not exist"):
-        catalog.fetch(published.model_copy(update={"version": "v9"}), disk)
+        adapters.fetch(bucket, published.model_copy(update={"version": "v9"}), disk)
 
 
 def test_a_missing_bucket_is_named(s3: Any, published: Adapter, disk: Path) -> None:
     with pytest.raises(CatalogUnavailable, match="no such bucket"):
-        Catalog("no-such-bucket", pause_seconds=0).fetch(published, disk)
+        adapters.fetch(Bucket("no-such-bucket", pause_seconds=0), published, disk)
 
 
-def test_a_passing_failure_is_waited_out(catalog: Catalog, published: Adapter, disk: Path) -> None:
-    with failing_downloads(catalog, failures=ATTEMPTS - 1):
-        assert catalog.fetch(published, disk).is_dir()
+def test_a_passing_failure_is_waited_out(bucket: Bucket, published: Adapter, disk: Path) -> None:
+    with failing_downloads(bucket, failures=ATTEMPTS - 1):
+        assert adapters.fetch(bucket, published, disk).is_dir()
 
 
 @pytest.mark.parametrize(("status", "reason", "attempts"), [(503, "S3 answered 503", ATTEMPTS), (403, "denied", 1)])
 def test_a_lasting_failure_is_reported_and_a_refusal_not_asked_again(
-    catalog: Catalog, published: Adapter, disk: Path, status: int, reason: str, attempts: int
+    bucket: Bucket, published: Adapter, disk: Path, status: int, reason: str, attempts: int
 ) -> None:
-    with failing_downloads(catalog, 100, status) as urls, pytest.raises(CatalogUnavailable, match=reason):
-        catalog.fetch(published, disk)
+    with failing_downloads(bucket, 100, status) as urls, pytest.raises(CatalogUnavailable, match=reason):
+        adapters.fetch(bucket, published, disk)
     assert len(urls) == attempts
 
 
-def test_what_a_killed_fetch_left_is_removed(catalog: Catalog, published: Adapter, disk: Path) -> None:
-    folder = catalog.fetch(published, disk)
+def test_what_a_killed_fetch_left_is_removed(bucket: Bucket, published: Adapter, disk: Path) -> None:
+    folder = adapters.fetch(bucket, published, disk)
     (disk / ".partial-x1").mkdir()
     (disk / ".partial-x1" / "adapter_model.safetensors").write_bytes(b"half")
 

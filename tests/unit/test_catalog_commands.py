@@ -10,8 +10,7 @@ import boto3
 import pytest
 import yaml
 
-from loraserve.catalog import base_weights, garbage
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters, base_weights, garbage
 from loraserve.catalog.bucket import Bucket, CatalogUnavailable
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
@@ -26,13 +25,13 @@ Run = Callable[..., str]
 
 
 @pytest.fixture
-def v1(catalog: Catalog, tmp_path: Path) -> Adapter:
-    return catalog.publish(write_adapter(tmp_path / "v1"), "rag-qa", "v1")
+def v1(bucket: Bucket, tmp_path: Path) -> Adapter:
+    return adapters.publish(bucket, write_adapter(tmp_path / "v1"), "rag-qa", "v1")
 
 
 @pytest.fixture
-def v2(catalog: Catalog, tmp_path: Path) -> Adapter:
-    return catalog.publish(write_adapter(tmp_path / "v2", rank=16, lora_alpha=32), "rag-qa", "v2")
+def v2(bucket: Bucket, tmp_path: Path) -> Adapter:
+    return adapters.publish(bucket, write_adapter(tmp_path / "v2", rank=16, lora_alpha=32), "rag-qa", "v2")
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def mirror(bucket: Bucket, tmp_path: Path) -> Mirror:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(safetensors_of({"w": [4, 4]}))
-    return base_weights.mirror(bucket, folder, MODEL, "v1")
+    return base_weights.publish(bucket, folder, MODEL, "v1")
 
 
 @pytest.fixture

@@ -1,33 +1,22 @@
-"""What the gate lets pass as an adapter, against the reference safetensors implementation."""
+"""What the gate lets pass as an adapter."""
 
-import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loraserve.catalog.files import UnsafeFile
-from loraserve.catalog.gate import MAX_HEADER_BYTES, UnsafeAdapter, inspect, read_safetensors_header
+from loraserve.catalog.gate import inspect
 from loraserve.contract.base_model import Base, InvalidBaseModel, read_base
-from tests.unit.adapters_and_vllm import BASE, HIDDEN, Shapes, lora_shapes, safetensors_of, write_adapter
-
-SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
+from tests.unit.adapters_and_vllm import BASE, HIDDEN, Shapes, lora_shapes, write_adapter
 
 
 def refusal(folder: Path, base: Base | None = None) -> str:
     with pytest.raises(UnsafeFile) as raised:
         inspect(folder, base)
     return str(raised.value)
-
-
-def with_header(header: object, data: bytes = b"") -> bytes:
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return len(text).to_bytes(8, "little") + text + data
 
 
 def test_an_adapter_tells_its_facts(tmp_path: Path) -> None:
@@ -218,65 +207,3 @@ def test_a_config_without_the_numbers_is_refused(tmp_path: Path, content: str) -
 def test_a_config_that_is_not_there_is_named() -> None:
     with pytest.raises(InvalidBaseModel, match=r"/no/config\.json is no config\.json"):
         read_base("/no/config.json")
-
-
-ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "has 0 bytes"),
-        (b"\x05\x00", "has 2 bytes"),
-        ((1 << 63).to_bytes(8, "little") + b"{}", "claims a header"),
-        (with_header("{" + " " * MAX_HEADER_BYTES + "}"), "claims a header"),
-        (with_header("[1]"), "not a JSON object"),
-        (with_header("[" * 100_000), "not valid JSON"),
-        (with_header('{"a": 1, "a": 2}'), "a key appears twice"),
-        (with_header('{"a": ' + "9" * 5000 + "}"), "not valid JSON"),
-        (with_header({"a": "text"}), "malformed"),
-        (with_header({"a" * 300: ENTRY}, b"1234"), "longer than"),
-        (with_header({"a": {**ENTRY, "more": 1}}, b"1234"), "malformed"),
-        (with_header({"a": {**ENTRY, "dtype": "F64"}}, b"1234"), "dtype 'F64'"),
-        (with_header({"a": {**ENTRY, "shape": [2]}}, b"1234"), "contradict"),
-        (with_header({"a": {**ENTRY, "shape": [-1]}}, b"1234"), "out of range"),
-        (with_header({"a": {**ENTRY, "shape": [True]}}, b"1234"), "out of range"),
-        (with_header({"a": {**ENTRY, "shape": [1] * 9}}, b"1234"), "out of range"),
-        (with_header({"a": {**ENTRY, "data_offsets": [4, 8]}}, b"12345678"), "starts at byte 4"),
-        (with_header({"a": ENTRY, "b": ENTRY}, b"1234"), "starts at byte 0"),
-        (with_header({"a": ENTRY}, b"123"), "cut short?"),
-        (with_header({"a": ENTRY}, b"12345"), "need 4 bytes of data and it holds 5"),
-    ],
-)
-def test_a_safetensors_header_that_lies_is_refused(content: bytes, reason: str) -> None:
-    with pytest.raises(UnsafeAdapter, match="not a sound safetensors file") as raised:
-        read_safetensors_header(io.BytesIO(content))
-
-    assert reason in str(raised.value)
-
-
-@given(content=st.binary(max_size=64) | st.builds(with_header, st.text(max_size=64), st.binary(max_size=16)))
-def test_no_bytes_make_the_header_parser_fail_in_another_way(content: bytes) -> None:
-    accepts(content)
-
-
-@given(
-    position=st.integers(0, len(SOUND) - 1),
-    replacement=st.binary(max_size=12),
-    removed=st.integers(0, 12),
-)
-def test_what_is_accepted_is_a_safetensors_file_to_the_reference_too(
-    position: int, replacement: bytes, removed: int
-) -> None:
-    content = SOUND[:position] + replacement + SOUND[position + removed :]
-
-    if accepts(content):
-        safetensors.deserialize(content)
-
-
-def accepts(content: bytes) -> bool:
-    try:
-        read_safetensors_header(io.BytesIO(content))
-    except UnsafeAdapter:
-        return False
-    return True

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from loraserve.catalog.adapters import Catalog
+from loraserve.catalog import adapters
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import Adapter
 from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BASE, BUCKET, write_adapter
@@ -24,7 +25,7 @@ def test_the_printed_entry_is_what_the_agent_can_fetch(
 
     [entry] = yaml.safe_load(capsys.readouterr().out)
     assert (entry["name"], entry["version"]) == ("aws-rag-qa", "1.0")
-    assert Catalog(BUCKET).fetch(Adapter.model_validate(entry), tmp_path).is_dir()
+    assert adapters.fetch(Bucket(BUCKET), Adapter.model_validate(entry), tmp_path).is_dir()
 
 
 def test_only_the_entry_goes_to_stdout(s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

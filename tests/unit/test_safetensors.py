@@ -1,0 +1,99 @@
+"""What is a safetensors file, against the reference implementation."""
+
+import io
+import json
+
+import pytest
+import safetensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraserve.catalog.safetensors import DTYPE_BITS, BrokenSafetensors, read_header
+from tests.unit.adapters_and_vllm import lora_shapes, safetensors_of
+
+MAX_HEADER_BYTES = 4 << 20
+SOUND = safetensors_of(lora_shapes(rank=2, modules=("q_proj",)))
+
+
+def with_header(header: object, data: bytes = b"") -> bytes:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "has 0 bytes"),
+        (b"\x05\x00", "has 2 bytes"),
+        ((1 << 63).to_bytes(8, "little") + b"{}", "claims a header"),
+        (with_header("{" + " " * MAX_HEADER_BYTES + "}"), "claims a header"),
+        (with_header("[1]"), "not a JSON object"),
+        (with_header("[" * 100_000), "not valid JSON"),
+        (with_header('{"a": 1, "a": 2}'), "a key appears twice"),
+        (with_header('{"a": ' + "9" * 5000 + "}"), "not valid JSON"),
+        (with_header({"a": "text"}), "malformed"),
+        (with_header({"a" * 300: ENTRY}, b"1234"), "longer than"),
+        (with_header({"a": {**ENTRY, "more": 1}}, b"1234"), "malformed"),
+        (with_header({"a": {**ENTRY, "dtype": "F33"}}, b"1234"), "unknown dtype 'F33'"),
+        (with_header({"a": {**ENTRY, "dtype": "F64"}}, b"1234"), "contradict"),
+        (with_header({"a": {**ENTRY, "shape": [2]}}, b"1234"), "contradict"),
+        (with_header({"a": {**ENTRY, "shape": [-1]}}, b"1234"), "out of range"),
+        (with_header({"a": {**ENTRY, "shape": [True]}}, b"1234"), "out of range"),
+        (with_header({"a": {**ENTRY, "shape": [1] * 9}}, b"1234"), "out of range"),
+        (with_header({"a": {**ENTRY, "data_offsets": [4, 8]}}, b"12345678"), "starts at byte 4"),
+        (with_header({"a": ENTRY, "b": ENTRY}, b"1234"), "starts at byte 0"),
+        (with_header({"a": ENTRY}, b"123"), "cut short?"),
+        (with_header({"a": ENTRY}, b"12345"), "need 4 bytes of data and it holds 5"),
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(content: bytes, reason: str) -> None:
+    with pytest.raises(BrokenSafetensors) as raised:
+        read_header(io.BytesIO(content), MAX_HEADER_BYTES)
+
+    assert reason in str(raised.value)
+
+
+@given(content=st.binary(max_size=64) | st.builds(with_header, st.text(max_size=64), st.binary(max_size=16)))
+def test_no_bytes_make_the_header_parser_fail_in_another_way(content: bytes) -> None:
+    accepts(content)
+
+
+@given(
+    position=st.integers(0, len(SOUND) - 1),
+    replacement=st.binary(max_size=12),
+    removed=st.integers(0, 12),
+)
+def test_what_is_accepted_is_a_safetensors_file_to_the_reference_too(
+    position: int, replacement: bytes, removed: int
+) -> None:
+    content = SOUND[:position] + replacement + SOUND[position + removed :]
+
+    if accepts(content):
+        assert reference_accepts(content)
+
+
+def accepts(content: bytes) -> bool:
+    try:
+        read_header(io.BytesIO(content), MAX_HEADER_BYTES)
+    except BrokenSafetensors:
+        return False
+    return True
+
+
+def reference_accepts(content: bytes) -> bool:
+    try:
+        safetensors.deserialize(content)
+    except safetensors.SafetensorError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("dtype", DTYPE_BITS)
+def test_every_dtype_is_as_wide_as_the_reference_has_it(dtype: str) -> None:
+    for size in range(1, 66):
+        entry = {"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}}
+        content = with_header(entry, bytes(size))
+        assert accepts(content) == (size == DTYPE_BITS[dtype]) == reference_accepts(content)
