@@ -122,6 +122,7 @@ def test_how_a_version_is_used_is_no_part_of_what_is_loaded() -> None:
     plain = Adapter.model_validate(ENTRY)
     used = Adapter.model_validate({**ENTRY, "canaryPercent": 10, "prewarm": True, "fallback": "base"})
 
+    assert used.model_fields_set == set(Adapter.model_fields), "say of the new field on which side it is"
     assert used.version_pin() == plain
     assert Adapter.model_validate({**ENTRY, "version": "v2"}).version_pin() != plain
 

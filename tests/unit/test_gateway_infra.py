@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any, cast
 
 import pytest
@@ -234,8 +234,10 @@ def test_alerts_look_at_metrics_that_the_gateway_exports() -> None:
     metrics.requests.labels("faq", "ok").inc()
     metrics.fallbacks.labels("faq", "adapter_unavailable").inc()
     exported = metrics.exposition().decode()
+    families = set(re.findall(r"^# TYPE (\S+)", exported, re.MULTILINE))
     for rule in gateway_rules():
-        name = next(
-            word for word in json.dumps(rule["expr"]).replace("{", " ").replace("(", " ").split() if "_total" in word
-        )
-        assert f"\n{name.partition('[')[0]}{{" in exported
+        (name,) = set(re.findall(r"loraserve_gateway_\w+", rule["expr"]))
+        assert re.sub(r"_(bucket|sum|count)$", "", name) in families, f"{rule['alert']}: nobody exports {name}"
+        grouped = {label for labels in re.findall(r"by \(([\w, ]+)\)", rule["expr"]) for label in labels.split(", ")}
+        for sample in re.findall(rf"^{name}{{(.*)}} ", exported, re.MULTILINE):
+            assert grouped <= set(re.findall(r'(\w+)="', sample)), f"{rule['alert']}: no such label on {name}"
