@@ -14,13 +14,6 @@ from local.processes import ProcessError
 _NEEDED_MEMORY_GB = 6
 
 
-class Cluster(Protocol):
-    """A Kubernetes that can be reached."""
-
-    @property
-    def kubeconfig(self) -> Path: ...
-
-
 @dataclass(frozen=True)
 class Images:
     """References of the images that pods run."""
@@ -29,8 +22,13 @@ class Images:
     loraserve: str
 
 
-class Place(Cluster, Protocol):
+class Place(Protocol):
     """A cluster with a node that takes the serving pod; everything that is made there is gone after `remove`."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Of the cluster. Raises ProcessError."""
+        ...
 
     @property
     def context(self) -> str | None:

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from local import commands
-from local.cluster.place import Cluster
 from local.commands import CommandError
 from local.engine import workspace
 from local.engine.cloud import Cloud
+from local.engine.workspace import Cluster
 from local.paths import CHECKOUT
 
 

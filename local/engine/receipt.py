@@ -11,8 +11,8 @@ from kubernetes import client, config
 
 from infra import names
 from infra.monitoring.stack import GP3_CLASS
-from local.cluster.place import Cluster
 from local.engine.cloud import Cloud
+from local.engine.workspace import Cluster
 
 
 def left_behind(cloud: Cloud, cluster: Cluster) -> list[str]:

@@ -8,12 +8,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from infra.names import PROJECT
-from local.cluster.place import Cluster
 from local.engine.cloud import Cloud
 from local.paths import CHECKOUT
 from local.stand_ins.install import install
@@ -21,6 +20,13 @@ from local.tools.toolchain import Tool, ensure
 
 _PASSPHRASE = "local"
 """Secrets of a local stack guard nothing beyond this machine's emulated AWS."""
+
+
+class Cluster(Protocol):
+    """A Kubernetes that can be reached."""
+
+    @property
+    def kubeconfig(self) -> Path: ...
 
 
 def prepare(state: Path, user_plugins: Path | None = None) -> None:
