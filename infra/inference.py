@@ -86,7 +86,7 @@ def vllm_args(settings: Settings, envelope: Envelope | None) -> list[str]:
 
 
 def _device_args(settings: Settings) -> list[str]:
-    if settings.vllm_device == "cpu":
+    if settings.local.vllm_device == "cpu":
         return ["--dtype=bfloat16"]
     return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
 
@@ -353,7 +353,7 @@ class Inference(pulumi.ComponentResource):
                 # boto3 reads only this one.
                 _variable("AWS_DEFAULT_REGION", self._identity.region),
                 _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
-                *([_variable("AWS_ENDPOINT_URL", endpoint)] if (endpoint := self._settings.aws_endpoint_url) else []),
+                *([_variable("AWS_ENDPOINT_URL", url)] if (url := self._settings.local.aws_endpoint_url) else []),
             ],
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
             "startup_probe": probe(
@@ -384,7 +384,7 @@ class Inference(pulumi.ComponentResource):
         environment = [
             *(
                 _variable(key, value)
-                for key, value in (_CPU_ENVIRONMENT if settings.vllm_device == "cpu" else {}).items()
+                for key, value in (_CPU_ENVIRONMENT if settings.local.vllm_device == "cpu" else {}).items()
             ),
             *(
                 _variable(key, value)
@@ -394,7 +394,7 @@ class Inference(pulumi.ComponentResource):
         ]
         if settings.hub_token:
             environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
-        needs = pod_resources.ON_CPU if settings.vllm_device == "cpu" else pod_resources.ON_GPU
+        needs = pod_resources.ON_CPU if settings.local.vllm_device == "cpu" else pod_resources.ON_GPU
         disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
         return {
             "name": VLLM,

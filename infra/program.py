@@ -79,7 +79,7 @@ def deploy() -> None:
         namespace=serving_namespace,
         api_server=eks_api_server(config.vpc_cidr),
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
-        emulated_aws=config.aws_endpoint_url is not None,
+        emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
     )
     inference = Inference(
@@ -96,7 +96,7 @@ def deploy() -> None:
         namespace=serving_namespace,
         image=image,
         vllm_key_secret=inference.api_key_secret.metadata.name,
-        tolerations=[names.GPU_TAINT.toleration()] if config.single_node else [],
+        tolerations=[names.GPU_TAINT.toleration()] if config.local.single_node else [],
         opts=in_cluster,
     )
     if config.scaling_enabled:

@@ -1,7 +1,7 @@
 """The only reader of the stack's configuration: it is validated once, before anything is changed.
 
-The settings themselves, and the rules between them, are in `loraserve/planning/stack_settings.py`. Checks that need AWS
-(account, zones) are in `preflight.py`.
+The settings themselves are in `loraserve/planning/stack_settings.py`, the rules between them in `settings_rules.py` beside
+it. Checks that need AWS (account, zones) are in `preflight.py`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ from pulumi.runtime import config as runtime_config
 
 from infra.errors import ConfigError
 from infra.names import PROJECT
-from loraserve.planning.stack_settings import InvalidSettings, Settings, decode, parse
+from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, decode, parse
+from loraserve.planning.stack_settings import Settings
 
 
 def load() -> Settings:
     """Reads this stack's configuration. Raises ConfigError with every problem found."""
-    values = _configured(f"{PROJECT}:")
+    values, accounts, found = _configured(f"{PROJECT}:"), _allowed_accounts(), []
+    if len(accounts) != 1:
+        found.append("aws:allowedAccountIds must name exactly one account: the one this stack file is for")
     if "hubToken" in values and not runtime_config.is_config_secret(f"{PROJECT}:hubToken"):
-        raise ConfigError(
-            [f"{PROJECT}:hubToken stands in clear in the stack file: `pulumi config set --secret hubToken`"]
-        )
+        found.append(TOKEN_IN_CLEAR)
     try:
-        return parse(values)
+        return parse(values, allowed_accounts=accounts, found=found)
     except InvalidSettings as error:
         raise ConfigError(error.problems) from None
 
 
 def allowed_account() -> str:
-    """The one AWS account this stack may touch (`aws:allowedAccountIds`; the provider enforces it too)."""
+    """The one AWS account this stack may touch, as `load` found it (the provider enforces it too)."""
+    (account,) = _allowed_accounts()
+    return account
+
+
+def _allowed_accounts() -> list[str]:
     ids = decode(_configured("aws:").get("allowedAccountIds", "[]"))
-    if not isinstance(ids, list) or len(ids) != 1:
-        raise ConfigError(["aws:allowedAccountIds must name exactly one account: the one this stack file is for"])
-    return str(ids[0])
+    return [str(account) for account in ids] if isinstance(ids, list) else []
 
 
 def _configured(namespace: str) -> dict[str, Any]:

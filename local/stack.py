@@ -19,7 +19,7 @@ from infra import names
 from local import models
 from local.asking import Endpoint, endpoint
 from local.cluster.machine import Machine
-from local.cluster.place import Place
+from local.cluster.place import Images, Place
 from local.cluster.user_cluster import UserCluster
 from local.engine import receipt, workspace
 from local.engine.cloud import Cloud, CloudLostError
@@ -53,6 +53,15 @@ def step(title: str) -> Iterator[None]:
     started = time.monotonic()
     yield
     console.print(f"    done in {time.monotonic() - started:.0f} s")
+
+
+def settings_of(shipped: Mapping[str, Any], aws_endpoint: str, images: Images) -> dict[str, Any]:
+    """Stack settings that say what `up` has made, beside what the stack file says as shipped."""
+    return {
+        "local": shipped[f"{names.PROJECT}:local"] | {"awsEndpointUrl": aws_endpoint},
+        "vllmImage": images.vllm,
+        "loraserveImage": images.loraserve,
+    }
 
 
 @dataclass(frozen=True)
@@ -114,11 +123,10 @@ class LocalStack:
         with step(place.title):
             place.start(say)
         with step("emulated AWS, IAM enforced"):
-            region = workspace.stack_region(STACK)
-            cloud = Cloud.start(self.state / "aws", region, address=place.address)
+            shipped = workspace.shipped_config(STACK)
+            cloud = Cloud.start(self.state / "aws", shipped["aws:region"], address=place.address)
             cloud.enforce_iam()
-        built = {"awsEndpointUrl": cloud.endpoint, "vllmImage": images.vllm, "loraserveImage": images.loraserve}
-        built |= place.settings
+        built = {**settings_of(shipped, cloud.endpoint, images), **place.settings}
         self.pulumi.take_over()
         if not self.key_file.exists():
             self._make_key()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,19 @@ def adapter(name: str = "aws-rag-qa", **changes: Any) -> dict[str, Any]:
 
 def stack_file(stack: str) -> dict[str, Any]:
     """The `config` section of a stack file."""
-    return yaml.safe_load((CHECKOUT / f"Pulumi.{stack}.yaml").read_text())["config"]
+    return deepcopy(_config(f"Pulumi.{stack}.yaml"))
 
 
 def stack_values(stack: str, **changes: Any) -> dict[str, Any]:
     """The program's own keys as the CLI would hand them over: defaults of Pulumi.yaml, then the stack file."""
-    project = yaml.safe_load((CHECKOUT / "Pulumi.yaml").read_text())["config"]
-    defaults = {key: schema["default"] for key, schema in project.items()}
+    defaults = {key: schema["default"] for key, schema in _config("Pulumi.yaml").items()}
     own = {key: value for key, value in (defaults | stack_file(stack)).items() if key.startswith(f"{PROJECT}:")}
     values = {key.removeprefix(f"{PROJECT}:"): value for key, value in own.items()}
     if stack == "prod":
         values |= PRODUCTION_CHOICES
     return {key: value for key, value in (values | changes).items() if value is not None}
+
+
+@cache
+def _config(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CHECKOUT / name).read_text())["config"]

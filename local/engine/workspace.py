@@ -89,14 +89,14 @@ def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bo
     path = folder / f"Pulumi.{stack}.yaml"
     before = _load(path)
     named = {key if ":" in key else f"{PROJECT}:{key}": value for key, value in changes.items()}
-    after = before | {"config": _load(CHECKOUT / path.name)["config"] | named}
+    after = before | {"config": shipped_config(stack) | named}
     path.write_text(yaml.safe_dump(after))
     return before != after
 
 
-def stack_region(stack: str) -> str:
-    """The AWS region that a shipped stack file names."""
-    return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]["aws:region"]
+def shipped_config(stack: str) -> dict[str, Any]:
+    """What a stack file says as shipped, by full key."""
+    return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]
 
 
 def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:

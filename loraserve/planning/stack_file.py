@@ -1,5 +1,5 @@
 """A stack's settings from its files, for commands that need no Pulumi: defaults from Pulumi.yaml, values from
-Pulumi.{stack}.yaml. What is encrypted there stays unknown; no sum depends on it."""
+Pulumi.{stack}.yaml. The hub token, which is encrypted there, stays unknown."""
 
 from __future__ import annotations
 
@@ -9,27 +9,51 @@ from typing import Any
 import yaml
 
 from loraserve.contract.addresses import PROJECT
-from loraserve.planning.stack_settings import InvalidSettings, Settings, parse
+from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, parse
+from loraserve.planning.stack_settings import Settings
+
+PROJECT_FILE = "Pulumi.yaml"
+_OWN = f"{PROJECT}:"
+_TOKEN = f"{_OWN}hubToken"
 
 
 def read(path: Path) -> Settings:
     """The settings of a stack file, which lies beside the project's Pulumi.yaml. Raises InvalidSettings."""
-    defaults = _config(path.with_name("Pulumi.yaml"))
-    values = {key: declared.get("default") for key, declared in defaults.items() if isinstance(declared, dict)}
-    given = {key: value for key, value in _config(path).items() if not _is_secret(value)}
-    return parse({key: value for key, value in (values | given).items() if value is not None})
+    declared, config = _config(path.with_name(PROJECT_FILE)), _config(path)
+    defaults = {
+        key: entry["default"] for key, entry in declared.items() if isinstance(entry, dict) and "default" in entry
+    }
+    encrypted = [key for key, value in config.items() if _is_encrypted(value)]
+    found = [
+        f"{key} is encrypted in {path}, and it is no secret: set it in clear"
+        for key in encrypted
+        if key.startswith(_OWN) and key != _TOKEN
+    ]
+    if _TOKEN in config and _TOKEN not in encrypted:
+        found.append(TOKEN_IN_CLEAR)
+    given = {key: value for key, value in config.items() if key not in (*encrypted, _TOKEN)}
+    values = {key.removeprefix(_OWN): value for key, value in (defaults | given).items() if key.startswith(_OWN)}
+    if template := values.get("chatTemplateFile"):
+        values["chatTemplateFile"] = str(path.parent / str(template))
+    accounts = config.get("aws:allowedAccountIds")
+    return parse(values, allowed_accounts=[str(a) for a in accounts] if isinstance(accounts, list) else [], found=found)
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """The project's own keys, without their namespace."""
+    """The `config` of a Pulumi file, by full key."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = (document or {}).get("config") or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise InvalidSettings([f"{path} is not a readable stack file ({error}): name a Pulumi.<stack>.yaml"]) from None
-    prefix = f"{PROJECT}:"
-    return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _not_a_stack_file(path, str(error)) from None
+    config = document.get("config") if isinstance(document, dict) else None
+    if not isinstance(config, dict):
+        raise _not_a_stack_file(path, "it has no `config`")
+    return {str(key): value for key, value in config.items()}
 
 
-def _is_secret(value: object) -> bool:
+def _is_encrypted(value: object) -> bool:
     return isinstance(value, dict) and set(value) == {"secure"}
+
+
+def _not_a_stack_file(path: Path, reason: str) -> InvalidSettings:
+    return InvalidSettings([f"{path} cannot be read as a stack file ({reason}): name a Pulumi.<stack>.yaml"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraserve.planning.cost import describe, idle_cost
-from loraserve.planning.stack_settings import parse
+from loraserve.planning.settings_parser import parse
 from tests.stack_values import stack_values
 
 

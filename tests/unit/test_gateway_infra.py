@@ -14,7 +14,7 @@ from loraserve.contract.keys import KeyRing, create_key
 from loraserve.gateway.app import Gateway, InnerApi
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.settings import Settings
-from loraserve.planning.stack_settings import InvalidSettings, parse
+from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
 from tests.unit.declared import Program, declare
 

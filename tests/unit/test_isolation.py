@@ -190,7 +190,7 @@ def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:
 
 
 def test_with_an_emulated_aws_its_port_is_reached_and_by_nobody_else() -> None:
-    program = declare("local", awsEndpointUrl="http://172.18.0.1:4566")
+    program = declare("local", local={"awsEndpointUrl": "http://172.18.0.1:4566"})
     policies = [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
     assert allowed(policies, "Egress", VLLM, "172.18.0.1", 4566)
     assert allowed(policies, "Egress", GATEWAY, "172.18.0.1", 6443)

@@ -16,8 +16,11 @@ from local.cluster.node import Node
 from local.engine import workspace
 from local.images import recipes
 from local.processes import ProcessError
-from local.stack import LocalStack
+from local.stack import LocalStack, settings_of
 from local.tools.toolchain import ToolchainError
+from loraserve.planning.settings_parser import parse
+from loraserve.planning.stack_settings import Local
+from tests.stack_values import stack_values
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,13 @@ def test_too_little_disk_is_refused_with_how_much_is_missing(tmp_path: Path, mon
     monkeypatch.setattr(recipes.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
     with pytest.raises(ToolchainError, match=r"1\.0 GB are free: 25\.0 GB are missing"):
         recipes.check_disk()
+
+
+def test_pods_are_told_of_what_was_made_and_of_the_one_node_still() -> None:
+    made = settings_of(workspace.shipped_config("local"), "http://10.1.2.3:4566", place.Images("vllm:1", "ours:2"))
+    settings = parse(stack_values("local", **made))
+    assert settings.local == Local(vllm_device="cpu", single_node=True, aws_endpoint_url="http://10.1.2.3:4566")
+    assert (settings.vllm_image, settings.loraserve_image) == ("vllm:1", "ours:2")
 
 
 def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: Path) -> None:

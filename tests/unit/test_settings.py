@@ -7,12 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from pydantic.alias_generators import to_camel
 
 from infra import preflight
 from infra.errors import ConfigError
 from loraserve.planning import pod_resources
-from loraserve.planning.stack_settings import InvalidSettings, parse
-from tests.stack_values import adapter, stack_values
+from loraserve.planning.settings_parser import InvalidSettings, parse
+from loraserve.planning.settings_rules import EMULATED_ACCOUNT
+from loraserve.planning.stack_settings import Local, Settings
+from tests.stack_values import adapter, stack_file, stack_values
 from tests.unit.declared import Program, declare
 
 OWN_MODEL_SHAPE = {
@@ -50,6 +56,94 @@ def test_every_problem_is_told_at_once() -> None:
     assert "gpuMaxsize" in told
     assert "loraserve:nat: Input should be 'gateway', 'gateway-per-zone' or 'instance'" in told
     assert "loraserve:gpuMinSize: Input should be a valid integer" in told
+
+
+INDEPENDENT = {
+    "a type": ({"systemNodeCount": "two"}, "loraserve:systemNodeCount: Input should be a valid integer"),
+    "a choice": ({"nat": "magic"}, "loraserve:nat: Input should be"),
+    "a field of a structured value": (
+        {"clusterAccess": [{"name": "me"}]},
+        "loraserve:clusterAccess[0].principalArn: is missing",
+    ),
+    "a missing key": ({"requestsPerReplica": None}, "loraserve:requestsPerReplica: is missing"),
+    "an unknown key": ({"gpuMaxsize": 3}, "loraserve:gpuMaxsize is not a known key"),
+    "bounds": ({"gpuMinSize": 3}, "loraserve:gpuMaxSize 2 is below gpuMinSize 3"),
+    "disks": ({"gpuWarmPool": True}, "loraserve:gpuWarmPool keeps stopped instances"),
+    "reach": ({"publicAccessCidrs": []}, "loraserve:publicAccessCidrs is empty"),
+    "memory": ({"maxModelLen": 200_000}, "loraserve:maxModelLen 200,000 leaves no room"),
+    "names": ({"adapters": [adapter("faq"), adapter("faq")]}, "loraserve:adapters: 2 adapters are named 'faq'"),
+}
+"""Problems that have no setting in common, but for the adapters, without which memory cannot be judged."""
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sets(st.sampled_from(sorted(INDEPENDENT)), min_size=1))
+def test_whatever_is_wrong_at_once_is_told_at_once(wrong: set[str]) -> None:
+    if "names" in wrong:
+        wrong.discard("memory")
+    changes = {key: value for name in wrong for key, value in INDEPENDENT[name][0].items()}
+    told = problems(**changes).splitlines()
+    assert len(told) == len(wrong)
+    for name in wrong:
+        assert any(INDEPENDENT[name][1] in problem for problem in told)
+
+
+@pytest.mark.parametrize("key", [to_camel(field) for field in Settings.model_fields])
+def test_a_value_of_no_use_in_any_key_is_told_with_that_key_and_hides_no_rule(key: str) -> None:
+    told = problems(**{"gpuWarmPool": True, key: {"no": "such value"}}).splitlines()
+    assert any(problem.startswith(f"loraserve:{key}") for problem in told)
+    if key not in ("gpuWarmPool", "gpuNvmeRaid0"):
+        assert any("loraserve:gpuWarmPool keeps stopped instances" in problem for problem in told)
+    if key != "gpuWarmPool":
+        assert all(problem.startswith((f"loraserve:{key}", "loraserve:gpuWarmPool")) for problem in told)
+
+
+def test_a_rule_says_nothing_of_a_value_that_is_not_valid() -> None:
+    told = problems(gpuMinSize=3, gpuMaxSize="many")
+    assert told.splitlines() == [told]
+    assert told.startswith("loraserve:gpuMaxSize: Input should be a valid integer")
+
+
+def test_the_local_section_is_refused_beside_a_real_account() -> None:
+    def read(**changes: Any) -> Settings:
+        return parse(stack_values("local", **changes), allowed_accounts=["210987654321"])
+
+    with pytest.raises(InvalidSettings, match=r"loraserve:local is for an emulated AWS.*names 210987654321: remove it"):
+        read()
+    with pytest.raises(InvalidSettings, match=r"loraserve:local is for an emulated AWS"):
+        read(local={"awsEndpointUrl": "http://10.0.0.1:4566"}, nat="magic")
+    assert read(local=None).local == Local()
+    assert parse(stack_values("local"), allowed_accounts=[EMULATED_ACCOUNT]).local.single_node
+
+
+def test_the_program_refuses_the_local_section_for_a_real_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = stack_file("local") | {"aws:allowedAccountIds": ["210987654321"]}
+    monkeypatch.setattr("tests.unit.declared.stack_file", lambda _: shipped)
+    with pytest.raises(ConfigError, match="loraserve:local is for an emulated AWS"):
+        declare("local")
+
+
+def test_what_only_a_local_stack_has_needs_a_local_section() -> None:
+    assert "loraserve:local.vllmDevice: Input should be 'gpu' or 'cpu'" in problems(local={"vllmDevice": "tpu"})
+    assert "loraserve:local.awsEndpointUrl" in problems(local={"awsEndpointUrl": "moto"})
+    for key in ("vllmDevice", "singleNode", "awsEndpointUrl"):
+        assert f"loraserve:{key} is not a known key" in problems(**{key: "cpu"})
+
+
+def test_the_emulated_account_is_motos() -> None:
+    assert EMULATED_ACCOUNT == DEFAULT_ACCOUNT_ID
+
+
+@pytest.mark.parametrize("accounts", [None, [], ["123456789012", "210987654321"]])
+def test_a_stack_file_is_for_one_account_and_says_so_with_all_else(
+    accounts: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = {k: v for k, v in stack_file("dev").items() if k != "aws:allowedAccountIds"}
+    monkeypatch.setattr(
+        "tests.unit.declared.stack_file", lambda _: shipped | ({"aws:allowedAccountIds": accounts} if accounts else {})
+    )
+    with pytest.raises(ConfigError, match=r"(?s)aws:allowedAccountIds must name exactly one account.*gpuMinSize"):
+        declare("dev", gpuMinSize=3)
 
 
 def test_the_gpu_group_cannot_be_smaller_at_most_than_at_least() -> None:

@@ -1,0 +1,209 @@
+"""The rules between settings: what no single value can break. Pure; each yields what is wrong, with the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from pydantic.alias_generators import to_camel
+
+from loraserve.contract.addresses import PROJECT
+from loraserve.contract.document import is_hub_id
+from loraserve.contract.keys import EVERY_MODEL
+from loraserve.planning import gpu_memory, pod_resources
+from loraserve.planning.model_shapes import KNOWN_MODELS, ModelShape
+from loraserve.planning.stack_settings import Local, Settings
+
+EMULATED_ACCOUNT = "123456789012"
+"""The account that moto answers for; AWS has it in its documentation only."""
+LEAST_SCALED_IDLE_MINUTES = 4
+"""Less would end pods between two requests of one conversation."""
+_WIDEST_CIDR_IN_PRODUCTION = 16
+
+Rule = Callable[[Settings], Iterator[str]]
+RULES: list[Rule] = []
+
+
+def _rule(check: Rule) -> Rule:
+    RULES.append(check)
+    return check
+
+
+def local_beside_a_real_account(settings: Settings, allowed_accounts: Collection[str]) -> Iterator[str]:
+    """Needs `aws:allowedAccountIds`, which is no setting of this program."""
+    real = sorted(set(allowed_accounts) - {EMULATED_ACCOUNT})
+    if settings.local != Local() and real:
+        yield (
+            f"{PROJECT}:local is for an emulated AWS, whose account is {EMULATED_ACCOUNT}, and aws:allowedAccountIds names "
+            f"{', '.join(real)}: remove it from a stack file for the real AWS"
+        )
+
+
+# Sizes.
+
+
+@_rule
+def gpu_group_bounds(settings: Settings) -> Iterator[str]:
+    if settings.gpu_max_size < settings.gpu_min_size:
+        yield (
+            f"{PROJECT}:gpuMaxSize {settings.gpu_max_size} is below gpuMinSize {settings.gpu_min_size}: raise it to "
+            f"{settings.gpu_min_size}, or lower gpuMinSize"
+        )
+
+
+@_rule
+def a_node_for_each_replica(settings: Settings) -> Iterator[str]:
+    most = settings.most_replicas
+    if most > settings.gpu_max_size:
+        key = "inferenceReplicas" if most == settings.inference_replicas else "inferenceMaxReplicas"
+        yield (
+            f"{PROJECT}:{key} {most} needs as many GPU nodes, and gpuMaxSize is {settings.gpu_max_size}: raise gpuMaxSize "
+            f"(each node takes {settings.gpu_instance.vcpus} vCPUs of the G/VT quota)"
+        )
+
+
+@_rule
+def time_between_requests(settings: Settings) -> Iterator[str]:
+    scaled = settings.scaling_enabled and not settings.local.single_node
+    if scaled and settings.gpu_idle_minutes < LEAST_SCALED_IDLE_MINUTES:
+        yield (
+            f"{PROJECT}:gpuIdleMinutes {settings.gpu_idle_minutes} leaves no time between two requests: set at least "
+            f"{LEAST_SCALED_IDLE_MINUTES}, or scalingEnabled to false"
+        )
+
+
+@_rule
+def disks_that_outlive_a_stop(settings: Settings) -> Iterator[str]:
+    if settings.gpu_warm_pool and settings.gpu_nvme_raid0:
+        yield (
+            f"{PROJECT}:gpuWarmPool keeps stopped instances, and a stop wipes the NVMe disks of gpuNvmeRaid0: "
+            "set one of the two to false"
+        )
+
+
+@_rule
+def nvme_disks(settings: Settings) -> Iterator[str]:
+    if settings.gpu_nvme_raid0 and not settings.gpu_instance.nvme_gb:
+        yield f"{PROJECT}:gpuNvmeRaid0: {settings.gpu_instance_type} has no NVMe disks: set it to false"
+
+
+# Safety.
+
+
+@_rule
+def reachable_api(settings: Settings) -> Iterator[str]:
+    if not settings.public_access_cidrs and not settings.private_access_cidrs:
+        yield (
+            f"{PROJECT}:publicAccessCidrs is empty, so nobody reaches the cluster's API, this program included: list your "
+            "own address ranges, or keep it off and list the ranges of your VPN or bastion in privateAccessCidrs"
+        )
+
+
+@_rule
+def closed_api_in_production(settings: Settings) -> Iterator[str]:
+    wide = [str(cidr) for cidr in settings.public_access_cidrs if cidr.prefixlen < _WIDEST_CIDR_IN_PRODUCTION]
+    if settings.environment == "production" and wide:
+        yield (
+            f"{PROJECT}:publicAccessCidrs opens the cluster's API to {', '.join(wide)}: list your own address ranges, "
+            "or none and use privateAccessCidrs"
+        )
+
+
+@_rule
+def pinned_weights_in_production(settings: Settings) -> Iterator[str]:
+    pinned = settings.base_model_mirror or _is_commit(settings.base_model_revision)
+    if settings.environment == "production" and not pinned:
+        yield (
+            f"{PROJECT}:baseModelRevision {settings.base_model_revision!r} moves: in production pin the full commit hash of "
+            f"{settings.base_model} (shown by its hub under 'Files and versions', 'History'), or mirror it"
+        )
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)
+
+
+@_rule
+def keys_of_declared_models(settings: Settings) -> Iterator[str]:
+    known = {EVERY_MODEL, settings.base_model, *(adapter.name for adapter in settings.adapters)}
+    for key in settings.gateway_keys:
+        if strangers := sorted(set(key.models) - known):
+            yield (
+                f"{PROJECT}:gatewayKeys: key {key.id} of {key.tenant} names {', '.join(strangers)}, which is not declared: "
+                f"choose from {', '.join(sorted(known))}"
+            )
+
+
+# The base model and its adapters, in memory and on disk.
+
+
+@_rule
+def known_shape(settings: Settings) -> Iterator[str]:
+    if not _shape(settings):
+        fields = ", ".join(to_camel(field) for field in ModelShape.model_fields)
+        yield (
+            f"{PROJECT}:baseModelShape: nothing is known of {settings.base_model}: give {fields} from its config.json "
+            "(weightsGib: the size of its weight files)"
+        )
+
+
+@_rule
+def mirror_with_a_name(settings: Settings) -> Iterator[str]:
+    if settings.base_model_mirror and not is_hub_id(settings.base_model):
+        yield f"{PROJECT}:baseModelMirror: {settings.base_model!r} is no hub id: set baseModel to what was mirrored"
+
+
+@_rule
+def the_base_models_name(settings: Settings) -> Iterator[str]:
+    if any(adapter.name == settings.base_model for adapter in settings.adapters):
+        yield f"{PROJECT}:adapters: {settings.base_model!r} is the base model's name: rename that adapter"
+
+
+@_rule
+def layers_of_the_base_model(settings: Settings) -> Iterator[str]:
+    shape = _shape(settings)
+    if shape and (strangers := _strange_modules(settings, shape)):
+        yield (
+            f"{PROJECT}:adapters: target modules {', '.join(strangers)} are not LoRA layers of {settings.base_model}: "
+            f"train on some of {', '.join(shape.lora_shape.modules)}"
+        )
+
+
+@_rule
+def memory_for_one_request(settings: Settings) -> Iterator[str]:
+    shape = _shape(settings)
+    if shape and not _strange_modules(settings, shape):
+        serving = gpu_memory.Serving(
+            shape, settings.gpu_instance, settings.max_model_len, settings.gpu_memory_utilization, settings.envelope
+        )
+        yield from _told(gpu_memory.memory_problem(serving))
+
+
+@_rule
+def a_node_that_fits_the_pod(settings: Settings) -> Iterator[str]:
+    yield from _told(pod_resources.node_fit_problem(settings.gpu_instance))
+
+
+@_rule
+def disk_for_adapters(settings: Settings) -> Iterator[str]:
+    yield from _told(pod_resources.disk_problem(settings.adapters))
+
+
+@_rule
+def disk_for_base_weights(settings: Settings) -> Iterator[str]:
+    if mirror := settings.base_model_mirror:
+        yield from _told(pod_resources.base_disk_problem(mirror.size_bytes))
+
+
+def _shape(settings: Settings) -> ModelShape | None:
+    return settings.base_model_shape or KNOWN_MODELS.get(settings.base_model)
+
+
+def _strange_modules(settings: Settings, shape: ModelShape) -> list[str]:
+    """Target modules that the base model has not."""
+    touched = {module for adapter in settings.adapters for module in adapter.target_modules}
+    return sorted(touched - shape.lora_shape.modules.keys())
+
+
+def _told(problem: str | None) -> Iterator[str]:
+    if problem:
+        yield problem
