@@ -21,6 +21,7 @@ from google.protobuf import empty_pb2, json_format
 from pulumi.runtime import proto
 from pulumi.runtime.proto import language_pb2, language_pb2_grpc
 
+from local import commands
 from local.stand_ins.provider import serve_plugin
 from local.stand_ins.run_program import REPORTED
 
@@ -60,7 +61,7 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         return language_pb2.AboutResponse(executable=sys.executable, version=platform.python_version())
 
     def GetProgramDependencies(self, request: Any, context: grpc.ServicerContext) -> Any:
-        listing = subprocess.check_output([_python(request.info), "-m", "pip", "list", "--format", "json"])
+        listing = commands.output([_python(request.info), "-m", "pip", "list", "--format", "json"])
         dependencies = [language_pb2.DependencyInfo(**package) for package in json.loads(listing)]
         return language_pb2.GetProgramDependenciesResponse(dependencies=dependencies)
 
