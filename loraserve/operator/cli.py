@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraserveError as error:
         print(f"loraserve: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"loraserve: {error.name} is missing here: pip install 'loraserve[server]'", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The package on its own, its locks, vLLM's one version, the import rules and the releases: what nothing else would notice."""
+"""The package on its own, its locks, vLLM's one version and the import rules."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ _LOCKS = {
 def _pins(lock: str | Path) -> dict[str, str]:
     """Version by package."""
     return dict(re.findall(r"^([\w.-]+)(?:\[[\w,-]+\])?==([^\s;]+)", (CHECKOUT / lock).read_text(), re.MULTILINE))
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.mark.parametrize("lock", _LOCKS)
@@ -87,44 +83,32 @@ def test_an_operators_shell_needs_no_servers_libraries(wheel: Path) -> None:
     assert {"loraserve.operator.status", "loraserve.planning.cost"} <= imported
 
 
+def test_a_server_without_its_libraries_says_what_to_install(wheel: Path) -> None:
+    script = "from loraserve.operator.cli import main\nsys.exit(main(['gateway']))"
+    run = _run(wheel, script, blocked=["uvloop"])
+    assert (run.returncode, run.stderr) == (1, "loraserve: uvloop is missing here: pip install 'loraserve[server]'\n")
+
+
 def _imported(wheel: Path, packages: list[str], blocked: list[str]) -> set[str]:
-    """Imports every module of some packages in a process of its own; returns their names."""
+    """Imports every module of some packages; returns their names."""
     script = f"""
-import importlib, pkgutil, sys
-sys.path.insert(0, {str(wheel)!r})
-sys.modules.update(dict.fromkeys({blocked!r}))
+import importlib, pkgutil
 for package in map(importlib.import_module, {packages!r}):
     assert {str(wheel)!r} in package.__file__
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             print(importlib.import_module(module.name).__name__)
 """
-    run = subprocess.run([sys.executable, "-I", "-c", script], cwd=wheel.parent, capture_output=True, text=True)
+    run = _run(wheel, script, blocked)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
 
-def _releases() -> list[tuple[str, str]]:
-    """Tag and commit, oldest first."""
-    lines = (CHECKOUT / "tests/releases.txt").read_text().splitlines()
-    return [(tag, commit) for tag, commit in (line.split() for line in lines if not line.startswith("#"))]
-
-
-@pytest.mark.parametrize(("tag", "commit"), _releases())
-def test_a_release_is_a_commit_of_this_history(tag: str, commit: str) -> None:
-    if not (CHECKOUT / ".git").exists():
-        pytest.skip("this is not a clone: there is no history to look into")
-    if _git("rev-parse", "--is-shallow-repository") == "true":
-        pytest.skip("this clone is shallow: `git fetch --unshallow` brings the history")
-    _git("merge-base", "--is-ancestor", commit, "HEAD")
-    assert tomllib.loads(_git("show", f"{commit}:pyproject.toml"))["project"]["version"] == tag.removeprefix("v")
-
-
-def test_every_release_is_in_the_changelog_and_the_next_one_has_another_number() -> None:
-    tags = [tag for tag, _ in _releases()]
-    sections = re.findall(r"^## \[(\d\S*)\]", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert sections[::-1] == [tag.removeprefix("v") for tag in tags]
-    assert _PROJECT["project"]["version"] not in sections
+def _run(wheel: Path, script: str, blocked: list[str]) -> subprocess.CompletedProcess[str]:
+    """A process that has the wheel and this environment's packages, but for some."""
+    start = f"import sys\nsys.path.insert(0, {str(wheel)!r})\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
+    command = [sys.executable, "-I", "-c", start + script]
+    return subprocess.run(command, cwd=wheel.parent, capture_output=True, text=True)
 
 
 def test_the_import_rules_catch_a_room_that_reaches_up(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""What people read: paths that exist, and releases that can be gone back to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from local.paths import CHECKOUT
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")),
+    ],
+)
+def test_what_a_document_points_to_exists(document: str) -> None:
+    text = (CHECKOUT / document).read_text()
+    paths = re.findall(r"`((?:bench|docs|images|infra|local|loraserve|tests)/[\w./-]*)`", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    missing = [path for path in paths if not (CHECKOUT / path).exists()]
+    assert [*missing, *(link for link in links if not (CHECKOUT / document).parent.joinpath(link).exists())] == []
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _releases() -> list[tuple[str, str]]:
+    """Tag and commit, oldest first."""
+    lines = (CHECKOUT / "tests/releases.txt").read_text().splitlines()
+    return [(tag, commit) for tag, commit in (line.split() for line in lines if not line.startswith("#"))]
+
+
+@pytest.mark.parametrize(("tag", "commit"), _releases())
+def test_a_release_is_a_commit_of_this_history(tag: str, commit: str) -> None:
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("this is not a clone: there is no history to look into")
+    if _git("rev-parse", "--is-shallow-repository") == "true":
+        pytest.skip("this clone is shallow: `git fetch --unshallow` brings the history")
+    _git("merge-base", "--is-ancestor", commit, "HEAD")
+    assert tomllib.loads(_git("show", f"{commit}:pyproject.toml"))["project"]["version"] == tag.removeprefix("v")
+
+
+def test_the_changelog_has_every_release_and_the_version_is_none_of_them() -> None:
+    released = [tag.removeprefix("v") for tag, _ in _releases()]
+    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    sections = re.findall(r"^## \[(\d\S*)\]", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert version not in released, "a release is a commit: the next one has another version"
+    # The commit that is to be a release cannot name itself.
+    assert sections[::-1] == (released if ".dev" in version else [*released, version])
