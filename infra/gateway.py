@@ -25,7 +25,7 @@ from infra.names import (
     VLLM_PORT,
     VLLM_SERVICE,
 )
-from infra.pods import hardened, probe, service_ports
+from infra.pods import grant, hardened, may_watch, probe, run_as, service_ports
 from loraserve.contract.keys import KeyRing
 from loraserve.planning import pod_resources
 from loraserve.planning.gpu_memory import MAX_NUM_SEQS
@@ -117,32 +117,12 @@ class Gateway(pulumi.ComponentResource):
         account = core.ServiceAccount(
             GATEWAY, metadata=self._metadata(), automount_service_account_token=False, opts=self._child
         )
-        role = k8s.rbac.v1.Role(
+        return grant(
             GATEWAY,
-            metadata=self._metadata(),
-            rules=[
-                {
-                    "api_groups": ["discovery.k8s.io"],
-                    "resources": ["endpointslices"],
-                    "verbs": ["get", "list", "watch"],
-                },
-                {
-                    "api_groups": [""],
-                    "resources": ["configmaps"],
-                    "resource_names": [DESIRED_STATE],
-                    "verbs": ["get", "list", "watch"],
-                },
-            ],
-            opts=self._child,
-        )
-        return k8s.rbac.v1.RoleBinding(
-            GATEWAY,
-            metadata=self._metadata(),
-            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
-            subjects=[
-                {"kind": "ServiceAccount", "name": account.metadata.name, "namespace": self._namespace},
-            ],
-            opts=self._child,
+            self._metadata(),
+            account.metadata.name,
+            [may_watch("discovery.k8s.io", "endpointslices"), may_watch("", "configmaps", DESIRED_STATE)],
+            self._child,
         )
 
     def _create_keys(self) -> core.Secret:
@@ -186,13 +166,7 @@ class Gateway(pulumi.ComponentResource):
                 for key in _SPREAD_OVER
             ],
             "termination_grace_period_seconds": PRESTOP_SECONDS + drain_seconds + _GRACE_MARGIN_SECONDS,
-            "security_context": {
-                "run_as_non_root": True,
-                "run_as_user": _USER_ID,
-                "run_as_group": _USER_ID,
-                "fs_group": _USER_ID,
-                "seccomp_profile": {"type": "RuntimeDefault"},
-            },
+            "security_context": run_as(_USER_ID),
             "containers": [self._container()],
             "volumes": [{"name": "keys", "secret": {"secret_name": keys.metadata.name}}],
         }

@@ -11,6 +11,8 @@ import pulumi_docker_build as docker_build
 from infra import versions
 from infra.names import PROJECT
 
+VLLM_IMAGE = f"vllm/vllm-openai:v{versions.VLLM}"
+"""The official one; since CUDA 13 became its default it needs a driver of at least 580."""
 CONTAINERFILE = "images/loraserve/Containerfile"
 _KEPT_IMAGES = 20
 

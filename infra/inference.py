@@ -12,8 +12,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra import versions
 from infra.iam import AUDIENCE, ROLE_ANNOTATION, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
+from infra.images import VLLM_IMAGE
 from infra.names import (
     ADAPTER_DIR,
     AGENT_PORT,
@@ -34,7 +34,7 @@ from infra.names import (
     VLLM_SELECTOR,
     VLLM_SERVICE,
 )
-from infra.pods import hardened, probe, service_ports
+from infra.pods import grant, hardened, may_watch, probe, run_as, service_ports
 from loraserve.contract.desired_state import DesiredState, Envelope
 from loraserve.planning import pod_resources
 from loraserve.planning.envelope import lora_flags
@@ -237,27 +237,15 @@ class Inference(pulumi.ComponentResource):
 
     def _let_the_agent_follow(self) -> None:
         """The object can be read sooner than its mounted copy changes; nothing else of the API is open to the pod."""
-        metadata: k8s.meta.v1.ObjectMetaArgsDict = {"name": "desired-state-follower", "namespace": self._namespace}
-        role = k8s.rbac.v1.Role(
+        grant(
             "desired-state-follower",
-            metadata=metadata,
-            rules=[
-                {
-                    "api_groups": [""],
-                    "resources": ["configmaps"],
-                    "resource_names": [DESIRED_STATE],
-                    "verbs": ["get", "list", "watch"],
-                },
+            {"name": "desired-state-follower", "namespace": self._namespace},
+            SERVING_SERVICE_ACCOUNT,
+            [
+                may_watch("", "configmaps", DESIRED_STATE),
                 {"api_groups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
             ],
-            opts=self._child,
-        )
-        k8s.rbac.v1.RoleBinding(
-            "desired-state-follower",
-            metadata=metadata,
-            role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
-            subjects=[{"kind": "ServiceAccount", "name": SERVING_SERVICE_ACCOUNT, "namespace": self._namespace}],
-            opts=self._child,
+            self._child,
         )
 
     def _create_files(self) -> core.ConfigMap:
@@ -313,13 +301,7 @@ class Inference(pulumi.ComponentResource):
             "node_selector": GPU_SELECTOR,
             "tolerations": [cast(core.TolerationArgsDict, GPU_TAINT.toleration())],
             "termination_grace_period_seconds": grace_seconds(self._settings.longest_generation_seconds),
-            "security_context": {
-                "run_as_non_root": True,
-                "run_as_user": _USER_ID,
-                "run_as_group": _USER_ID,
-                "fs_group": _USER_ID,
-                "seccomp_profile": {"type": "RuntimeDefault"},
-            },
+            "security_context": run_as(_USER_ID),
             "init_containers": [self._agent_container()],
             "containers": [self._vllm_container()],
             "volumes": self._volumes(),
@@ -398,7 +380,7 @@ class Inference(pulumi.ComponentResource):
         disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
         return {
             "name": VLLM,
-            "image": settings.vllm_image or versions.vllm_image(),
+            "image": settings.vllm_image or VLLM_IMAGE,
             "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
             "args": vllm_args(settings, self._envelope),
             "working_dir": _FILES_DIR,

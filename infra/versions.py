@@ -18,8 +18,3 @@ EBS_CSI_DRIVER = "v1.56.0-eksbuild.1"
 CLUSTER_AUTOSCALER_IMAGE = "v1.35.2"
 PYTHON_IMAGE = "python:3.12.12-slim-bookworm"
 """Base of the image that holds our own code."""
-
-
-def vllm_image() -> str:
-    """The official image; since CUDA 13 became its default it needs a driver of at least 580."""
-    return f"vllm/vllm-openai:v{VLLM}"

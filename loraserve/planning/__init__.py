@@ -1,1 +1,1 @@
-"""Pure arithmetic and data, without Pulumi: GPU memory, node fit, prices, shapes, settings."""
+"""Pure arithmetic and data, without Pulumi: settings and stack files, GPU memory, node fit, prices, shapes."""

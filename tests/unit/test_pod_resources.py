@@ -1,0 +1,25 @@
+"""What the serving pod asks for fits the nodes and the disks that it is meant for; what does not is refused."""
+
+from __future__ import annotations
+
+from loraserve.contract.desired_state import Adapter
+from loraserve.planning import pod_resources
+from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
+from tests.stack_values import adapter
+
+
+def adapters(count: int, size: int) -> list[Adapter]:
+    return [Adapter.model_validate(adapter(f"a{number}", sizeBytes=size)) for number in range(count)]
+
+
+def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
+    size = 1900 * 1024**2
+    assert pod_resources.disk_problem(adapters(3, size)) is None
+    assert "loraserve:adapters need 11.1 GiB of disk" in (pod_resources.disk_problem(adapters(4, size)) or "")
+
+
+def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:
+    node = GPU_INSTANCE_TYPES["g6.xlarge"]
+    assert pod_resources.node_fit_problem(node) is None
+    beside = sum(requests.memory_mib for requests in pod_resources.GPU_NODE_DAEMONSETS.values())
+    assert 14 * 1024 + pod_resources.AGENT_REQUESTS.memory_mib + beside > node.allocatable_memory_mib
