@@ -27,6 +27,7 @@ from rich.table import Table
 
 from bench.constant_upstream import SERVED
 from local.engine.workspace import CHECKOUT
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, create_key
 
 CONCURRENCY = (1, 50, 200)
@@ -293,21 +294,21 @@ def gateway(folder: Path, behind: Upstream) -> Iterator[Target]:
     (folder / "keys.json").write_text(KeyRing(keys=(entry,)).to_json())
     (folder / "token").write_text("token")
     port, metrics_port = free_port(), free_port()
-    environment = {
-        "GATEWAY_NAMESPACE": "bench",
-        "GATEWAY_VLLM_SERVICE": "vllm-service",
-        "GATEWAY_GATEWAY_SERVICE": "gateway",
-        "GATEWAY_DESIRED_CONFIG_MAP": "desired-state",
-        "GATEWAY_KEYS_FILE": str(folder / "keys.json"),
-        "GATEWAY_VLLM_API_KEY": "upstream",
-        "GATEWAY_PORT": str(port),
-        "GATEWAY_METRICS_PORT": str(metrics_port),
-        "GATEWAY_VLLM_PORT": str(behind.vllm),
-        "GATEWAY_AGENT_PORT": str(behind.agent),
-        "GATEWAY_MAX_WAITING": str(HELD * 3),
-        "GATEWAY_KUBERNETES_URL": f"http://127.0.0.1:{behind.kubernetes}",
-        "GATEWAY_KUBERNETES_TOKEN_FILE": str(folder / "token"),
-    }
+    environment = GatewaySettings.variables(
+        kubernetes_url=f"http://127.0.0.1:{behind.kubernetes}",
+        kubernetes_namespace="bench",
+        kubernetes_credentials=folder,
+        vllm_service="vllm-service",
+        gateway_service="gateway",
+        desired_config_map="desired-state",
+        keys_file=folder / "keys.json",
+        vllm_api_key="upstream",
+        port=port,
+        metrics_port=metrics_port,
+        vllm_port=behind.vllm,
+        agent_port=behind.agent,
+        max_waiting=HELD * 3,
+    )
     command = (sys.executable, "-m", "loraserve", "gateway")
     with running(*command, environment=environment, log=folder / "gateway.log") as process:
         wait_for(metrics_port, process, "/readyz")

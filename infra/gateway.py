@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -25,7 +25,8 @@ from infra.names import (
     VLLM_PORT,
     VLLM_SERVICE,
 )
-from infra.pods import grant, hardened, may_watch, probe, run_as, service_ports
+from infra.pods import environment, grant, hardened, may_watch, of_secret, probe, run_as, service_ports
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing
 from loraserve.planning import pod_resources
 from loraserve.planning.gpu_memory import MAX_NUM_SEQS
@@ -45,26 +46,27 @@ _USER_ID = 65532
 _SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
 
-def gateway_environment(settings: Settings) -> dict[str, str]:
-    """What the gateway is told, but for vLLM's key."""
+def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDict) -> dict[str, Any]:
+    """What the gateway is told."""
     someone_wakes_it = settings.scaling_enabled or settings.inference_replicas
-    return {
-        "GATEWAY_NAMESPACE": SERVING_NAMESPACE,
-        "GATEWAY_VLLM_SERVICE": VLLM_SERVICE,
-        "GATEWAY_GATEWAY_SERVICE": GATEWAY,
-        "GATEWAY_DESIRED_CONFIG_MAP": DESIRED_STATE,
-        "GATEWAY_DESIRED_KEY": DESIRED_STATE_FILE,
-        "GATEWAY_KEYS_FILE": f"{_KEYS_DIR}/{_KEYS_FILE}",
-        "GATEWAY_PORT": str(GATEWAY_PORT),
-        "GATEWAY_METRICS_PORT": str(GATEWAY_METRICS_PORT),
-        "GATEWAY_VLLM_PORT": str(VLLM_PORT),
-        "GATEWAY_AGENT_PORT": str(AGENT_PORT),
-        "GATEWAY_POD_CONCURRENCY": str(MAX_NUM_SEQS),
-        "GATEWAY_STALL_SECONDS": str(settings.longest_generation_seconds + _STALL_MARGIN_SECONDS),
-        "GATEWAY_WAIT_SECONDS": str(settings.gateway_wait_seconds if someone_wakes_it else 0),
-        "GATEWAY_DRAIN_SECONDS": str(settings.longest_generation_seconds),
-        **({"GATEWAY_TLS_PORT": str(GATEWAY_TLS_PORT)} if settings.gateway_certificate_arn else {}),
-    }
+    return GatewaySettings.variables(
+        kubernetes_namespace=SERVING_NAMESPACE,
+        vllm_service=VLLM_SERVICE,
+        gateway_service=GATEWAY,
+        desired_config_map=DESIRED_STATE,
+        desired_key=DESIRED_STATE_FILE,
+        keys_file=f"{_KEYS_DIR}/{_KEYS_FILE}",
+        vllm_api_key=vllm_api_key,
+        port=GATEWAY_PORT,
+        tls_port=GATEWAY_TLS_PORT if settings.gateway_certificate_arn else None,
+        metrics_port=GATEWAY_METRICS_PORT,
+        vllm_port=VLLM_PORT,
+        agent_port=AGENT_PORT,
+        pod_concurrency=MAX_NUM_SEQS,
+        stall_seconds=settings.longest_generation_seconds + _STALL_MARGIN_SECONDS,
+        wait_seconds=settings.gateway_wait_seconds if someone_wakes_it else 0,
+        drain_seconds=settings.longest_generation_seconds,
+    )
 
 
 class Gateway(pulumi.ComponentResource):
@@ -172,15 +174,7 @@ class Gateway(pulumi.ComponentResource):
         }
 
     def _container(self) -> core.ContainerArgsDict:
-        environment: list[core.EnvVarArgsDict] = [
-            {"name": name, "value": value} for name, value in gateway_environment(self._settings).items()
-        ]
-        environment.append(
-            {
-                "name": "GATEWAY_VLLM_API_KEY",
-                "value_from": {"secret_key_ref": {"name": self._vllm_key_secret, "key": VLLM_API_KEY}},
-            }
-        )
+        variables = gateway_variables(self._settings, of_secret(self._vllm_key_secret, VLLM_API_KEY))
         ports: list[core.ContainerPortArgsDict] = [
             {"name": HTTP_PORT_NAME, "container_port": GATEWAY_PORT},
             {"name": METRICS_PORT_NAME, "container_port": GATEWAY_METRICS_PORT},
@@ -191,7 +185,7 @@ class Gateway(pulumi.ComponentResource):
             "name": GATEWAY,
             "image": self._image,
             "args": ["gateway"],
-            "env": environment,
+            "env": environment(variables),
             "ports": ports,
             "readiness_probe": probe("/readyz", GATEWAY_METRICS_PORT, period=5, timeout=3),
             "liveness_probe": probe("/livez", GATEWAY_METRICS_PORT, period=10, timeout=3),

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -34,7 +34,8 @@ from infra.names import (
     VLLM_SELECTOR,
     VLLM_SERVICE,
 )
-from infra.pods import grant, hardened, may_watch, probe, run_as, service_ports
+from infra.pods import environment, grant, hardened, may_watch, of_pod, of_secret, probe, run_as, service_ports
+from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import DesiredState, Envelope
 from loraserve.planning import pod_resources
 from loraserve.planning.envelope import lora_flags
@@ -315,28 +316,7 @@ class Inference(pulumi.ComponentResource):
             "image": self._image,
             "args": ["agent"],
             "restart_policy": "Always",
-            "env": [
-                _variable("LORASERVE_DESIRED_FILE", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
-                _variable("LORASERVE_CONFIG_MAP", DESIRED_STATE),
-                *(
-                    _field_variable(f"POD_{field.upper()}", f"metadata.{field}")
-                    for field in ("name", "namespace", "uid")
-                ),
-                _variable("LORASERVE_ADAPTER_DIR", ADAPTER_DIR),
-                *([_variable("LORASERVE_BASE_FOLDER", base)] if base else []),
-                _variable("LORASERVE_pod_resources.ADAPTER_DISK_BYTES", str(pod_resources.ADAPTER_DISK_BYTES)),
-                _variable("LORASERVE_PORT", str(AGENT_PORT)),
-                *self._envelope_variables(),
-                _variable("VLLM_URL", f"http://127.0.0.1:{VLLM_PORT}"),
-                self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
-                _variable("AWS_ROLE_ARN", self._identity.role_arn),
-                _variable("AWS_WEB_IDENTITY_TOKEN_FILE", f"{TOKEN_DIR}/{TOKEN_FILE}"),
-                _variable("AWS_REGION", self._identity.region),
-                # boto3 reads only this one.
-                _variable("AWS_DEFAULT_REGION", self._identity.region),
-                _variable("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
-                *([_variable("AWS_ENDPOINT_URL", url)] if (url := self._settings.local.aws_endpoint_url) else []),
-            ],
+            "env": environment(self._agent_variables(base)),
             "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
             "startup_probe": probe(
                 "/startupz", AGENT_PORT, period=1, failures=self._settings.startup_budget_minutes * 60
@@ -355,27 +335,40 @@ class Inference(pulumi.ComponentResource):
             ],
         }
 
-    def _envelope_variables(self) -> list[core.EnvVarArgsDict]:
-        """What the vLLM beside this agent was started with, which the document it follows may have left behind."""
-        if not self._envelope:
-            return []
-        return [_variable("LORASERVE_ENVELOPE", self._envelope.model_dump_json(by_alias=True))]
+    def _agent_variables(self, base: str | None) -> dict[str, Any]:
+        return {
+            **AgentSettings.variables(
+                desired_file=f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}",
+                kubernetes_config_map=DESIRED_STATE,
+                kubernetes_namespace=of_pod("metadata.namespace"),
+                kubernetes_pod_name=of_pod("metadata.name"),
+                kubernetes_pod_uid=of_pod("metadata.uid"),
+                adapter_dir=ADAPTER_DIR,
+                base_folder=base,
+                adapter_disk_bytes=pod_resources.ADAPTER_DISK_BYTES,
+                port=AGENT_PORT,
+                # The document that it follows may be ahead of the vLLM beside it.
+                envelope=self._envelope,
+                vllm_url=f"http://127.0.0.1:{VLLM_PORT}",
+                vllm_api_key=self._of_secret(VLLM_API_KEY),
+            ),
+            "AWS_ROLE_ARN": self._identity.role_arn,
+            "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/{TOKEN_FILE}",
+            "AWS_REGION": self._identity.region,
+            # boto3 reads only this one.
+            "AWS_DEFAULT_REGION": self._identity.region,
+            "AWS_STS_REGIONAL_ENDPOINTS": "regional",
+            **({"AWS_ENDPOINT_URL": url} if (url := self._settings.local.aws_endpoint_url) else {}),
+        }
 
     def _vllm_container(self) -> core.ContainerArgsDict:
         settings, base = self._settings, base_folder(self._settings)
-        environment = [
-            *(
-                _variable(key, value)
-                for key, value in (_CPU_ENVIRONMENT if settings.local.vllm_device == "cpu" else {}).items()
-            ),
-            *(
-                _variable(key, value)
-                for key, value in vllm_environment(bool(self._envelope), offline=bool(base)).items()
-            ),
-            self._secret_variable("VLLM_API_KEY", VLLM_API_KEY),
-        ]
-        if settings.hub_token:
-            environment.append(self._secret_variable("HF_TOKEN", _HUB_TOKEN))
+        variables = {
+            **(_CPU_ENVIRONMENT if settings.local.vllm_device == "cpu" else {}),
+            **vllm_environment(bool(self._envelope), offline=bool(base)),
+            "VLLM_API_KEY": self._of_secret(VLLM_API_KEY),
+            **({"HF_TOKEN": self._of_secret(_HUB_TOKEN)} if settings.hub_token else {}),
+        }
         needs = pod_resources.ON_CPU if settings.local.vllm_device == "cpu" else pod_resources.ON_GPU
         disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
         return {
@@ -384,7 +377,7 @@ class Inference(pulumi.ComponentResource):
             "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
             "args": vllm_args(settings, self._envelope),
             "working_dir": _FILES_DIR,
-            "env": environment,
+            "env": environment(variables),
             "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
             "startup_probe": probe(
                 "/health", VLLM_PORT, delay=30, period=10, failures=settings.startup_budget_minutes * 6
@@ -450,16 +443,8 @@ class Inference(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self, depends_on=[self.deployment]),
         )
 
-    def _secret_variable(self, name: str, key: str) -> core.EnvVarArgsDict:
-        return {"name": name, "value_from": {"secret_key_ref": {"name": self.api_key_secret.metadata.name, "key": key}}}
-
-
-def _variable(name: str, value: pulumi.Input[str]) -> core.EnvVarArgsDict:
-    return {"name": name, "value": value}
-
-
-def _field_variable(name: str, field_path: str) -> core.EnvVarArgsDict:
-    return {"name": name, "value_from": {"field_ref": {"field_path": field_path}}}
+    def _of_secret(self, key: str) -> core.EnvVarSourceArgsDict:
+        return of_secret(self.api_key_secret.metadata.name, key)
 
 
 def _api_credentials() -> list[core.VolumeProjectionArgsDict]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -32,6 +33,26 @@ def hardened() -> core.SecurityContextArgsDict:
         "run_as_non_root": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def environment(variables: Mapping[str, Any]) -> list[core.EnvVarArgsDict]:
+    """A container's variables by name: text, an output of it, or what `of_pod` or `of_secret` returns."""
+    return [_variable(name, value) for name, value in variables.items()]
+
+
+def _variable(name: str, value: Any) -> core.EnvVarArgsDict:
+    if isinstance(value, dict):
+        return {"name": name, "value_from": cast(core.EnvVarSourceArgsDict, value)}
+    return {"name": name, "value": value}
+
+
+def of_pod(field_path: str) -> core.EnvVarSourceArgsDict:
+    """What the pod says of itself, such as `metadata.name`."""
+    return {"field_ref": {"field_path": field_path}}
+
+
+def of_secret(name: pulumi.Input[str], key: str) -> core.EnvVarSourceArgsDict:
+    return {"secret_key_ref": {"name": name, "key": key}}
 
 
 def probe(

@@ -14,14 +14,15 @@ from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.events import Events
-from loraserve.agent.kubernetes import KubernetesApi
+from loraserve.agent.kubernetes import KubernetesApi, Pod
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
-from loraserve.agent.settings import InvalidSettings, Kubernetes, Settings
 from loraserve.agent.vllm import Vllm
 from loraserve.catalog.adapters import remove_partial_downloads
 from loraserve.catalog.bucket import Bucket
+from loraserve.contract.agent_settings import AgentSettings, PodSettings
+from loraserve.contract.environment import InvalidEnvironment
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 2.0
 
 
-def run(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, which end the process at once. Raises InvalidSettings."""
+def run(settings: AgentSettings) -> None:
+    """Runs until SIGTERM or SIGINT, which end the process at once. Raises InvalidEnvironment."""
     _prepare(settings)
     wake = threading.Event()
     metrics = Metrics()
@@ -43,7 +44,7 @@ def run(settings: Settings) -> None:
         downloads,
         metrics,
         disk=Disk(settings.adapter_dir, settings.adapter_disk_bytes),
-        drain_times=DrainTimes(settings.drain_seconds, settings.longest_drain_seconds),
+        drain_times=DrainTimes(),
         envelope=settings.envelope,
         on_quarantine=_on_quarantine(settings.kubernetes),
     )
@@ -52,7 +53,7 @@ def run(settings: Settings) -> None:
     try:
         server = serve(AgentApi(reconciler, vllm, metrics, base_weights), settings.port)
     except OSError as error:
-        raise InvalidSettings(f"cannot listen on LORASERVE_PORT {settings.port}: {error.strerror}") from None
+        raise InvalidEnvironment(f"cannot listen on AGENT_PORT {settings.port}: {error.strerror}") from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # raised in this thread, whatever it waits for
     log.info(event("agent started", desired=settings.desired_file, vllm=settings.vllm_url, port=settings.port))
@@ -63,30 +64,31 @@ def run(settings: Settings) -> None:
         log.info(event("agent stopped"))
 
 
-def _desired_document(settings: Settings, on_change: Callable[[], object]) -> DesiredDocument:
+def _desired_document(settings: AgentSettings, on_change: Callable[[], object]) -> DesiredDocument:
     """Follows the object where this is a pod that may read it, else the mounted copy alone."""
     kubernetes = settings.kubernetes
     if not kubernetes:
         return DesiredDocument(settings.desired_file.read_bytes)
-    api = KubernetesApi(kubernetes.api_url, kubernetes.credentials)
+    api = KubernetesApi(kubernetes.url, kubernetes.credentials)
     key = settings.desired_file.name
-    watch = ConfigMapWatch(api, kubernetes.pod.namespace, kubernetes.config_map, key, on_change)
+    watch = ConfigMapWatch(api, kubernetes.namespace, kubernetes.config_map, key, on_change)
     watch.start()
     return DesiredDocument(NewestText(watch, settings.desired_file).read)
 
 
-def _on_quarantine(kubernetes: Kubernetes | None) -> OnQuarantine:
+def _on_quarantine(kubernetes: PodSettings | None) -> OnQuarantine:
     if not kubernetes:
         return lambda *_: None
-    return Events(KubernetesApi(kubernetes.api_url, kubernetes.credentials), kubernetes.pod).quarantined
+    pod = Pod(kubernetes.pod_name, kubernetes.namespace, kubernetes.pod_uid)
+    return Events(KubernetesApi(kubernetes.url, kubernetes.credentials), pod).quarantined
 
 
-def _prepare(settings: Settings) -> None:
+def _prepare(settings: AgentSettings) -> None:
     try:
         settings.adapter_dir.mkdir(parents=True, exist_ok=True)
         remove_partial_downloads(settings.adapter_dir)
     except OSError as error:
-        raise InvalidSettings(f"LORASERVE_ADAPTER_DIR {settings.adapter_dir}: {error.strerror}") from None
+        raise InvalidEnvironment(f"AGENT_ADAPTER_DIR {settings.adapter_dir}: {error.strerror}") from None
 
 
 def _reconcile_forever(reconciler: Reconciler, metrics: Metrics, wake: threading.Event) -> None:

@@ -102,7 +102,7 @@ class Vllm:
 
 def _message(response: httpx.Response) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        return "unauthorized; give the agent vLLM's --api-key as VLLM_API_KEY"
+        return "unauthorized; give the agent vLLM's --api-key as AGENT_VLLM_API_KEY"
     try:
         return response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):

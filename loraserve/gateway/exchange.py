@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import Completion
@@ -18,7 +19,6 @@ from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import Record, StreamMeter
 from loraserve.gateway.routing import Route, Routes
-from loraserve.gateway.settings import Settings
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
 from loraserve.log import event
 
@@ -40,7 +40,7 @@ _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 class Gateway:
     """Everything that requests share."""
 
-    settings: Settings
+    settings: GatewaySettings
     keys: Keys
     limits: RateLimits
     pods: Pods

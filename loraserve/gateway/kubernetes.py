@@ -47,12 +47,13 @@ def endpoint_slices(namespace: str, service: str) -> Collection:
 class KubernetesApi:
     """The API server as the pod's service account sees it."""
 
-    def __init__(self, http: aiohttp.ClientSession, url: str, ca_file: Path, token_file: Path) -> None:
+    def __init__(self, http: aiohttp.ClientSession, url: str, credentials: Path) -> None:
+        """`credentials` is the folder of `token` and `ca.crt`. Raises OSError."""
         self._http = http
         self._url = url.rstrip("/")
-        self._token_file = token_file
+        self._token_file = credentials / "token"
         self._ssl: ssl.SSLContext | bool = (
-            ssl.create_default_context(cafile=str(ca_file)) if url.startswith("https:") else True
+            ssl.create_default_context(cafile=credentials / "ca.crt") if url.startswith("https:") else True
         )
 
     async def follow(self, collection: Collection, on_change: OnChange) -> None:

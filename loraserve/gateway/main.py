@@ -14,6 +14,8 @@ import uvloop
 from aiohttp import web
 
 from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
+from loraserve.contract.environment import InvalidEnvironment
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.gateway.app import InnerApi, PublicApi
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping
@@ -23,7 +25,6 @@ from loraserve.gateway.kubernetes import KubernetesApi, Manifest, config_map, en
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
-from loraserve.gateway.settings import InvalidSettings, Settings
 from loraserve.gateway.tls import self_signed
 from loraserve.gateway.waiting_room import WaitingRoom
 from loraserve.log import event
@@ -39,12 +40,12 @@ _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """Far more than Python's 700: requests leave few cycles behind, and every collection is a pause for all of them."""
 
 
-def run(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then finishes what is running. Raises InvalidSettings."""
+def run(settings: GatewaySettings) -> None:
+    """Runs until SIGTERM or SIGINT, then finishes what is running. Raises InvalidEnvironment."""
     uvloop.run(_run(settings))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: GatewaySettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -65,8 +66,8 @@ class Ports:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Ports]:
-    """A gateway that answers; at the end it lets running generations finish. Raises InvalidSettings."""
+async def serving(settings: GatewaySettings) -> AsyncIterator[Ports]:
+    """A gateway that answers; at the end it lets running generations finish. Raises InvalidEnvironment."""
     async with contextlib.AsyncExitStack() as stack:
         gateway = await _assemble(settings, stack)
         inner_api = InnerApi(gateway)
@@ -96,7 +97,7 @@ async def serving(settings: Settings) -> AsyncIterator[Ports]:
             await public.cleanup()
 
 
-async def _assemble(settings: Settings, stack: contextlib.AsyncExitStack) -> Gateway:
+async def _assemble(settings: GatewaySettings, stack: contextlib.AsyncExitStack) -> Gateway:
     """Everything but the HTTP servers."""
     metrics = Metrics()
     keys = Keys(settings.keys_file)
@@ -133,7 +134,7 @@ async def _assemble(settings: Settings, stack: contextlib.AsyncExitStack) -> Gat
     return gateway
 
 
-def _upstream_session(settings: Settings) -> aiohttp.ClientSession:
+def _upstream_session(settings: GatewaySettings) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_UPSTREAM_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -144,17 +145,15 @@ def _upstream_session(settings: Settings) -> aiohttp.ClientSession:
 
 
 async def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> None:
-    settings = gateway.settings
+    settings, kubernetes = gateway.settings, gateway.settings.kubernetes
     try:
-        api = KubernetesApi(
-            gateway.http, settings.kubernetes_url, settings.kubernetes_ca_file, settings.kubernetes_token_file
-        )
+        api = KubernetesApi(gateway.http, kubernetes.url, kubernetes.credentials)
     except OSError as error:
-        raise InvalidSettings(f"GATEWAY_KUBERNETES_CA_FILE {settings.kubernetes_ca_file}: {error.strerror}") from None
+        raise InvalidEnvironment(f"GATEWAY_KUBERNETES_CREDENTIALS {kubernetes.credentials}: {error.strerror}") from None
     followed = {
-        config_map(settings.namespace, settings.desired_config_map): lambda found: follow_desired(gateway, found),
-        endpoint_slices(settings.namespace, settings.vllm_service): gateway.pods.follow,
-        endpoint_slices(settings.namespace, settings.gateway_service): gateway.pods.follow_gateway,
+        config_map(kubernetes.namespace, settings.desired_config_map): lambda found: follow_desired(gateway, found),
+        endpoint_slices(kubernetes.namespace, settings.vllm_service): gateway.pods.follow,
+        endpoint_slices(kubernetes.namespace, settings.gateway_service): gateway.pods.follow_gateway,
     }
     tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
     tasks.append(asyncio.create_task(_refresh_keys(gateway.keys)))
@@ -190,5 +189,5 @@ async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None =
     try:
         await web.TCPSite(runner, "0.0.0.0", port, ssl_context=tls).start()
     except OSError as error:
-        raise InvalidSettings(f"cannot listen on port {port}: {error.strerror}") from None
+        raise InvalidEnvironment(f"cannot listen on port {port}: {error.strerror}") from None
     return runner.addresses[-1][1]

@@ -69,18 +69,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _agent(_: argparse.Namespace) -> None:
     from loraserve.agent.main import run  # `publish` needs none of the agent's libraries
-    from loraserve.agent.settings import Settings
+    from loraserve.contract.agent_settings import AgentSettings
 
     log.configure()
-    run(Settings.from_environment(os.environ))
+    run(AgentSettings.from_environment(os.environ))
 
 
 def _gateway(_: argparse.Namespace) -> None:
+    from loraserve.contract.gateway_settings import GatewaySettings
     from loraserve.gateway.main import run  # an operator's shell needs none of the gateway's libraries
-    from loraserve.gateway.settings import Settings
 
     log.configure()
-    run(Settings.from_environment(os.environ))
+    run(GatewaySettings.from_environment(os.environ))
 
 
 def _key(options: argparse.Namespace) -> None:

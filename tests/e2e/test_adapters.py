@@ -50,7 +50,7 @@ def test_adapters_do_not_leak_into_the_base_models_answers(served: Served) -> No
     """With every slot in use: a batch that they share is where another's weights could be taken."""
     difference = served.run_in_agent("""
 import os, threading, httpx
-api = httpx.Client(base_url="http://127.0.0.1:8000", headers={"Authorization": f"Bearer {os.environ['VLLM_API_KEY']}"}, timeout=60)
+api = httpx.Client(base_url="http://127.0.0.1:8000", headers={"Authorization": f"Bearer {os.environ['AGENT_VLLM_API_KEY']}"}, timeout=60)
 models = {model["id"]: model["root"] for model in api.get("/v1/models").json()["data"]}
 base = next(name for name in models if "@" not in name)
 for number in range(4):

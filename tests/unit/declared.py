@@ -198,3 +198,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
+
+
+def environment_in_pod(container: Mapping[str, Any]) -> dict[str, str]:
+    """A container's variables as its process finds them, beside those that every pod has."""
+    declared = {entry["name"]: entry.get("value", "known in the pod only") for entry in container["env"]}
+    return {"KUBERNETES_SERVICE_HOST": "172.20.0.1", "KUBERNETES_SERVICE_PORT": "443"} | declared

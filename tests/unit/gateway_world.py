@@ -17,9 +17,9 @@ from aiohttp import web
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, create_key
 from loraserve.gateway.main import serving
-from loraserve.gateway.settings import Settings
 
 BASE = "base-model"
 NAMESPACE = "ml-models"
@@ -270,8 +270,7 @@ class World:
     def surround(self, *adapters: Adapter, pods: int = 1) -> dict[str, str]:
         """Everything but the gateway; the environment that one needs here."""
         self.run(self._surround(adapters, pods))
-        values = self._gateway_settings().model_dump(exclude_defaults=True)
-        return {f"GATEWAY_{field.upper()}": str(value) for field, value in values.items()}
+        return self._variables()
 
     async def _surround(self, adapters: tuple[Adapter, ...], pods: int) -> None:
         self.kubernetes = FakeKubernetes()
@@ -291,16 +290,16 @@ class World:
             self._ended.result()
 
     async def _serve(self, started: asyncio.Event) -> None:
-        async with serving(self._gateway_settings()) as ports:
+        async with serving(GatewaySettings.from_environment(self._variables())) as ports:
             self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
             self.tls_url = f"https://127.0.0.1:{ports.tls}"
             started.set()
             assert self._stop
             await self._stop.wait()
 
-    def _gateway_settings(self) -> Settings:
-        return Settings(
-            namespace=NAMESPACE,
+    def _variables(self) -> dict[str, str]:
+        return GatewaySettings.variables(
+            kubernetes_namespace=NAMESPACE,
             vllm_service="vllm-service",
             gateway_service="gateway",
             desired_config_map="desired-state",
@@ -311,7 +310,7 @@ class World:
             vllm_port=self.pods[0].ports["vllm"],
             agent_port=self.pods[0].ports["agent"],
             kubernetes_url=self.kubernetes.url,
-            kubernetes_token_file=self._folder / "token",
+            kubernetes_credentials=self._folder,
             **self._settings,
         )
 

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from loraserve.agent.settings import InvalidSettings, Settings
 from loraserve.catalog import adapters, base_weights
 from loraserve.catalog.bucket import Bucket
+from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.agent_state import AgentState, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import DesiredState
+from loraserve.contract.environment import InvalidEnvironment
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, safetensors_of, write_adapter
 from tests.unit.agents import S3Server
 from tests.unit.kubernetes_api import CONFIG_MAP, NAMESPACE, FakeKubernetesApi
@@ -27,8 +28,12 @@ pytest_plugins = ["tests.unit.agent_fixtures"]
 
 @pytest.fixture
 def environment(s3_server: S3Server) -> dict[str, str]:
-    """Of a process that reaches an S3 server with an empty BUCKET."""
-    return dict(os.environ)
+    """Of a process outside a pod that reaches an S3 server with an empty BUCKET."""
+    return outside_a_pod()
+
+
+def outside_a_pod() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("KUBERNETES_", "AGENT_"))}
 
 
 def free_port() -> int:
@@ -41,7 +46,7 @@ def start(environment: dict[str, str], **settings: object) -> subprocess.Popen[s
     return subprocess.Popen(
         [sys.executable, "-m", "loraserve", "agent"],
         cwd=Path(__file__).parents[2],
-        env={**environment, **{key: str(value) for key, value in settings.items()}},
+        env=environment | AgentSettings.variables(**settings),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -56,11 +61,11 @@ def test_the_agent_serves_state_and_probes_and_stops_cleanly(
     port = free_port()
     process = start(
         environment,
-        LORASERVE_DESIRED_FILE=desired,
-        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
-        LORASERVE_PORT=port,
-        VLLM_URL=vllm.url,
-        VLLM_API_KEY=vllm.api_key,
+        desired_file=desired,
+        adapter_dir=tmp_path / "mnt",
+        port=port,
+        vllm_url=vllm.url,
+        vllm_api_key=vllm.api_key,
     )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as http:
@@ -92,11 +97,11 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
     desired, folder, port = tmp_path / "desired.json", tmp_path / "base" / mirror.folder_name, free_port()
     process = start(
         environment,
-        LORASERVE_DESIRED_FILE=desired,
-        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
-        LORASERVE_BASE_FOLDER=folder,
-        LORASERVE_PORT=port,
-        VLLM_URL=vllm.url,
+        desired_file=desired,
+        adapter_dir=tmp_path / "mnt",
+        base_folder=folder,
+        port=port,
+        vllm_url=vllm.url,
     )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8)) as http:
@@ -128,20 +133,22 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
     api = FakeKubernetesApi(tmp_path)
     api.put(documents[0])
     port = free_port()
+    told_by_the_kubelet = {
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": str(urlsplit(api.url).port),
+    }
     process = start(
-        environment,
-        LORASERVE_DESIRED_FILE=mounted,
-        LORASERVE_ADAPTER_DIR=tmp_path / "mnt",
-        LORASERVE_PORT=port,
-        VLLM_URL=vllm.url,
-        VLLM_API_KEY=vllm.api_key,
-        KUBERNETES_SERVICE_HOST="127.0.0.1",
-        KUBERNETES_SERVICE_PORT=urlsplit(api.url).port,
-        POD_NAME="vllm-0",
-        POD_NAMESPACE=NAMESPACE,
-        POD_UID="uid-1",
-        LORASERVE_CONFIG_MAP=CONFIG_MAP,
-        LORASERVE_KUBERNETES_CREDENTIALS=api.credentials,
+        environment | told_by_the_kubelet,
+        desired_file=mounted,
+        adapter_dir=tmp_path / "mnt",
+        port=port,
+        vllm_url=vllm.url,
+        vllm_api_key=vllm.api_key,
+        kubernetes_namespace=NAMESPACE,
+        kubernetes_pod_name="vllm-0",
+        kubernetes_pod_uid="uid-1",
+        kubernetes_config_map=CONFIG_MAP,
+        kubernetes_credentials=api.credentials,
     )
     try:
         api.watches.get(timeout=60)
@@ -158,33 +165,32 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
     assert "following the ConfigMap through the API name=desired-state" in log
 
 
-def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:
-    process = start(dict(os.environ), LORASERVE_ADAPTER_DIR="/proc/adapters")
+def test_an_unusable_setting_ends_the_agent_with_a_clear_error() -> None:
+    process = start(outside_a_pod(), adapter_dir="/proc/adapters")
     _, log = process.communicate(timeout=20)
 
     assert process.returncode == 1
-    assert log.splitlines()[-1].startswith("loraserve: LORASERVE_ADAPTER_DIR /proc/adapters: ")
+    assert log.splitlines()[-1].startswith("loraserve: AGENT_ADAPTER_DIR /proc/adapters: ")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("LORASERVE_PORT", "http"),
-        ("LORASERVE_PORT", "70000"),
-        ("VLLM_URL", "127.0.0.1:8000"),
-        ("LORASERVE_ENVELOPE", '{"slots": 0}'),
-        ("LORASERVE_ADAPTER_DISK_BYTES", "10Gi"),
-        ("LORASERVE_DRAIN_SECONDS", "soon"),
-        ("LORASERVE_LONGEST_DRAIN_SECONDS", "-1"),
+        ("AGENT_PORT", "http"),
+        ("AGENT_PORT", "70000"),
+        ("AGENT_VLLM_URL", "127.0.0.1:8000"),
+        ("AGENT_ENVELOPE", '{"slots": 0}'),
+        ("AGENT_ENVELOPE", "{"),
+        ("AGENT_ADAPTER_DISK_BYTES", "10Gi"),
     ],
 )
 def test_a_bad_setting_is_named(name: str, value: str) -> None:
-    with pytest.raises(InvalidSettings, match=name):
-        Settings.from_environment({name: value})
+    with pytest.raises(InvalidEnvironment, match=name):
+        AgentSettings.from_environment({name: value})
 
 
 def test_settings_have_the_pods_defaults() -> None:
-    settings = Settings.from_environment({})
+    settings = AgentSettings.from_environment({})
 
     assert (str(settings.desired_file), settings.port) == ("/etc/loraserve/desired.json", 9090)
     assert (str(settings.adapter_dir), settings.vllm_url) == ("/mnt/adapters", "http://127.0.0.1:8000")

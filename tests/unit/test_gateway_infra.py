@@ -10,13 +10,13 @@ import pytest
 from infra import names
 from infra.monitoring.alerts import gateway_rules
 from infra.scaling import cooldown_seconds
+from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, create_key
 from loraserve.gateway.app import Gateway, InnerApi
 from loraserve.gateway.metrics import Metrics
-from loraserve.gateway.settings import Settings
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declare, environment_in_pod
 
 CERTIFICATE = "arn:aws:acm:eu-central-1:123456789012:certificate/0123"
 _, KEY = create_key("team-a", ("aws-rag-qa",), 600)
@@ -46,10 +46,9 @@ def container(program: Program) -> dict[str, Any]:
     return only
 
 
-def told(program: Program) -> Settings:
+def told(program: Program) -> GatewaySettings:
     """What the gateway reads of its environment."""
-    environment = {entry["name"]: entry.get("value") or "from-a-secret" for entry in container(program)["env"]}
-    return Settings.from_environment(environment | {"KUBERNETES_SERVICE_HOST": "172.20.0.1"})
+    return GatewaySettings.from_environment(environment_in_pod(container(program)))
 
 
 def scaled_object(program: Program) -> dict[str, Any]:

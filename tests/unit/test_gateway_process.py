@@ -15,12 +15,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loraserve.gateway.settings import InvalidSettings, Settings
+from loraserve.contract.environment import InvalidEnvironment
+from loraserve.contract.gateway_settings import GatewaySettings
 from tests.unit.gateway_world import World, adapter, chat, free_port, stream_lines, world
 
 CHECKOUT = Path(__file__).parents[2]
 NEEDED = {
-    "GATEWAY_NAMESPACE": "ml-models",
+    "GATEWAY_KUBERNETES_NAMESPACE": "ml-models",
     "GATEWAY_VLLM_SERVICE": "vllm-service",
     "GATEWAY_GATEWAY_SERVICE": "gateway",
     "GATEWAY_DESIRED_CONFIG_MAP": "desired-state",
@@ -79,10 +80,10 @@ def answers(gateway: subprocess.Popen[str], url: str) -> bool:
 
 
 def test_an_unusable_setting_ends_it_with_a_clear_error() -> None:
-    with process(NEEDED | {"GATEWAY_KUBERNETES_CA_FILE": "/nowhere/ca.crt"}) as gateway:
+    with process(NEEDED | {"GATEWAY_KUBERNETES_CREDENTIALS": "/nowhere"}) as gateway:
         _, log = gateway.communicate(timeout=20)
     assert gateway.returncode == 1
-    assert log.splitlines()[-1].startswith("loraserve: GATEWAY_KUBERNETES_CA_FILE /nowhere/ca.crt: ")
+    assert log.splitlines()[-1].startswith("loraserve: GATEWAY_KUBERNETES_CREDENTIALS /nowhere: ")
 
 
 @pytest.mark.parametrize(
@@ -93,13 +94,9 @@ def test_an_unusable_setting_ends_it_with_a_clear_error() -> None:
         ("GATEWAY_MAX_WAITING", "0"),
         ("GATEWAY_KUBERNETES_URL", "kubernetes"),
         ("GATEWAY_VLLM_API_KEY", ""),
-        ("GATEWAY_NAMESPACE", ""),
+        ("GATEWAY_KUBERNETES_NAMESPACE", ""),
     ],
 )
 def test_a_bad_setting_is_named(name: str, value: str) -> None:
-    with pytest.raises(InvalidSettings, match=name):
-        Settings.from_environment(NEEDED | {name: value})
-
-
-def test_the_api_server_is_the_one_that_the_pod_is_told() -> None:
-    assert Settings.from_environment(NEEDED).kubernetes_url == "https://10.0.0.1:443"
+    with pytest.raises(InvalidEnvironment, match=name):
+        GatewaySettings.from_environment(NEEDED | {name: value})

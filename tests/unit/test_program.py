@@ -11,8 +11,10 @@ import pytest
 
 from infra import names
 from infra.inference import grace_seconds
+from loraserve.contract.agent_settings import AgentSettings
+from loraserve.contract.desired_state import Envelope
 from tests.stack_values import CHECKOUT, adapter, stack_file
-from tests.unit.declared import Program, declare, declared
+from tests.unit.declared import Program, declare, declared, environment_in_pod
 
 STACKS = ["dev", "prod", "local"]
 
@@ -43,6 +45,11 @@ def vllm(program: Program) -> dict[str, Any]:
 
 def environment(container: dict[str, Any]) -> dict[str, Any]:
     return {variable["name"]: variable.get("value") for variable in container["env"]}
+
+
+def told_to_agent(program: Program) -> AgentSettings:
+    """What the agent reads of its environment."""
+    return AgentSettings.from_environment(environment_in_pod(pod(program)["initContainers"][0]))
 
 
 def restarts_announced(**changes: Any) -> list[str]:
@@ -234,15 +241,47 @@ def test_an_added_adapter_changes_the_desired_state_and_not_the_pod() -> None:
 
 
 def test_the_agent_fills_less_than_would_get_the_pod_evicted(dev: Program) -> None:
-    limit = int(environment(pod(dev)["initContainers"][0])["LORASERVE_ADAPTER_DISK_BYTES"])
+    limit = told_to_agent(dev).adapter_disk_bytes
     volume = next(volume for volume in pod(dev)["volumes"] if volume["name"] == "adapters")
     assert limit < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+
+
+def test_the_agent_understands_what_the_pod_tells_it(program: Program) -> None:
+    told, container = told_to_agent(program), pod(program)["initContainers"][0]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod(program)["volumes"]}
+    document = program.one("core/v1:ConfigMap", names.DESIRED_STATE).inputs
+    assert told.desired_file.name in document["data"]
+    copy = volumes[mounts[str(told.desired_file.parent)]]
+    assert copy["configMap"]["name"] == document["metadata"]["name"]
+    assert told.kubernetes
+    assert told.kubernetes.config_map == document["metadata"]["name"]
+    assert str(told.kubernetes.credentials) in mounts
+    assert "emptyDir" in volumes[mounts[str(told.adapter_dir)]]
+    assert told.port == container["ports"][0]["containerPort"]
+    assert told.vllm_url.endswith(f":{vllm(program)['ports'][0]['containerPort']:.0f}")
+
+
+def test_the_agent_is_told_which_pod_it_is_in(dev: Program) -> None:
+    sources = {entry["name"]: entry.get("valueFrom", {}) for entry in pod(dev)["initContainers"][0]["env"]}
+    fields = {name: source["fieldRef"]["fieldPath"] for name, source in sources.items() if "fieldRef" in source}
+    assert fields == AgentSettings.variables(
+        kubernetes_namespace="metadata.namespace",
+        kubernetes_pod_name="metadata.name",
+        kubernetes_pod_uid="metadata.uid",
+    )
+
+
+def test_the_agent_shares_vllms_key(dev: Program) -> None:
+    (name,) = AgentSettings.variables(vllm_api_key="")
+    key = next(entry["valueFrom"] for entry in pod(dev)["initContainers"][0]["env"] if entry["name"] == name)
+    assert key in [entry["valueFrom"] for entry in vllm(dev)["env"] if entry["name"] == "VLLM_API_KEY"]
 
 
 def test_document_and_agent_are_told_what_vllm_is_started_with(dev: Program) -> None:
     document = json.loads(dev.one("core/v1:ConfigMap", "desired-state").inputs["data"]["desired.json"])
     envelope = document["envelope"]
-    assert json.loads(environment(pod(dev)["initContainers"][0])["LORASERVE_ENVELOPE"]) == envelope
+    assert told_to_agent(dev).envelope == Envelope.model_validate(envelope)
     assert f"--max-loras={envelope['slots']}" in vllm(dev)["args"]
     assert f"--max-lora-rank={envelope['rank']}" in vllm(dev)["args"]
     assert set(envelope["targetModules"]) <= set(vllm(dev)["args"])
@@ -293,8 +332,8 @@ def test_mirrored_weights_are_fetched_before_vllm_starts(mirrored: Program) -> N
 
 
 def test_vllm_loads_the_folder_that_the_agent_fills_and_asks_no_hub(mirrored: Program) -> None:
-    agent, args = pod(mirrored)["initContainers"][0], vllm(mirrored)["args"]
-    assert f"--model={environment(agent)['LORASERVE_BASE_FOLDER']}" in args
+    args = vllm(mirrored)["args"]
+    assert f"--model={told_to_agent(mirrored).base_folder}" in args
     assert "--served-model-name=TheBloke/Mistral-7B-v0.1-AWQ" in args
     assert not any("revision" in arg for arg in args)
     assert environment(vllm(mirrored))["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,47 @@
+"""What the pod tells the gateway."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from loraserve.contract.addresses import AGENT_PORT, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
+from loraserve.contract.environment import Count, KubernetesSettings, Port, ProcessSettings, Seconds
+
+
+class GatewaySettings(ProcessSettings):
+    prefix: ClassVar[str] = "GATEWAY_"
+
+    kubernetes: KubernetesSettings
+    vllm_service: str
+    """The Service whose EndpointSlices name vLLM's pods."""
+    gateway_service: str
+    """The gateway's own, whose ready endpoints are its replicas."""
+    desired_config_map: str
+    desired_key: str = "desired.json"
+    keys_file: Path = Path("/etc/loraserve/keys/keys.json")
+    vllm_api_key: str
+    port: Port = GATEWAY_PORT
+    tls_port: Port | None = None
+    """For the load balancer; None: there is none."""
+    metrics_port: Port = GATEWAY_METRICS_PORT
+    vllm_port: Port = VLLM_PORT
+    agent_port: Port = AGENT_PORT
+
+    max_body_bytes: Count = 4 << 20
+    body_seconds: Seconds = 30
+    """A request's body arrives within it."""
+    idle_seconds: Seconds = 30
+    """A connection without a request, or whose request's headers are not complete, is closed."""
+    stall_seconds: Seconds = 180
+    """vLLM sends nothing, or a client takes nothing, for so long: the exchange is given up."""
+    pod_concurrency: Count = 256
+    """Requests that all replicas together have running on one vLLM pod; more wait here, where waiting is fair."""
+    max_waiting: Count = 1000
+    max_waiting_bytes: Count = 64 << 20
+    wait_seconds: Annotated[float, Field(ge=0)] = 540
+    """How long a request is held: longer than a cold start, shorter than the official client's own limit of 600."""
+    cold_start_seconds: Seconds = 450
+    """How long a start from zero takes, until this replica has seen one."""
+    drain_seconds: Seconds = 150
+    """A stopping gateway lets running generations finish."""
