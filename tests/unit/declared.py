@@ -59,16 +59,6 @@ class Program:
         return found[0]
 
 
-_as_shipped: dict[str, Program] = {}
-
-
-def declared(stack: str) -> Program:
-    """What a stack declares as shipped: run once, for tests that only look at it."""
-    if stack not in _as_shipped:
-        _as_shipped[stack] = declare(stack)
-    return _as_shipped[stack]
-
-
 class _Recorder(logging.Handler):
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -146,7 +136,18 @@ class _Monitor(mocks.MockMonitor):
         return response
 
 
-def declare(
+_declared: dict[str, Program] = {}
+
+
+def declare(stack: str, **options: Any) -> Program:
+    """What the program declares with these options of `run`: run once for all tests, which only look at it."""
+    asked = json.dumps([stack, options], sort_keys=True)
+    if asked not in _declared:
+        _declared[asked] = run(stack, **options)
+    return _declared[asked]
+
+
+def run(
     stack: str,
     *,
     preview: bool = False,
@@ -157,7 +158,7 @@ def declare(
     program: Program | None = None,
     **changes: Any,
 ) -> Program:
-    """Runs the program once. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values.
+    """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values.
 
     A given `program` is filled, and so tells what was declared before an error.
     """
@@ -166,7 +167,8 @@ def declare(
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     mocks.set_mocks(
         answers, project=PROJECT, stack=stack, preview=preview, logger=logger, monitor=_Monitor(answers, program)
     )
@@ -175,12 +177,15 @@ def declare(
     runtime_config.set_all_config(configured | provider_keys, [f"{PROJECT}:{key}" for key in secrets])
 
     @pulumi.runtime.test
-    def run() -> None:
+    def deployed() -> None:
         from infra.program import deploy
 
         deploy()
 
-    run()
+    try:
+        deployed()
+    finally:
+        loop.close()
     return program
 
 

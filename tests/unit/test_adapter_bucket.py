@@ -7,14 +7,14 @@ import json
 import pytest
 
 from infra.adapter_bucket import bucket_policy
-from tests.unit.declared import Program, declared
+from tests.unit.declared import Program, declare
 
 GC_ROLE = "arn:aws:iam::123456789012:role/gc"
 
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
-    return declared("dev")
+    return declare("dev")
 
 
 def test_the_bucket_is_versioned(dev: Program) -> None:

@@ -9,17 +9,17 @@ import pytest
 
 from infra import names, versions
 from local.tools import versions as local_versions
-from tests.unit.declared import Program, declare, declared
+from tests.unit.declared import Program, declare
 
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
-    return declared("dev")
+    return declare("dev")
 
 
 @pytest.fixture(scope="module")
 def prod() -> Program:
-    return declared("prod")
+    return declare("prod")
 
 
 def addons(program: Program) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def test_charts_are_pinned(dev: Program) -> None:
 
 
 def test_local_leaves_charts_and_image_builds_out() -> None:
-    local = declared("local")
+    local = declare("local")
     assert not local.of_type("helm.sh/v4:Chart")
     assert not local.of_type("docker-build:index:Image")
 

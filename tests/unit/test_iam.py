@@ -9,12 +9,12 @@ import pytest
 
 from infra.addons import autoscaler_policy
 from tests.stack_values import adapter
-from tests.unit.declared import ISSUER, Program, declare, declared
+from tests.unit.declared import ISSUER, Program, declare
 
 
 @pytest.fixture(scope="module")
 def prod() -> Program:
-    return declared("prod")
+    return declare("prod")
 
 
 def statements(text: str) -> dict[str, dict[str, Any]]:

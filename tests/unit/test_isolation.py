@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from tests.unit.declared import Program, declare, declared
+from tests.unit.declared import Program, declare
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
 
@@ -93,7 +93,7 @@ MAY_LEAVE = {
 
 @pytest.fixture(scope="module")
 def policies() -> list[dict[str, Any]]:
-    program: Program = declared("dev")
+    program: Program = declare("dev")
     return [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
 
 

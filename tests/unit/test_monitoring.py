@@ -12,7 +12,7 @@ import pytest
 from infra import names
 from infra.monitoring.dashboard import dashboard_json
 from infra.monitoring.stack import stack_values
-from tests.unit.declared import declared
+from tests.unit.declared import declare
 
 SEEN_ON_A_RUNNING_VLLM = {
     "vllm:time_to_first_token_seconds_bucket",
@@ -68,7 +68,7 @@ def test_lines_of_one_panel_can_be_told_apart(panels: list[dict[str, Any]]) -> N
 
 
 def test_vllm_is_scraped_through_the_agent() -> None:
-    program = declared("dev")
+    program = declare("dev")
     endpoint = program.one("monitoring.coreos.com/v1:ServiceMonitor", names.VLLM).inputs["spec"]["endpoints"][0]
     service = program.one("core/v1:Service", names.VLLM_SERVICE).inputs["spec"]
     assert endpoint == {"port": "metrics", "path": "/metrics", "interval": "30s", "scrapeTimeout": "10s"}

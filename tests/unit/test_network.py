@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 
 from infra.network import plan_subnets
-from tests.unit.declared import declare, declared
+from tests.unit.declared import declare
 
 
 @pytest.mark.parametrize("cidr", ["10.0.0.0/16", "172.16.0.0/18", "192.168.0.0/20"])
@@ -34,13 +34,13 @@ def test_each_private_subnet_has_a_way_out(nat: str, gateways: int, instances: i
 
 
 def test_s3_is_reached_without_paying_for_nat() -> None:
-    endpoint = declared("dev").one("ec2/vpcEndpoint:VpcEndpoint").inputs
+    endpoint = declare("dev").one("ec2/vpcEndpoint:VpcEndpoint").inputs
     assert endpoint["vpcEndpointType"] == "Gateway"
     assert len(endpoint["routeTableIds"]) == 2
 
 
 def test_subnets_carry_the_tags_by_which_eks_places_load_balancers() -> None:
-    subnets = {subnet.name: subnet.inputs["tags"] for subnet in declared("dev").of_type("ec2/subnet:Subnet")}
+    subnets = {subnet.name: subnet.inputs["tags"] for subnet in declare("dev").of_type("ec2/subnet:Subnet")}
     for name, tags in subnets.items():
         role = "internal-elb" if "private" in name else "elb"
         assert tags[f"kubernetes.io/role/{role}"] == "1"

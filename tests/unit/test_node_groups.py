@@ -11,12 +11,12 @@ import pytest
 
 from infra import names
 from loraserve.planning.pod_resources import NODE_DISK_GIB
-from tests.unit.declared import Program, Resource, declare, declared
+from tests.unit.declared import Program, Resource, declare
 
 
 @pytest.fixture(scope="module")
 def dev() -> Program:
-    return declared("dev")
+    return declare("dev")
 
 
 def group(program: Program, name: str) -> Resource:
@@ -83,7 +83,7 @@ def test_nodes_leave_before_what_they_need_to_leave_cleanly(dev: Program) -> Non
 
 @pytest.mark.parametrize("stack", ["dev", "prod", "local"])
 def test_nodes_refuse_the_first_metadata_service_and_pods(stack: str) -> None:
-    templates = declared(stack).of_type("ec2/launchTemplate:LaunchTemplate")
+    templates = declare(stack).of_type("ec2/launchTemplate:LaunchTemplate")
     assert len(templates) == 2
     for template in templates:
         options = template.inputs["metadataOptions"]

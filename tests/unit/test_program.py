@@ -14,7 +14,7 @@ from infra.inference import grace_seconds
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import Envelope
 from tests.stack_values import CHECKOUT, adapter, stack_file
-from tests.unit.declared import Program, declare, declared, environment_in_pod
+from tests.unit.declared import Program, declare, environment_in_pod
 
 STACKS = ["dev", "prod", "local"]
 
@@ -303,7 +303,7 @@ def test_a_first_update_announces_no_restart() -> None:
 
 
 def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
-    args = vllm(declared("dev"))["args"]
+    args = vllm(declare("dev"))["args"]
     assert "--model=TheBloke/Mistral-7B-v0.1-AWQ" in args
     assert not any("-lora" in arg for arg in args)
 

@@ -19,7 +19,7 @@ from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
 from loraserve.planning.stack_settings import Local, Settings
 from tests.stack_values import adapter, stack_file, stack_values
-from tests.unit.declared import Program, declare
+from tests.unit.declared import Program, declare, run
 
 OWN_MODEL_SHAPE = {
     "hiddenSize": 2048,
@@ -280,7 +280,7 @@ def test_a_region_with_too_few_zones_for_the_gpu_type_is_refused() -> None:
 def test_a_refused_configuration_declares_nothing() -> None:
     program = Program()
     with pytest.raises(ConfigError):
-        declare("dev", program=program, gpuMinSize=3)
+        run("dev", program=program, gpuMinSize=3)
     assert program.resources == []
 
 
@@ -288,7 +288,7 @@ def test_a_stack_file_for_another_account_declares_nothing(monkeypatch: pytest.M
     monkeypatch.setattr("tests.unit.declared.ACCOUNT", "210987654321")
     program = Program()
     with pytest.raises(ConfigError, match=r"aws:allowedAccountIds says this stack is for account 123456789012"):
-        declare("dev", program=program)
+        run("dev", program=program)
     assert program.resources == []
 
 
