@@ -1,5 +1,6 @@
 """Adapters in the bucket: PEFT folders that passed the gate, at publish and again at each fetch."""
 
+import codecs
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from loraserve.catalog import versions
 from loraserve.catalog.bucket import Bucket, OnProgress
-from loraserve.catalog.files import PARTIAL_PREFIX, FileEntry
-from loraserve.catalog.gate import FILE_LIMITS, UnsafeAdapter, inspect
+from loraserve.catalog.files import PARTIAL_PREFIX, FileEntry, write
+from loraserve.catalog.gate import CONFIG_FILE, FILE_LIMITS, UnsafeAdapter, inspect
 from loraserve.catalog.manifest import MANIFEST_FILE, AdapterManifest
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base
@@ -62,9 +63,17 @@ def fetch(bucket: Bucket, adapter: Adapter, into: Path, base: Base | None = None
                 raise UnsafeAdapter(
                     f"{bucket.url(id.key())}: the manifest and the files disagree; publish a new version"
                 )
+            _remove_byte_order_mark(partial / CONFIG_FILE)
 
         versions.fetch(bucket, id, adapter, AdapterManifest, partial, folder, check)
     return folder
+
+
+def _remove_byte_order_mark(config: Path) -> None:
+    """Some editors write one, and vLLM cannot read it."""
+    content = config.read_bytes()
+    if content.startswith(codecs.BOM_UTF8):
+        write(config, content.removeprefix(codecs.BOM_UTF8))
 
 
 def remove_partial_downloads(folder: Path) -> None:

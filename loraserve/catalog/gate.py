@@ -1,13 +1,18 @@
-"""What may pass as an adapter: a PEFT LoRA as safetensors, checked without loading a tensor or trusting a byte."""
+"""What may pass as an adapter: a PEFT LoRA as safetensors, checked without trusting a byte or holding a tensor.
 
+What vLLM refuses when it loads an adapter is refused here, with the cause (vllm/lora/peft_helper.py of the pinned
+version; a test compares the two lists).
+"""
+
+import codecs
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraserve.catalog.files import UnsafeFile, open_regular
-from loraserve.catalog.safetensors import BrokenSafetensors, Tensor, tensors_of
+from loraserve.catalog.safetensors import BrokenSafetensors, Tensor, first_not_finite, tensors_of
 from loraserve.contract.base_model import Base, LoraShape
 from loraserve.contract.document import Document, Rank, TargetModules, explain
 
@@ -15,11 +20,17 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FILE_LIMITS = {CONFIG_FILE: 1 << 20, WEIGHTS_FILE: 5 << 30}
 """Every file an adapter consists of, and the bytes it may have."""
+NOT_PUBLISHED = ("added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer_config.json")
+"""What PEFT's users find beside the weights, and vLLM takes from the base model alone."""
 MAX_HEADER_BYTES = 4 << 20
 """Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
 DTYPES = {"F32", "F16", "BF16"}
+PLAIN_INITIALISATIONS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
+"""Those of PEFT's named ones that leave the base model's weights as they are."""
+EMBEDDINGS = {"embed_tokens", "lm_head"}
 
 _LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight", re.ASCII)
+_PLAIN_PATTERN = re.compile(r"[\w.]+", re.ASCII)
 _BASE_LAYER = re.compile(
     r"base_model\.model\.(?:\w+\.)*layers\.(?P<index>0|[1-9]\d{0,3})\.\w+\.(?P<module>\w+)\.lora_(?P<half>[AB])\.weight",
     re.ASCII,
@@ -33,7 +44,7 @@ class UnsafeAdapter(UnsafeFile):
 class AdapterFacts(Document):
     """What an adapter's own files say about it."""
 
-    base_model: str
+    base_model: str | None
     """The id PEFT recorded at training; often not the (quantised) model that serves."""
     rank: Rank
     alpha: float
@@ -47,26 +58,63 @@ class _PeftConfig(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     peft_type: Literal["LORA"]
-    base_model_name_or_path: Annotated[str, Field(min_length=1)]
+    base_model_name_or_path: Annotated[str, Field(min_length=1)] | None
     r: Rank
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     target_modules: list[str] | str
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     bias: str = "none"
-    use_dora: bool = False
+    init_lora_weights: bool | str | None = True
     modules_to_save: list[str] | None = None
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    trainable_token_indices: Any = None
+    layer_replication: Any = None
+    use_dora: bool = False
+    use_qalora: bool = False
+    lora_bias: bool = False
+    use_bdlora: Any = None
+    alora_invocation_tokens: Any = None
+    kasa_config: Any = None
+    arrow_config: Any = None
 
-    def unsupported(self) -> list[str]:
-        """The features in use that vLLM refuses, or worse, ignores."""
+    def unserved(self) -> list[str]:
+        """The features in use that vLLM refuses when it loads the adapter, or worse, ignores; each with a remedy."""
         in_use = {
-            "bias": self.bias != "none",
-            "use_dora": self.use_dora,
-            "modules_to_save": bool(self.modules_to_save),
-            "rank_pattern": bool(self.rank_pattern),
-            "alpha_pattern": bool(self.alpha_pattern),
+            "use_dora (DoRA): train without": self.use_dora,
+            "use_qalora (QALoRA): train without": self.use_qalora,
+            "use_bdlora (block-diagonal LoRA): train without": self.use_bdlora,
+            "kasa_config (KaSA): train without": self.kasa_config,
+            "arrow_config (Arrow's routing): publish the adapters that it routes between": self.arrow_config,
+            "alora_invocation_tokens (activated LoRA): train without": self.alora_invocation_tokens,
+            "bias: train with bias='none'": self.bias != "none",
+            "lora_bias: train without": self.lora_bias,
+            "layer_replication: train without": self.layer_replication,
+            "modules_to_save (layers trained whole): train without": self.modules_to_save,
+            "trainable_token_indices (trained embeddings): train without": self.trainable_token_indices,
+            f"init_lora_weights {self.init_lora_weights!r:.40}, which changes the base model's weights: save it as a plain "
+            "LoRA with PEFT's path_initial_model_for_weight_conversion": self._changes_the_base(),
         }
-        return [name for name, used in in_use.items() if used]
+        return [feature for feature, used in in_use.items() if used]
+
+    def _changes_the_base(self) -> bool:
+        init = self.init_lora_weights
+        return isinstance(init, str) and init.lower() not in PLAIN_INITIALISATIONS
+
+    @property
+    def largest_rank(self) -> int:
+        """What vLLM compares with its --max-lora-rank."""
+        return max([self.r, *(self.rank_pattern or {}).values()])
+
+    def ranks_of(self, layer: str) -> set[int]:
+        """What ranks a layer may have. PEFT's patterns are regular expressions, and a stranger's are not run here: one
+        that is plain text decides, another leaves it open."""
+        names, possible = _names_of(layer), set[int]()
+        for pattern, rank in (self.rank_pattern or {}).items():
+            if pattern in names:
+                return possible | {rank}
+            if not _PLAIN_PATTERN.fullmatch(pattern):
+                possible.add(rank)
+        return possible | {self.r}
 
 
 def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
@@ -77,18 +125,30 @@ def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
     config = _read_config(folder)
     _refuse_pickle(folder)
     tensors = _read_tensors(folder / WEIGHTS_FILE)
-    modules = _check_tensors(tensors, config.r)
+    modules = _check_tensors(tensors, config)
     if isinstance(config.target_modules, list):
         _check_modules(config.target_modules, modules)
     if base:
         _check_base(base, config.base_model_name_or_path, tensors)
+    _check_values(folder / WEIGHTS_FILE, tensors)
     return AdapterFacts(
         base_model=config.base_model_name_or_path,
-        rank=config.r,
+        rank=config.largest_rank,
         alpha=config.lora_alpha,
         target_modules=tuple(sorted({module.rpartition(".")[2] for module in modules})),
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
     )
+
+
+def notes(folder: Path) -> list[str]:
+    """What a publisher should know of a folder that passes."""
+    beside = [file for file in NOT_PUBLISHED if (folder / file).exists()]
+    if not beside:
+        return []
+    return [
+        f"{', '.join(beside)}: not published, and without effect; vLLM uses the base model's tokenizer and chat template. An "
+        "adapter that was trained with tokens or a template of its own answers worse than it should."
+    ]
 
 
 def _refuse_pickle(folder: Path) -> None:
@@ -103,11 +163,11 @@ def _read_config(folder: Path) -> _PeftConfig:
     with open_regular(folder / CONFIG_FILE, FILE_LIMITS[CONFIG_FILE]) as file:
         text = file.read()
     try:
-        config = _PeftConfig.model_validate_json(text)
+        config = _PeftConfig.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise UnsafeAdapter(f"{CONFIG_FILE} is not a LoRA configuration:\n{explain(error)}") from None
-    if unsupported := config.unsupported():
-        raise UnsafeAdapter(f"{CONFIG_FILE} uses {', '.join(unsupported)}, which vLLM does not serve; train without")
+    if unserved := config.unserved():
+        raise UnsafeAdapter(f"{CONFIG_FILE} uses what vLLM does not serve:\n" + "\n".join(unserved))
     return config
 
 
@@ -124,39 +184,61 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_tensors(tensors: dict[str, Tensor], rank: int) -> set[str]:
-    """The layers that have an A and a B of the declared rank, `layers.0.self_attn.q_proj`. Raises UnsafeAdapter."""
-    halves: dict[str, set[str]] = {"A": set(), "B": set()}
+def _check_tensors(tensors: dict[str, Tensor], config: _PeftConfig) -> set[str]:
+    """The layers that have an A and a B of a declared rank, `layers.0.self_attn.q_proj`. Raises UnsafeAdapter."""
+    ranks: dict[str, dict[str, int]] = {"A": {}, "B": {}}
     for name, tensor in tensors.items():
+        if not EMBEDDINGS.isdisjoint(name.split(".")):
+            raise UnsafeAdapter(
+                f"it changes the model's embeddings or its head ({', '.join(sorted(EMBEDDINGS))}), which is not served; "
+                "train on attention and MLP layers only"
+            )
         match = _LORA_TENSOR.fullmatch(name)
         if not match:
             raise UnsafeAdapter(f"tensor {name!r} is not the A or B matrix of a linear layer; vLLM serves no others")
         rank_axis = 0 if match["half"] == "A" else 1
-        if len(tensor.shape) != 2 or tensor.shape[rank_axis] != rank:
-            raise UnsafeAdapter(f"tensor {name!r} has shape {list(tensor.shape)}, but {CONFIG_FILE} says rank {rank}")
-        halves[match["half"]].add(match["layer"])
+        declared = config.ranks_of(match["layer"])
+        if len(tensor.shape) != 2 or tensor.shape[rank_axis] not in declared:
+            raise UnsafeAdapter(
+                f"tensor {name!r} has shape {list(tensor.shape)}, but {CONFIG_FILE} says rank "
+                + " or ".join(map(str, sorted(declared)))
+            )
+        ranks[match["half"]][match["layer"]] = tensor.shape[rank_axis]
     if not tensors:
         raise UnsafeAdapter(f"{WEIGHTS_FILE} holds no tensor")
-    if alone := halves["A"] ^ halves["B"]:
+    if alone := ranks["A"].keys() ^ ranks["B"].keys():
         raise UnsafeAdapter(f"layer {min(alone)!r} has only one of its two LoRA matrices; save the adapter again")
-    return halves["A"]
+    if unequal := [layer for layer, rank in ranks["A"].items() if ranks["B"][layer] != rank]:
+        raise UnsafeAdapter(f"layer {unequal[0]!r} has two LoRA matrices of different ranks; save the adapter again")
+    return set(ranks["A"])
+
+
+def _check_values(path: Path, tensors: dict[str, Tensor]) -> None:
+    with open_regular(path, FILE_LIMITS[WEIGHTS_FILE]) as file:
+        if name := first_not_finite(file, tensors):
+            raise UnsafeAdapter(
+                f"tensor {name!r} holds a value that is not finite (NaN or infinity): the training diverged, or the file was "
+                "cast to a dtype that is too small; publish an earlier checkpoint"
+            )
 
 
 def _check_modules(declared: list[str], layers: set[str]) -> None:
-    """Every declared target must have a tensor and every tensor a target: the two files belong together."""
-    names_of = {layer: _names_of(layer) for layer in sorted(layers)}
-    if missing := set(declared).difference(*names_of.values()):
-        raise UnsafeAdapter(f"{CONFIG_FILE} targets {min(missing)!r:.80}, but {WEIGHTS_FILE} has no tensor for it")
-    for layer, names in names_of.items():
-        if names.isdisjoint(declared):
+    """Every tensor has a declared target: the two files belong together. A target may match no layer, as in PEFT."""
+    for layer in sorted(layers):
+        if _names_of(layer).isdisjoint(declared):
             raise UnsafeAdapter(f"{WEIGHTS_FILE} changes {layer!r}, which {CONFIG_FILE} does not target")
 
 
-def _check_base(base: Base, trained_on: str, tensors: dict[str, Tensor]) -> None:
-    accepted = {base.name, *base.accepted_ids}
-    if base.accepted_ids and trained_on not in accepted:
+def _check_base(base: Base, trained_on: str | None, tensors: dict[str, Tensor]) -> None:
+    accepted = ", ".join(sorted({base.name, *base.accepted_ids}))
+    if base.accepted_ids and trained_on is None:
         raise UnsafeAdapter(
-            f"it was trained on {trained_on!r:.80}, and this stack serves adapters of {', '.join(sorted(accepted))}: train it "
+            f"{CONFIG_FILE} does not say what it was trained on, and this stack serves adapters of {accepted}: set "
+            "base_model_name_or_path to the one that it was trained on"
+        )
+    if base.accepted_ids and trained_on not in {base.name, *base.accepted_ids}:
+        raise UnsafeAdapter(
+            f"it was trained on {trained_on!r:.80}, and this stack serves adapters of {accepted}: train it "
             "on one of them, or add the id to acceptedBaseIds if it means the same weights"
         )
     if base.shape:

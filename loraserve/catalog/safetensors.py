@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +13,7 @@ from loraserve.catalog.files import UnsafeFile, open_regular
 
 MAX_DIMENSIONS = 8
 MAX_NAME_LENGTH = 256
+CHUNK_BYTES = 64 << 10
 
 DTYPE_BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -20,6 +23,8 @@ DTYPE_BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
+_EXPONENTS = {"F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
+"""Dtype -> bytes per value, and the bits of its exponent, which are all set in a NaN and in an infinity."""
 
 
 class BrokenSafetensors(UnsafeFile):
@@ -105,3 +110,35 @@ def _check_layout(tensors: dict[str, Tensor], start: int, size: int) -> None:
         raise BrokenSafetensors(
             f"its tensors need {position - start} bytes of data and it holds {size - start} (cut short?)"
         )
+
+
+def first_not_finite(file: BinaryIO, tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity in it; F32, F16 and BF16 only. Holds CHUNK_BYTES of data."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if not all(_is_finite(chunk, tensor.dtype) for chunk in _chunks(file, tensor)):
+            return name
+    return None
+
+
+def _chunks(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
+    file.seek(tensor.begin)
+    for begin in range(tensor.begin, tensor.end, CHUNK_BYTES):
+        yield file.read(min(CHUNK_BYTES, tensor.end - begin))
+
+
+def _is_finite(chunk: bytes, dtype: str) -> bool:
+    """All values at once, as one long number: adding an exponent's lowest bit to it sets the sign bit if all are set."""
+    exponents, lowest, signs = _lanes(dtype, (len(chunk) - 1).bit_length())
+    return not ((int.from_bytes(chunk, "little") & exponents) + lowest) & signs
+
+
+@cache
+def _lanes(dtype: str, size_bits: int) -> tuple[int, int, int]:
+    """Exponent, its lowest bit, and sign bit of as many values as 2**size_bits bytes hold."""
+    width, exponent = _EXPONENTS[dtype]
+    values = -(-(1 << size_bits) // width)
+    sign, lowest = 1 << (8 * width - 1), exponent & -exponent
+    exponents, lowests, signs = (
+        int.from_bytes(bits.to_bytes(width, "little") * values, "little") for bits in (exponent, lowest, sign)
+    )
+    return exponents, lowests, signs

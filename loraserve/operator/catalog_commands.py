@@ -1,4 +1,4 @@
-"""`loraserve publish | mirror | list | show | verify | diff | gc`: an operator's hold on the bucket."""
+"""`loraserve check | publish | mirror | list | show | verify | diff | gc`: an operator's hold on the bucket."""
 
 import argparse
 import json
@@ -16,10 +16,12 @@ from rich.text import Text
 from loraserve.catalog import adapters, base_weights, garbage, listing
 from loraserve.catalog.bucket import Bucket, OnProgress
 from loraserve.catalog.files import UnsafeFile
+from loraserve.catalog.gate import inspect, notes
 from loraserve.catalog.manifest import AdapterManifest
-from loraserve.contract.base_model import read_base
+from loraserve.contract.base_model import Base, read_base
 from loraserve.contract.document import Document
 from loraserve.errors import LoraserveError
+from loraserve.planning import stack_file
 
 GRACE_DAYS = 30
 PIPED_WIDTH = 200
@@ -29,6 +31,15 @@ PIPED_WIDTH = 200
 def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     bucket = argparse.ArgumentParser(add_help=False)
     bucket.add_argument("--bucket", required=True, help="the stack's adapter bucket")
+
+    check = commands.add_parser(
+        "check",
+        help="say whether a PEFT folder can be published and served; needs no bucket",
+        description="Passes a PEFT folder through the gate that publishing and every download pass. Nothing is uploaded.",
+    )
+    check.add_argument("folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors")
+    _add_base(check)
+    check.set_defaults(command=_check)
 
     publish = commands.add_parser(
         "publish",
@@ -41,11 +52,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     publish.add_argument("--model", required=True, help="folder in the catalog, such as mistral-7b-aws-rag-qa")
     publish.add_argument("--version", required=True, help="such as v1; a version can be published only once")
     publish.add_argument("--name", help="what clients call the adapter (default: MODEL)")
-    publish.add_argument(
-        "--base",
-        metavar="JSON|PATH",
-        help="what it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared)",
-    )
+    _add_base(publish)
     publish.add_argument(
         "--probe-prompt",
         action="append",
@@ -111,8 +118,40 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     gc.set_defaults(command=_gc)
 
 
+def _add_base(command: argparse.ArgumentParser) -> None:
+    base = command.add_mutually_exclusive_group()
+    base.add_argument(
+        "--base",
+        metavar="JSON|PATH",
+        help="what it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared)",
+    )
+    base.add_argument("--stack-file", type=Path, metavar="FILE", help="the same, from a stack's Pulumi.<stack>.yaml")
+
+
+def _base(options: argparse.Namespace) -> Base | None:
+    if options.stack_file:
+        return stack_file.read(options.stack_file).base
+    return read_base(options.base) if options.base else None
+
+
+def _check(options: argparse.Namespace) -> None:
+    base = _base(options)
+    facts = inspect(options.folder, base)
+    for note in notes(options.folder):
+        _tell(f"Note: {note}")
+    if not base:
+        _tell("Not compared with a base model: name one with --base or --stack-file.")
+    trained_on = facts.base_model or "a model that it does not name"
+    print(
+        f"{options.folder} can be published: rank {facts.rank} on {', '.join(facts.target_modules)}, trained on {trained_on}"
+        + (f", fits {base.name}" if base else "")
+    )
+
+
 def _publish(options: argparse.Namespace) -> None:
-    base = read_base(options.base) if options.base else None
+    base = _base(options)
+    for note in notes(options.folder):
+        _tell(f"Note: {note}")
     prompts = _probe_prompts(options)
     with _progress_bars("uploading") as progress:
         adapter = adapters.publish(

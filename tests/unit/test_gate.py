@@ -45,10 +45,14 @@ def test_targets_may_be_named_in_full_or_by_a_pattern(tmp_path: Path) -> None:
         ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
-        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"]}, "no tensor for it"),
+        ({"rank_pattern": {"q_proj": 4}}, "says rank 4"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj": 1024}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj": -4}}, "alpha_pattern"),
         ({"target_modules": ["q_proj", "k_proj", "v_proj"]}, "does not target"),
+        ({"kasa_config": {"beta": 0.1}}, "kasa_config (KaSA)"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config"),
+        ({"trainable_token_indices": [5]}, "trainable_token_indices (trained embeddings)"),
     ],
 )
 def test_a_config_that_vllm_would_not_serve_as_trained_is_refused(
@@ -118,9 +122,9 @@ def test_one_lora_matrix_without_the_other_is_refused(tmp_path: Path) -> None:
 
 
 def test_tensors_that_are_no_lora_are_refused(tmp_path: Path) -> None:
-    shapes = {**lora_shapes(), "model.embed_tokens.weight": [4, 4]}
+    shapes = {**lora_shapes(), "model.layers.0.input_layernorm.weight": [4, 4]}
 
-    assert "model.embed_tokens.weight" in refusal(write_adapter(tmp_path, shapes))
+    assert "model.layers.0.input_layernorm.weight" in refusal(write_adapter(tmp_path, shapes))
 
 
 def moved(to: str, **width: int) -> Shapes:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from loraserve.catalog import adapters
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import Adapter
 from loraserve.operator.cli import main
+from tests.stack_values import CHECKOUT
 from tests.unit.adapters_and_vllm import BASE, BUCKET, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
@@ -84,3 +86,50 @@ def test_probe_prompts_come_from_the_command_line_and_from_a_file(s3: Any, tmp_p
 def test_prompts_that_cannot_be_read_are_named(s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert publish(write_adapter(tmp_path / "peft"), "--probe-prompts", str(tmp_path / "no-file")) == 1
     assert "no-file cannot be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stack_file(tmp_path: Path) -> Path:
+    """The local stack's, whose base model is 256 wide."""
+    for file in ("Pulumi.yaml", "Pulumi.local.yaml"):
+        shutil.copy(CHECKOUT / file, tmp_path)
+    return tmp_path / "Pulumi.local.yaml"
+
+
+def test_check_says_that_a_folder_can_be_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_adapter(tmp_path / "peft")
+    (folder / "tokenizer_config.json").write_text("{}")
+
+    assert main(["check", str(folder)]) == 0
+
+    output = capsys.readouterr()
+    assert "rank 8 on k_proj, o_proj, q_proj, v_proj, trained on mistralai/Mistral-7B-v0.1" in output.out
+    assert "Note: tokenizer_config.json: not published" in output.err
+    assert "Not compared with a base model" in output.err
+
+
+def test_check_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write_adapter(tmp_path / "peft", init_lora_weights="pissa"))]) == 1
+    assert "init_lora_weights 'pissa', which changes the base model's weights" in capsys.readouterr().err
+
+
+def test_check_and_publish_compare_with_the_base_model_of_a_stack_file(
+    s3: Any, tmp_path: Path, stack_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "peft")
+
+    assert main(["check", str(folder), "--stack-file", str(stack_file)]) == 1
+    assert "_proj of loraserve/tiny-mistral is 256 wide there" in capsys.readouterr().err
+
+    assert publish(folder, "--stack-file", str(stack_file)) == 1
+    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET), "a version is not burnt on the wrong base"
+
+
+def test_check_says_what_base_model_a_folder_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack_output = json.dumps(BASE.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    assert main(["check", str(write_adapter(tmp_path / "peft")), "--base", stack_output]) == 0
+
+    output = capsys.readouterr()
+    assert output.out.endswith("fits acme/tiny\n")
+    assert output.err == ""

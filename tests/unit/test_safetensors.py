@@ -2,13 +2,17 @@
 
 import io
 import json
+import math
+import struct
+import tracemalloc
+from pathlib import Path
 
 import pytest
 import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraserve.catalog.safetensors import DTYPE_BITS, BrokenSafetensors, read_header
+from loraserve.catalog.safetensors import CHUNK_BYTES, DTYPE_BITS, BrokenSafetensors, first_not_finite, read_header
 from tests.unit.adapters_and_vllm import lora_shapes, safetensors_of
 
 MAX_HEADER_BYTES = 4 << 20
@@ -97,3 +101,59 @@ def test_every_dtype_is_as_wide_as_the_reference_has_it(dtype: str) -> None:
         entry = {"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}}
         content = with_header(entry, bytes(size))
         assert accepts(content) == (size == DTYPE_BITS[dtype]) == reference_accepts(content)
+
+
+def values_of(content: bytes, dtype: str) -> list[float]:
+    if dtype == "BF16":  # the upper half of a float32
+        content = b"".join(b"\0\0" + content[at : at + 2] for at in range(0, len(content), 2))
+    width, letter = {"F16": (2, "e")}.get(dtype, (4, "f"))
+    return list(struct.unpack(f"<{len(content) // width}{letter}", content))
+
+
+def first_bad(tensors: dict[str, bytes], dtype: str) -> str | None:
+    header, data = {}, b""
+    for name, content in tensors.items():
+        shape = [len(content) * 8 // DTYPE_BITS[dtype]]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    file = io.BytesIO(with_header(header, data))
+    return first_not_finite(file, read_header(file, MAX_HEADER_BYTES))
+
+
+WEIGHTS = st.lists(
+    st.sampled_from([b"\0\0", b"\x80\x7f", b"\0\x7c", b"\xff\x7b", b"\0\xfc", b"\1\x80"])
+    | st.binary(min_size=2, max_size=2)
+)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@given(halves=WEIGHTS)
+def test_a_value_that_is_not_finite_is_seen(dtype: str, halves: list[bytes]) -> None:
+    content = b"".join(halves[: len(halves) // 2 * 2])
+
+    finite = all(map(math.isfinite, values_of(content, dtype)))
+
+    assert first_bad({"before": bytes(8), "tensor": content, "after": bytes(4)}, dtype) == (
+        None if finite else "tensor"
+    )
+
+
+@pytest.mark.parametrize("at", [0, CHUNK_BYTES - 2, CHUNK_BYTES, 2 * CHUNK_BYTES + 100])
+def test_it_is_seen_in_any_chunk(at: int) -> None:
+    content = bytearray(2 * CHUNK_BYTES + 102)
+    assert first_bad({"tensor": bytes(content)}, "BF16") is None
+    content[at : at + 2] = b"\xc0\x7f"
+    assert first_bad({"tensor": bytes(content)}, "BF16") == "tensor"
+
+
+def test_gigabytes_are_read_in_a_few_hundred_kilobytes(tmp_path: Path) -> None:
+    size = 32 << 20
+    with (tmp_path / "model.safetensors").open("w+b") as file:
+        file.write(with_header({"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}))
+        file.truncate(file.tell() + size)
+        tensors = read_header(file, MAX_HEADER_BYTES)
+        tracemalloc.start()
+        assert first_not_finite(file, tensors) is None
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1 << 20
