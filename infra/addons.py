@@ -78,6 +78,7 @@ class Addons(pulumi.ComponentResource):
         cluster: Cluster,
         region: str,
         gpu_idle_minutes: int,
+        chart_mirror: str | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Addons", name, None, opts)
@@ -93,6 +94,7 @@ class Addons(pulumi.ComponentResource):
         )
         service_account = {"name": AUTOSCALER_SERVICE_ACCOUNT, "annotations": {ROLE_ANNOTATION: role.arn}}
         CLUSTER_AUTOSCALER.install(
+            mirror=chart_mirror,
             namespace=SYSTEM_NAMESPACE,
             values=autoscaler_values(cluster.name, region, gpu_idle_minutes)
             | {"rbac": {"serviceAccount": service_account}},
@@ -100,6 +102,7 @@ class Addons(pulumi.ComponentResource):
             depends_on=[role],
         )
         DEVICE_PLUGIN.install(
+            mirror=chart_mirror,
             namespace=SYSTEM_NAMESPACE,
             values=on_gpu_nodes() | {"resources": requesting(pod_resources.DEVICE_PLUGIN)},
             parent=self,

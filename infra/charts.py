@@ -1,4 +1,4 @@
-"""Third-party Helm charts, and the values they share."""
+"""Third-party Helm charts, where they come from, and the values they share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 
 from infra.names import GPU_SELECTOR, GPU_TAINT
 from loraserve.planning.pod_resources import Requests
+from loraserve.planning.stack_settings import OCI
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,24 @@ class HelmChart:
     def install(
         self,
         *,
+        mirror: str | None,
         namespace: pulumi.Input[str],
         values: Mapping[str, Any],
         parent: pulumi.Resource,
         depends_on: Sequence[pulumi.Resource] = (),
     ) -> Chart:
-        """Installs it under its own name. `Chart` runs no Helm hooks: values must switch off what waits for one."""
+        """Installs it under its own name, from the mirror if there is one.
+
+        `Chart` runs no Helm hooks: values must switch off what waits for one.
+        """
+        repository = mirror or self.repository
+        in_registry = repository.startswith(OCI)
         return Chart(
             self.name,
-            chart=self.name,
+            chart=f"{repository}/{self.name}" if in_registry else self.name,
             version=self.version,
             namespace=namespace,
-            repository_opts=RepositoryOptsArgs(repo=self.repository),
+            repository_opts=None if in_registry else RepositoryOptsArgs(repo=repository),
             values=values,
             opts=pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on)),
         )

@@ -73,7 +73,14 @@ def deploy() -> None:
         names.SERVING_NAMESPACE, "restricted", pulumi.ResourceOptions(provider=provider)
     )
     if config.addons_enabled:
-        Addons("addons", cluster=cluster, region=region, gpu_idle_minutes=config.node_idle_minutes, opts=in_cluster)
+        Addons(
+            "addons",
+            cluster=cluster,
+            region=region,
+            gpu_idle_minutes=config.node_idle_minutes,
+            chart_mirror=config.chart_repository,
+            opts=in_cluster,
+        )
     Isolation(
         "isolation",
         namespace=serving_namespace,
@@ -125,6 +132,7 @@ def deploy() -> None:
             serving_namespace=serving_namespace,
             volume_gib=config.prometheus_volume_gib,
             volume_driver=volume_driver,
+            chart_mirror=config.chart_repository,
             opts=in_cluster,
         )
         pulumi.export("grafana", grafana_commands())

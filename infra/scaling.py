@@ -79,7 +79,8 @@ class Scaling(pulumi.ComponentResource):
         super().__init__("loraserve:infra:Scaling", name, None, opts)
         keda: list[pulumi.Resource] = []
         if settings.addons_enabled:
-            keda = [KEDA.install(namespace=SYSTEM_NAMESPACE, values=keda_values(), parent=self)]
+            mirror = settings.chart_repository
+            keda = [KEDA.install(mirror=mirror, namespace=SYSTEM_NAMESPACE, values=keda_values(), parent=self)]
         k8s.apiextensions.CustomResource(
             VLLM,
             api_version="keda.sh/v1alpha1",

@@ -108,6 +108,7 @@ class Monitoring(pulumi.ComponentResource):
         serving_namespace: pulumi.Input[str],
         volume_gib: int,
         volume_driver: pulumi.Resource | None,
+        chart_mirror: str | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
@@ -126,6 +127,7 @@ class Monitoring(pulumi.ComponentResource):
         )
         storage = [_gp3(volume_driver, child)] if volume_driver else []
         operator = KUBE_PROMETHEUS_STACK.install(
+            mirror=chart_mirror,
             namespace=namespace,
             values=stack_values(_GRAFANA_LOGIN, volume_gib),
             parent=self,
@@ -137,6 +139,7 @@ class Monitoring(pulumi.ComponentResource):
         service_monitor(GATEWAY, GATEWAY_SELECTOR, serving_namespace, after_operator)
         gateway_alerts(serving_namespace, after_operator)
         DCGM_EXPORTER.install(
+            mirror=chart_mirror,
             namespace=namespace,
             values=on_gpu_nodes()
             | {"resources": requesting(pod_resources.DCGM_EXPORTER), "serviceMonitor": {"enabled": True}},

@@ -25,6 +25,8 @@ from loraserve.planning.model_shapes import KNOWN_MODELS, ModelShape
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
 EMPTY_NODE_MINUTES = 2
+OCI = "oci://"
+"""How the address of charts in an image registry begins."""
 _INSTANCE_TYPES = "loraserve/planning/instance_types.py"
 
 
@@ -79,6 +81,15 @@ def _readable_template(path: str | None) -> str | None:
     if path and not Path(path).is_file():
         raise ValueError("there is no such file; give a Jinja file's path relative to Pulumi.yaml, or leave it empty")
     return path
+
+
+def _chart_address(address: str | None) -> str | None:
+    if address and not re.fullmatch(rf"(https?://|{OCI})[^/\s]\S*", address):
+        raise ValueError(
+            "give the address of a Helm repository (https://…) or of a folder in an image registry (oci://…) that has all "
+            "the charts, or leave it empty for the charts' own repositories"
+        )
+    return address and address.rstrip("/")
 
 
 def _two_or_three_zones(zones: tuple[str, ...]) -> tuple[str, ...]:
@@ -169,6 +180,7 @@ class Settings(_Section):
     addons_enabled: bool
     monitoring_enabled: bool
     prometheus_volume_gib: Annotated[int, Field(ge=0)]
+    chart_repository: Annotated[OptionalText, AfterValidator(_chart_address)]
     vllm_image: OptionalText
     loraserve_image: OptionalText
     local: Local = Local()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -61,6 +62,24 @@ def test_charts_are_pinned(dev: Program) -> None:
     charts = dev.of_type("helm.sh/v4:Chart")
     assert len(charts) == 5
     assert all(chart.inputs["version"] and chart.inputs["repositoryOpts"]["repo"] for chart in charts)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "chart", "repository"),
+    [
+        ("https://charts.example.com/all/", "keda", {"repo": "https://charts.example.com/all"}),
+        ("oci://registry.example.com/charts", "oci://registry.example.com/charts/keda", None),
+    ],
+)
+def test_every_chart_comes_from_the_mirror_where_there_is_one(
+    mirror: str, chart: str, repository: dict[str, str] | None
+) -> None:
+    program = declare("dev", chartRepository=mirror)
+    keda = program.one("helm.sh/v4:Chart", "keda").inputs
+    assert (keda["chart"], keda.get("repositoryOpts")) == (chart, repository)
+    charts = program.of_type("helm.sh/v4:Chart")
+    assert len(charts) == 5
+    assert all("example.com" in json.dumps(found.inputs) for found in charts)
 
 
 def test_local_leaves_charts_and_image_builds_out() -> None:

@@ -208,6 +208,11 @@ def test_a_warm_pool_and_raid0_exclude_each_other() -> None:
     assert "loraserve:gpuWarmPool keeps stopped instances" in problems(gpuWarmPool=True)
 
 
+@pytest.mark.parametrize("address", ["charts.example.com", "ftp://charts.example.com", "https://", "oci:// x"])
+def test_a_mirror_of_charts_needs_an_address_that_helm_can_read(address: str) -> None:
+    assert "loraserve:chartRepository: give the address of a Helm repository" in problems(chartRepository=address)
+
+
 @pytest.mark.parametrize("cidr", ["0.0.0.0/0", "0.0.0.0/1", "12.0.0.0/8"])
 def test_production_refuses_an_open_api_endpoint(cidr: str) -> None:
     assert "loraserve:publicAccessCidrs opens the cluster's API" in problems("prod", publicAccessCidrs=[cidr])
