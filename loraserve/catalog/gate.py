@@ -6,6 +6,7 @@ version; a test compares the two lists).
 
 import codecs
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,16 +106,26 @@ class _PeftConfig(BaseModel):
         """What vLLM compares with its --max-lora-rank."""
         return max([self.r, *(self.rank_pattern or {}).values()])
 
-    def ranks_of(self, layer: str) -> set[int]:
-        """What ranks a layer may have. PEFT's patterns are regular expressions, and a stranger's are not run here: one
-        that is plain text decides, another leaves it open."""
-        names, possible = _names_of(layer), set[int]()
-        for pattern, rank in (self.rank_pattern or {}).items():
-            if pattern in names:
-                return possible | {rank}
-            if not _PLAIN_PATTERN.fullmatch(pattern):
-                possible.add(rank)
-        return possible | {self.r}
+    def ranks_of(self, layer: str) -> frozenset[int]:
+        """What ranks a layer may have. PEFT's patterns are regular expressions, of which the first that matches counts. A
+        stranger's are not run here: one that is plain text decides, another leaves it open."""
+        plain, all_open = self._patterns
+        matching = [plain[name] for name in _names_of(layer) if name in plain]
+        if not matching:
+            return all_open | {self.r}
+        _, rank, open_before = min(matching, key=lambda match: match[0])
+        return open_before | {rank}
+
+    @cached_property
+    def _patterns(self) -> tuple[dict[str, tuple[int, int, frozenset[int]]], frozenset[int]]:
+        """Plain pattern -> its place, its rank, and the ranks of the others before it; and those of all others."""
+        plain, others = {}, frozenset[int]()
+        for place, (pattern, rank) in enumerate((self.rank_pattern or {}).items()):
+            if _PLAIN_PATTERN.fullmatch(pattern):
+                plain[pattern] = place, rank, others
+            elif rank not in others:
+                others |= {rank}
+        return plain, others
 
 
 def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
@@ -224,8 +235,9 @@ def _check_values(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _check_modules(declared: list[str], layers: set[str]) -> None:
     """Every tensor has a declared target: the two files belong together. A target may match no layer, as in PEFT."""
+    targets = set(declared)
     for layer in sorted(layers):
-        if _names_of(layer).isdisjoint(declared):
+        if _names_of(layer).isdisjoint(targets):
             raise UnsafeAdapter(f"{WEIGHTS_FILE} changes {layer!r}, which {CONFIG_FILE} does not target")
 
 

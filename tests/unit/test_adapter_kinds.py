@@ -5,6 +5,7 @@ import codecs
 import json
 import math
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,25 @@ def test_a_strangers_pattern_is_never_run(tmp_path: Path) -> None:
     endless = r"(([a-z_.0-9]+)+)+!"
 
     inspect(write_adapter(tmp_path, rank_pattern={endless: 8}, target_modules=endless, exclude_modules=endless))
+
+
+def test_a_strangers_thousands_of_patterns_and_targets_do_not_hold_up_the_agent(tmp_path: Path) -> None:
+    layer = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    shapes = {layer.format(n, half): [1, 1] for n in range(2000) for half in "AB"}
+    patterns = {f"{'' if n % 2 else '^'}p{n}": n % 512 + 1 for n in range(40_000)}
+    targets = [*map(str, range(40_000)), "q_proj"]
+    folder = write_adapter(tmp_path, shapes, rank=1, rank_pattern=patterns, target_modules=targets)
+
+    began = time.process_time()
+    assert inspect(folder).rank == 512
+    assert time.process_time() - began < 5
+
+
+def test_of_several_patterns_the_first_that_matches_counts(tmp_path: Path) -> None:
+    for first, second in (("self_attn.q_proj", "q_proj"), ("q_proj", "self_attn.q_proj")):
+        inspect(write_adapter(tmp_path, ranked(q_proj=16), rank_pattern={first: 16, second: 4}))
+        with pytest.raises(UnsafeAdapter, match="says rank 4"):
+            inspect(write_adapter(tmp_path, ranked(q_proj=16), rank_pattern={second: 4, first: 16}))
 
 
 def test_an_adapter_of_no_named_base_passes_where_ids_are_not_compared(tmp_path: Path) -> None:
