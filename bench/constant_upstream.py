@@ -92,23 +92,24 @@ def agent(http: Http, _head: bytes, _body: bytes) -> None:
 
 
 class Kubernetes:
-    """Lists, and lets a watch end whenever something has changed."""
+    """Lists, and tells every watch when vLLM falls asleep or awakes."""
 
     def __init__(self) -> None:
         self._awake = True
-        self._watches: list[Http] = []
+        self._watches: list[tuple[Http, str]] = []
 
     def respond(self, http: Http, head: bytes, _body: bytes) -> None:
         target = head.split(b" ", 2)[1].decode()
         if target in ("/awake", "/asleep"):
             self._awake = target == "/awake"
             http.write(_answer(b""))
-            for watch in self._watches:
-                watch.write(b"0\r\n\r\n")
-            self._watches = []
+            for watch, watched in self._watches:
+                for item in self._items(watched):
+                    line = json.dumps({"type": "MODIFIED", "object": item}).encode() + b"\n"
+                    watch.write(b"%x\r\n%s\r\n" % (len(line), line))
         elif "watch=1" in target:
             http.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            self._watches.append(http)
+            self._watches.append((http, target))
         else:
             http.write(
                 _answer(json.dumps({"items": self._items(target), "metadata": {"resourceVersion": "1"}}).encode())
@@ -116,10 +117,14 @@ class Kubernetes:
 
     def _items(self, target: str) -> list[dict[str, object]]:
         if "configmaps" in target:
-            return [{"metadata": {"name": "desired-state"}, "data": {"desired.json": _desired()}}]
+            return [{"metadata": _metadata("desired-state"), "data": {"desired.json": _desired()}}]
         addresses = ["127.0.0.1"] if self._awake or "vllm-service" not in target else []
         endpoints = [{"addresses": [address], "conditions": {"ready": True}} for address in addresses]
-        return [{"metadata": {"name": "slice"}, "endpoints": endpoints}]
+        return [{"metadata": _metadata("slice"), "endpoints": endpoints}]
+
+
+def _metadata(name: str) -> dict[str, str]:
+    return {"name": name, "resourceVersion": "1"}
 
 
 def _desired() -> str:

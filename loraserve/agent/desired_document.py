@@ -1,51 +1,25 @@
-"""The desired-state document that is in force; a bad one never replaces a good one, an older one never a newer one."""
+"""The desired-state document that is in force: the newest text of two, and the last good one."""
 
-import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from loraserve.agent.config_map_watch import ConfigMapWatch
-from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
-from loraserve.log import event
-
-log = logging.getLogger(__name__)
+from loraserve.contract.desired_state import DesiredState
+from loraserve.contract.last_good import LastGood
 
 KUBELET_DELAY_SECONDS = 120.0
 """More than a mounted ConfigMap may be behind its object when the kubelet writes it."""
 
 
-class DesiredDocument:
+class DesiredDocument(LastGood[DesiredState]):
     def __init__(self, read: Callable[[], bytes]) -> None:
         """`read` returns the newest text, or raises OSError."""
+        super().__init__("desired state", DesiredState.parse)
         self._read = read
-        self._content: bytes | None = None
-        self.state: DesiredState | None = None
-        """The last good document; None before the first."""
-        self.generation: str | None = None
-        """SHA-256 of its text."""
-        self.problem: str | None = None
-        """Why the newest text is not followed; None if it is."""
 
-    def refresh(self) -> None:
-        """Small enough to compare whole, so no change can be missed."""
-        try:
-            content = self._read()
-            if content == self._content:
-                return
-            self.state = DesiredState.parse(content)
-        except (OSError, InvalidDesiredState) as error:
-            self._reject(str(error))
-        else:
-            self._content, self.problem = content, None
-            self.generation = hashlib.sha256(content).hexdigest()
-            log.info(event("desired state read", base=self.state.base.name, adapters=len(self.state.adapters)))
-
-    def _reject(self, problem: str) -> None:
-        if problem != self.problem:
-            kept = "the last good one stays" if self.state else "none is in force yet"
-            log.error(event("desired state refused", problem=problem, kept=kept))
-        self._content, self.problem = None, problem
+    def renew(self) -> None:
+        """Looks for a newer text."""
+        self.refresh(self._read)
 
 
 class NewestText:

@@ -1,15 +1,17 @@
 """Kubernetes events about quarantined adapters, so that `kubectl describe pod` and `kubectl get events` show them."""
 
+import asyncio
 import hashlib
 import logging
 import queue
 import random
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from loraserve.agent.kubernetes import KubernetesApi, Pod
+from loraserve.kubernetes import KubernetesApi
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -19,10 +21,19 @@ LONGEST_NOTE = 1000
 """The API refuses notes of more than 1,024 bytes."""
 
 
+@dataclass(frozen=True)
+class PodReference:
+    """The pod that events are about."""
+
+    name: str
+    namespace: str
+    uid: str
+
+
 class Events:
     """Written in the background and once per version and cause, however often the agent tries again or restarts."""
 
-    def __init__(self, api: KubernetesApi, pod: Pod) -> None:
+    def __init__(self, api: KubernetesApi, pod: PodReference) -> None:
         self._api = api
         self._pod = pod
         self._told: set[str] = set()
@@ -40,7 +51,7 @@ class Events:
         while True:
             body = self._waiting.get()
             try:
-                self._api.create_event(self._pod.namespace, body)
+                asyncio.run(self._api.create_event(self._pod.namespace, body))
             except Exception as error:
                 if str(error) != problem:
                     problem = str(error)
@@ -51,12 +62,12 @@ class Events:
                 problem = None
 
 
-def _name(pod: Pod, adapter: str, cause: str) -> str:
+def _name(pod: PodReference, adapter: str, cause: str) -> str:
     digest = hashlib.sha256(f"{pod.uid} {adapter} {cause}".encode()).hexdigest()
     return f"{pod.name}.{digest[:16]}"
 
 
-def _warning(pod: Pod, name: str, note: str) -> dict[str, Any]:
+def _warning(pod: PodReference, name: str, note: str) -> dict[str, Any]:
     return {
         "metadata": {"name": name, "namespace": pod.namespace},
         "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),

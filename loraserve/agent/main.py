@@ -13,8 +13,7 @@ from loraserve.agent.desired_document import DesiredDocument, NewestText
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
-from loraserve.agent.events import Events
-from loraserve.agent.kubernetes import KubernetesApi, Pod
+from loraserve.agent.events import Events, PodReference
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
@@ -23,6 +22,7 @@ from loraserve.catalog.adapters import remove_partial_downloads
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_settings import AgentSettings, PodSettings
 from loraserve.contract.environment import InvalidEnvironment
+from loraserve.kubernetes import KubernetesApi
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run(settings: AgentSettings) -> None:
         envelope=settings.envelope,
         on_quarantine=_on_quarantine(settings.kubernetes),
     )
-    base_weights = BaseWeights(settings.base_folder, lambda: desired.state)
+    base_weights = BaseWeights(settings.base_folder, lambda: desired.value)
     metrics.follow(lambda: reconciler.report)
     try:
         server = serve(AgentApi(reconciler, vllm, metrics, base_weights), settings.port)
@@ -69,8 +69,7 @@ def _desired_document(settings: AgentSettings, on_change: Callable[[], object]) 
     kubernetes = settings.kubernetes
     if not kubernetes:
         return DesiredDocument(settings.desired_file.read_bytes)
-    api = KubernetesApi(kubernetes.url, kubernetes.credentials)
-    key = settings.desired_file.name
+    api, key = KubernetesApi(kubernetes), settings.desired_file.name
     watch = ConfigMapWatch(api, kubernetes.namespace, kubernetes.config_map, key, on_change)
     watch.start()
     return DesiredDocument(NewestText(watch, settings.desired_file).read)
@@ -79,8 +78,8 @@ def _desired_document(settings: AgentSettings, on_change: Callable[[], object]) 
 def _on_quarantine(kubernetes: PodSettings | None) -> OnQuarantine:
     if not kubernetes:
         return lambda *_: None
-    pod = Pod(kubernetes.pod_name, kubernetes.namespace, kubernetes.pod_uid)
-    return Events(KubernetesApi(kubernetes.url, kubernetes.credentials), pod).quarantined
+    pod = PodReference(kubernetes.pod_name, kubernetes.namespace, kubernetes.pod_uid)
+    return Events(KubernetesApi(kubernetes), pod).quarantined
 
 
 def _prepare(settings: AgentSettings) -> None:

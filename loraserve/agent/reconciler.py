@@ -14,13 +14,12 @@ from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
 from loraserve.agent.desired_document import DesiredDocument
-from loraserve.agent.disk import Disk
+from loraserve.agent.disk import Disk, DiskFull
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
-from loraserve.catalog.files import DiskFull
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
 from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, served_name
 from loraserve.errors import LoraserveError
@@ -94,13 +93,13 @@ class Reconciler:
 
     def step(self) -> None:
         """One pass: never waits for a download, and for vLLM no longer than a load and a probe take."""
-        self._desired.refresh()
+        self._desired.renew()
         self._observe()
-        if self._desired.state:
-            self._track(self._desired.state.adapters)
+        if self._desired.value:
+            self._track(self._desired.value.adapters)
             try:
                 for pin, progress in self._progress.items():
-                    self._advance(pin, progress, self._desired.state)
+                    self._advance(pin, progress, self._desired.value)
                 self._release_leftovers()
             except VllmUnreachable as error:
                 log.warning(event("vLLM lost", reason=error))
@@ -170,7 +169,7 @@ class Reconciler:
         return DoesNotFit(f"{reason}; {'the pods that replace this one serve it' if restarted else 'run `pulumi up`'}")
 
     def _envelope(self) -> Envelope | None:
-        return self._started_with or (self._desired.state.envelope if self._desired.state else None)
+        return self._started_with or (self._desired.value.envelope if self._desired.value else None)
 
     def _serve(self, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
         """Loads, probes and pre-warms what is not yet loaded, probed and pre-warmed."""
@@ -274,11 +273,11 @@ class Reconciler:
         return True
 
     def _publish(self) -> None:
-        desired, envelope = self._desired.state, self._envelope()
+        desired, envelope = self._desired.value, self._envelope()
         used = None if self._loaded is None else len(self._loaded)
         self.report = AgentState(
             base=desired.base.name if desired else None,
-            generation=self._desired.generation,
+            generation=self._desired.digest,
             problem=self._desired.problem,
             slots=Slots(total=envelope.slots, used=used) if envelope and used is not None else None,
             adapters=(*self._desired_statuses(), *self._leftover_statuses()),

@@ -89,6 +89,10 @@ class DesiredState(Document):
         content = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
+    def summary(self) -> dict[str, object]:
+        """For the log."""
+        return {"base": self.base.name, "adapters": len(self.adapters)}
+
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
         """Reads the JSON document. Raises InvalidDesiredState."""

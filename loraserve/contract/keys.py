@@ -75,6 +75,10 @@ class KeyRing(Document):
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
+    def summary(self) -> dict[str, object]:
+        """For the log."""
+        return {"keys": len(self.keys)}
+
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
         """Raises InvalidKeys."""

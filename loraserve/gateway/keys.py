@@ -1,47 +1,30 @@
 """Who may call, and how often: the mounted key document, and each key's share of requests."""
 
 import hmac
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraserve.contract.keys import InvalidKeys, Key, KeyRing, digest_of_key, id_of
+from loraserve.contract.keys import Key, KeyRing, digest_of_key, id_of
+from loraserve.contract.last_good import LastGood
 from loraserve.gateway.errors import RateLimited, Unauthorized
-from loraserve.log import event
-
-log = logging.getLogger(__name__)
 
 _NO_KEY = "0" * 64
-_ONE = 1 - 1e-9
-"""Who comes back exactly when told must not be refused for a rounding error."""
 
 
 class Keys:
-    """Follows the mounted key document; a bad one never replaces a good one."""
+    """Follows the mounted key document."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._content: bytes | None = None
-        self._problem: str | None = None
+        self._ring = LastGood("keys", KeyRing.parse)
         self._by_id: dict[str, Key] = {}
 
     def refresh(self) -> None:
-        """Reads the file; small enough to compare whole, so no swap of the mount can be missed."""
-        try:
-            content = self._path.read_bytes()
-            if content == self._content:
-                return
-            ring = KeyRing.parse(content)
-        except (OSError, InvalidKeys) as error:
-            if str(error) != self._problem:
-                log.error(event("keys refused", file=self._path, problem=error, kept=len(self._by_id)))
-            self._content, self._problem = None, str(error)
-        else:
-            self._content, self._problem, self._by_id = content, None, {key.id: key for key in ring.keys}
-            log.info(event("keys read", keys=len(self._by_id)))
+        if self._ring.refresh(self._path.read_bytes) and self._ring.value:
+            self._by_id = {key.id: key for key in self._ring.value.keys}
 
     def authenticate(self, authorization: str | None) -> Key:
         """The entry of a request's key. Raises Unauthorized."""
@@ -81,7 +64,7 @@ class RateLimits:
         bucket = self._buckets.setdefault(key.id, _Bucket(depth, now))
         bucket.tokens = min(depth, bucket.tokens + (now - bucket.at) * rate)
         bucket.at = now
-        if bucket.tokens < _ONE:
+        if bucket.tokens < 1:
             raise RateLimited(
                 f"This key may make {key.requests_per_minute} requests a minute.",
                 retry_after=math.ceil((1 - bucket.tokens) / rate),

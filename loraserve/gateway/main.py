@@ -13,20 +13,21 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from loraserve.contract.desired_state import DesiredState, InvalidDesiredState
+from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.environment import InvalidEnvironment
 from loraserve.contract.gateway_settings import GatewaySettings
+from loraserve.contract.last_good import LastGood
 from loraserve.gateway.app import InnerApi, PublicApi
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping
 from loraserve.gateway.exchange import Gateway
 from loraserve.gateway.keys import Keys, RateLimits
-from loraserve.gateway.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
 from loraserve.gateway.tls import self_signed
 from loraserve.gateway.waiting_room import WaitingRoom
+from loraserve.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ async def _assemble(settings: GatewaySettings, stack: contextlib.AsyncExitStack)
         http=http,
         routes=Routes(),
     )
-    await _follow_everything(gateway, stack)
+    _follow_everything(gateway, stack)
     return gateway
 
 
@@ -144,16 +145,14 @@ def _upstream_session(settings: GatewaySettings) -> aiohttp.ClientSession:
     )
 
 
-async def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> None:
-    settings, kubernetes = gateway.settings, gateway.settings.kubernetes
-    try:
-        api = KubernetesApi(gateway.http, kubernetes.url, kubernetes.credentials)
-    except OSError as error:
-        raise InvalidEnvironment(f"GATEWAY_KUBERNETES_CREDENTIALS {kubernetes.credentials}: {error.strerror}") from None
+def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> None:
+    settings, namespace = gateway.settings, gateway.settings.kubernetes.namespace
+    api = KubernetesApi(settings.kubernetes)
+    desired = LastGood("desired state", DesiredState.parse)
     followed = {
-        config_map(kubernetes.namespace, settings.desired_config_map): lambda found: follow_desired(gateway, found),
-        endpoint_slices(kubernetes.namespace, settings.vllm_service): gateway.pods.follow,
-        endpoint_slices(kubernetes.namespace, settings.gateway_service): gateway.pods.follow_gateway,
+        config_map(namespace, settings.desired_config_map): lambda found: follow_desired(gateway, desired, found),
+        endpoint_slices(namespace, settings.vllm_service): gateway.pods.follow,
+        endpoint_slices(namespace, settings.gateway_service): gateway.pods.follow_gateway,
     }
     tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
     tasks.append(asyncio.create_task(_refresh_keys(gateway.keys)))
@@ -166,16 +165,15 @@ async def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack)
     stack.push_async_callback(end)
 
 
-def follow_desired(gateway: Gateway, config_maps: list[Manifest]) -> None:
-    """Takes over the desired state; a bad document never replaces a good one."""
+def follow_desired(gateway: Gateway, desired: LastGood[DesiredState], config_maps: list[Manifest]) -> None:
+    """Takes over the desired state."""
+    key = gateway.settings.desired_key
     for manifest in config_maps:
-        try:
-            desired = DesiredState.parse(manifest["data"][gateway.settings.desired_key])
-        except (InvalidDesiredState, KeyError) as error:
-            log.error(event("desired state refused", problem=error))
-        else:
-            gateway.routes = Routes(desired)
-            log.info(event("desired state read", base=desired.base.name, adapters=len(desired.adapters)))
+        text = manifest.get("data", {}).get(key)
+        if text is None:
+            desired.refuse(f"the ConfigMap has no {key}")
+        elif desired.take(text.encode()):
+            gateway.routes = Routes(desired.value)
 
 
 async def _refresh_keys(keys: Keys) -> None:

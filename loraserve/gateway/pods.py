@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
-from loraserve.gateway.kubernetes import Manifest
 from loraserve.gateway.routing import ANY_OTHER, Route
+from loraserve.kubernetes import Manifest
 from loraserve.log import event
 
 log = logging.getLogger(__name__)

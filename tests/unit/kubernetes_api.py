@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from local.cluster import certificates
+from loraserve.contract.environment import KubernetesSettings
 
 NAMESPACE = "ml-models"
 CONFIG_MAP = "desired-state"
@@ -46,6 +47,7 @@ class FakeKubernetesApi:
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"https://127.0.0.1:{self._server.server_port}"
+        self.settings = KubernetesSettings(url=self.url, namespace=NAMESPACE, credentials=self.credentials)
 
     def put(self, text: str) -> None:
         with self._changed:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from loraserve.agent import config_map_watch
+from loraserve import kubernetes
 from loraserve.agent import events as agent_events
 from loraserve.agent.config_map_watch import ConfigMapWatch
 from loraserve.agent.desired_document import KUBELET_DELAY_SECONDS, NewestText
-from loraserve.agent.events import Events
-from loraserve.agent.kubernetes import KubernetesApi, Pod
+from loraserve.agent.events import Events, PodReference
+from loraserve.kubernetes import KubernetesApi
 from tests.unit.kubernetes_api import CONFIG_MAP, KEY, NAMESPACE, FakeKubernetesApi
 
 LONGEST_WAIT_SECONDS = 20.0
@@ -33,7 +33,7 @@ class Watch:
     def __init__(self, api: FakeKubernetesApi) -> None:
         self._api = api
         self._changes: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        client = KubernetesApi(api.url, api.credentials)
+        client = KubernetesApi(api.settings)
         self.watch = ConfigMapWatch(
             client, NAMESPACE, CONFIG_MAP, KEY, on_change=lambda: self._changes.put(self.watch.content)
         )
@@ -50,7 +50,7 @@ class Watch:
 
 @pytest.fixture
 def watch(api: FakeKubernetesApi, monkeypatch: pytest.MonkeyPatch) -> Watch:
-    monkeypatch.setattr(config_map_watch, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(kubernetes, "RETRY_SECONDS", 0.01)
     api.put("one")
     return Watch(api)
 
@@ -203,18 +203,18 @@ class CountingApi(KubernetesApi):
     """Tells when an event was answered."""
 
     def __init__(self, api: FakeKubernetesApi) -> None:
-        super().__init__(api.url, api.credentials)
+        super().__init__(api.settings)
         self.answered: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def create_event(self, namespace, body) -> None:
+    async def create_event(self, namespace, body) -> None:
         try:
-            super().create_event(namespace, body)
+            await super().create_event(namespace, body)
         finally:
             self.answered.put(body["metadata"]["name"])
 
 
 def test_a_quarantine_becomes_one_event_on_the_pod(api: FakeKubernetesApi) -> None:
-    client, pod = CountingApi(api), Pod("vllm-0", NAMESPACE, "uid-1")
+    client, pod = CountingApi(api), PodReference("vllm-0", NAMESPACE, "uid-1")
     events = Events(client, pod)
 
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_an_event_that_could_not_be_created_is_tried_again(
     monkeypatch.setattr(agent_events, "RETRY_SECONDS", 0.01)
     client = CountingApi(api)
     api.refuses = True
-    Events(client, Pod("vllm-0", NAMESPACE, "uid-1")).quarantined("faq@v2", "DigestMismatch", "other bytes")
+    Events(client, PodReference("vllm-0", NAMESPACE, "uid-1")).quarantined("faq@v2", "DigestMismatch", "other bytes")
     client.answered.get(timeout=LONGEST_WAIT_SECONDS)
 
     api.refuses = False

@@ -83,7 +83,7 @@ def test_an_unusable_setting_ends_it_with_a_clear_error() -> None:
     with process(NEEDED | {"GATEWAY_KUBERNETES_CREDENTIALS": "/nowhere"}) as gateway:
         _, log = gateway.communicate(timeout=20)
     assert gateway.returncode == 1
-    assert log.splitlines()[-1].startswith("loraserve: GATEWAY_KUBERNETES_CREDENTIALS /nowhere: ")
+    assert log.splitlines()[-1].startswith("loraserve: /nowhere holds no usable token and ca.crt: ")
 
 
 @pytest.mark.parametrize(
