@@ -7,10 +7,10 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench lock tools
+.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench lock lock-tools tools
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## Bring the local stack up, vLLM with two adapters; CONTEXT=kind-kind uses a cluster of your own
 	@$(PY) -m local up $(if $(CONTEXT),--context "$(CONTEXT)")
@@ -75,6 +75,9 @@ $(UV):
 	@echo "installing uv into $(CACHE)"
 	@$(PYTHON) -m venv $(CACHE)/uv
 	@$(CACHE)/uv/bin/pip --quiet install uv==0.13.9
+
+lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
+	@$(PY) -m local.tools lock $(NAMES)
 
 lock: $(UV) ## Pin dependencies anew from pyproject.toml
 	@$(UV) pip compile $(LOCK) pyproject.toml --group program --output-file requirements.txt

@@ -18,8 +18,9 @@ from local.cluster import kubectl
 from local.cluster.machine import Machine
 from local.engine.cloud import CloudLostError
 from local.processes import ProcessError, locked
-from local.stack import LocalStack, console, say, state_folder, step
-from local.tools.toolchain import Tool, ToolchainError, ensure
+from local.progress import console, say, step
+from local.stack import LocalStack, state_folder
+from local.tools.toolchain import Tool, ensure
 
 _ATTEMPTS = 15
 
@@ -144,7 +145,7 @@ def main() -> None:
                 logs(stack)
             case _:
                 ask(stack, options.model, options.prompt)
-    except (ToolchainError, ProcessError, CloudLostError) as error:
+    except (ProcessError, CloudLostError) as error:
         sys.exit(f"error: {error}")
 
 

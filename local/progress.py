@@ -1,4 +1,7 @@
-"""What a person sees while the local stack works: steps, lines below them, and what is awaited for how long."""
+"""What a person sees while the local stack works: steps, lines below them, and what is awaited for how long.
+
+Nothing is silent for long: what takes its time is named again every few seconds, with the time that it has taken.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ Say = Callable[[str], None]
 
 console = Console(highlight=False, soft_wrap=True)
 _HEARTBEAT_S = 15
+_awaited: list[str] = []
 
 
 def say(message: str) -> None:
@@ -25,33 +29,43 @@ def step(title: str) -> Iterator[None]:
     """Says what is done, and how long it took."""
     console.print(f"==> {title}", markup=False)
     started = time.monotonic()
-    yield
-    console.print(f"    done in {time.monotonic() - started:.0f} s")
+    with _heartbeat(lambda: None if _awaited else say(f"{elapsed(started)} so far")):
+        yield
+    say(f"done in {elapsed(started)}")
 
 
 @contextmanager
 def awaited(what: str, say: Say = say, *, usually: str = "") -> Iterator[None]:
-    """Nothing is silent for long: says what is awaited, how long it has taken every few seconds, and how long it took.
-
-    `usually` is how long it is expected to take, such as "2 min".
-    """
+    """A part of a step that takes its time; `usually` is how long, such as "2 min"."""
     say(f"{what}{f' (about {usually})' if usually else ''} ...")
-    started, over = time.monotonic(), threading.Event()
+    started = time.monotonic()
+    _awaited.append(what)
+    try:
+        with _heartbeat(lambda: say(f"{what}: {elapsed(started)} so far")):
+            yield
+    finally:
+        _awaited.remove(what)
+    say(f"{what}: took {elapsed(started)}")
 
-    def beat() -> None:
+
+def elapsed(started: float) -> str:
+    """Time since a moment of the monotonic clock."""
+    seconds = int(time.monotonic() - started)
+    return f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60} s"
+
+
+@contextmanager
+def _heartbeat(beat: Callable[[], object]) -> Iterator[None]:
+    over = threading.Event()
+
+    def keep_beating() -> None:
         while not over.wait(_HEARTBEAT_S):
-            say(f"{what}: {_elapsed(started)} so far{f' of about {usually}' if usually else ''}")
+            beat()
 
-    beating = threading.Thread(target=beat, daemon=True)
+    beating = threading.Thread(target=keep_beating, daemon=True)
     beating.start()
     try:
         yield
     finally:
         over.set()
         beating.join()
-    say(f"{what}: took {_elapsed(started)}")
-
-
-def _elapsed(started: float) -> str:
-    seconds = int(time.monotonic() - started)
-    return f"{seconds} s" if seconds < 100 else f"{seconds // 60} min {seconds % 60} s"

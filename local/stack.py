@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from infra import names
 from local import models
@@ -25,6 +23,7 @@ from local.engine import receipt, workspace
 from local.engine.cloud import Cloud, CloudLostError
 from local.engine.pulumi_cli import PulumiCli
 from local.processes import ProcessError
+from local.progress import console, say, step
 from loraserve.contract.keys import EVERY_MODEL, create_key
 
 STACK = "local"
@@ -32,27 +31,11 @@ BASE_VERSION = "v1"
 ADAPTERS = ("faq@v1", "legal@v1")
 """What `make up` trains and publishes the first time."""
 
-console = Console(highlight=False, soft_wrap=True)
-
 
 def state_folder() -> Path:
     """Where everything that the local stack writes lies."""
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(os.environ.get("LORASERVE_STATE") or Path(home) / "loraserve").resolve()
-
-
-def say(message: str) -> None:
-    """One line below the step that runs."""
-    console.print(f"    {message}")
-
-
-@contextmanager
-def step(title: str) -> Iterator[None]:
-    """Says what is done, and how long it took."""
-    console.print(f"==> {title}")
-    started = time.monotonic()
-    yield
-    console.print(f"    done in {time.monotonic() - started:.0f} s")
 
 
 def settings_of(shipped: Mapping[str, Any], aws_endpoint: str, images: Images) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from local import commands
 from local.commands import CommandError
-from local.images.recipes import Image, Say
+from local.images.recipes import Image
 from local.paths import cache_dir
 from local.processes import Process, locked
+from local.progress import Say, awaited
 from local.tools import debian
 
 SOCKET = Path("/run/containerd/containerd.sock")
@@ -46,10 +47,8 @@ state = "{socket.parent}"
 
 
 def template(images: Sequence[Image], pause: Image, say: Say) -> Path:
-    """The folder of a containerd that holds these images, made where it is missing. Raises ToolchainError or CommandError."""
-    references = [*sorted(image.reference for image in images), pause.reference]
-    key = hashlib.sha256(" ".join(references).encode()).hexdigest()[:12]
-    folder = cache_dir() / f"containerd-{key}"
+    """The folder of a containerd that holds these images, made where it is missing. Raises ProcessError."""
+    folder = template_folder(images, pause)
     with locked(cache_dir() / "containerd.lock"):
         if not folder.exists():
             partial = folder.with_suffix(".partial")
@@ -60,6 +59,13 @@ def template(images: Sequence[Image], pause: Image, say: Say) -> Path:
                 if older.is_dir() and older != folder:
                     shutil.rmtree(older)
     return folder
+
+
+def template_folder(images: Sequence[Image], pause: Image) -> Path:
+    """Where `template` puts it."""
+    references = [*sorted(image.reference for image in images), pause.reference]
+    key = hashlib.sha256(" ".join(references).encode()).hexdigest()[:12]
+    return cache_dir() / f"containerd-{key}"
 
 
 def copy(source: Path, target: Path) -> None:
@@ -93,7 +99,6 @@ def kill_command(container: str) -> list[str]:
 
 def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     archives = {image: image.ensure_archive(say) for image in (*images, pause)}
-    say("loading the images into containerd (6 GB, about 2 min)")
     root.mkdir()
     runtime = root.with_suffix(".run")
     runtime.mkdir(exist_ok=True)
@@ -105,15 +110,23 @@ def _fill(root: Path, images: Sequence[Image], pause: Image, say: Say) -> None:
     try:
         process.wait_until(lambda: commands.succeeds([*_ctr(socket), "version"], env=debian.environment()))
         for image, archive in archives.items():
-            _run(import_command(archive, socket))
-            image.forget()
-            for layer in _layers(socket):
-                with suppress(CommandError):  # it is unpacked: its archive would double the disk
-                    _run([*_ctr(socket), "content", "rm", layer])
+            with awaited(f"loading {image.name} into containerd", say):
+                _load(socket, image, archive)
         _run([*_ctr(socket), "images", "tag", pause.reference, PAUSE_IMAGE])
     finally:
         process.stop()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _load(socket: Path, image: Image, archive: Path) -> None:
+    """One form goes before the next is made: archive, stored layers, unpacked files. Each takes gigabytes."""
+    _run([*import_command(archive, socket), "--no-unpack"])
+    image.forget()
+    listed = _run([*_ctr(socket), "images", "ls", f"name=={image.reference}"]).splitlines()[1]
+    _run([*_ctr(socket), "snapshots", "unpack", listed.split()[2]])
+    for layer in _layers(socket):
+        with suppress(CommandError):
+            _run([*_ctr(socket), "content", "rm", layer])
 
 
 def _layers(socket: Path) -> list[str]:

@@ -17,13 +17,14 @@ from local.cluster.network import Network
 from local.cluster.node import Node
 from local.cluster.place import Images, check_memory
 from local.images import recipes
-from local.images.recipes import Say
+from local.images.recipes import Image
 from local.processes import ProcessError
+from local.progress import Say
 from local.tools import debian
-from local.tools.toolchain import Tool, ensure
+from local.tools.toolchain import Tool, check_room, disk_gb, ensure
 
-_TOOLS = [Tool.COREDNS, *(tool for tool in Tool if tool not in (Tool.COREDNS, Tool.KWOK))]
-"""CoreDNS first: its image is made beside the other builds. kwok simulates nodes, for tests."""
+_TOOLS = [tool for tool in Tool if tool is not Tool.KWOK]
+"""kwok simulates nodes, for tests."""
 _MISSING = "not there (`make up` starts it)"
 
 
@@ -79,6 +80,7 @@ class Machine:
             )
         if not (self.node and self.node.running):
             check_memory()
+            check_room(disk_gb(_TOOLS) + self._images_disk_gb(), "The local stack")
 
     def prepare(self, say: Say) -> Images:
         debian.ensure(say)
@@ -148,7 +150,16 @@ class Machine:
         return control_plane
 
     @staticmethod
+    def _images_disk_gb() -> float:
+        loaded = containerd.template_folder(_node_images(), recipes.pause()).exists()
+        return 0 if loaded else recipes.IMAGES_DISK_GB
+
+    @staticmethod
     def _images(say: Say) -> tuple[Path, Path]:
         """A containerd's folder with the heavy images, and the archive of ours; built where they are missing."""
-        template = containerd.template([recipes.vllm(), recipes.coredns()], recipes.pause(), say)
+        template = containerd.template(_node_images(), recipes.pause(), say)
         return template, recipes.loraserve().ensure_archive(say)
+
+
+def _node_images() -> list[Image]:
+    return [recipes.vllm(), recipes.coredns()]

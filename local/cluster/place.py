@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from local.images.recipes import Say
 from local.processes import ProcessError
+from local.progress import Say
 
 _NEEDED_MEMORY_GB = 6
 

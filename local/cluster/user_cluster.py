@@ -20,8 +20,8 @@ from local import commands
 from local.cluster.kubectl import kubectl
 from local.cluster.place import Images, check_memory
 from local.images import docker
-from local.images.recipes import Say
 from local.processes import ProcessError
+from local.progress import Say
 from local.tools.toolchain import Tool, ensure
 
 _KIND, _K3D = "kind-", "k3d-"

@@ -13,9 +13,9 @@ from pathlib import Path
 from infra.versions import PYTHON_IMAGE
 from local import commands
 from local.images import recipes
-from local.images.recipes import Say
 from local.paths import CHECKOUT, cache_dir
 from local.processes import ProcessError
+from local.progress import Say, awaited
 from local.tools.versions import VLLM_PYTHON_IMAGE
 
 _BUILD_SETTINGS = {
@@ -26,21 +26,21 @@ _BUILD_SETTINGS = {
 
 
 def vllm(say: Say) -> str:
-    """The reference of vLLM's CPU build. Raises ToolchainError."""
+    """The reference of vLLM's CPU build. Raises ProcessError."""
     reference = recipes.vllm_reference(VLLM_PYTHON_IMAGE)
     if not _has_image(reference):
-        with recipes.vllm_packages(say) as packages:
-            say("building the vLLM image (6 GB, about 3 min)")
+        building = awaited("building the vLLM image (6 GB)", say, usually="3 min")
+        with recipes.vllm_packages(say) as packages, building:
             _build(reference, recipes.VLLM_CONTAINERFILE, packages, VLLM_PYTHON_IMAGE)
     return reference
 
 
 def loraserve(say: Say) -> str:
-    """The reference of our own image. Raises ToolchainError."""
+    """The reference of our own image. Raises ProcessError."""
     reference = recipes.loraserve_reference(PYTHON_IMAGE)
     if not _has_image(reference):
-        say("building our own image")
-        _build(reference, recipes.LORASERVE_CONTAINERFILE, CHECKOUT, PYTHON_IMAGE)
+        with awaited("building our own image", say):
+            _build(reference, recipes.LORASERVE_CONTAINERFILE, CHECKOUT, PYTHON_IMAGE)
     return reference
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.images import CONTAINERFILE
 from infra.versions import VLLM
+from local import commands
+from local.commands import Command
 from local.paths import CHECKOUT, cache_dir
-from local.processes import locked, tail
+from local.processes import locked
+from local.progress import Say, awaited
 from local.tools import debian, versions
-from local.tools.toolchain import Tool, ToolchainError, ensure
+from local.tools.toolchain import Tool, check_room, ensure
 
 _VLLM_FOLDER = CHECKOUT / "images" / "vllm-cpu"
 _VLLM_LOCK = _VLLM_FOLDER / "requirements.txt"
@@ -29,15 +31,13 @@ VLLM_CONTAINERFILE = _VLLM_FOLDER / "Containerfile"
 LORASERVE_CONTAINERFILE = CHECKOUT / CONTAINERFILE
 _BASE_PACKAGES = ("ca-certificates", "libnuma1", "python3", "python3-pip")
 """vLLM's CPU build needs libnuma; our own image installs its packages with pip."""
-_IMAGE_DISK_GB = 26
-"""What the images take at their peak: packages, layers, archive, and the containerd that holds them."""
+IMAGES_DISK_GB = 14
+"""What the images take at their peak: vLLM's twice, when it goes from one form to the next."""
 _PACKAGES_DISK_GB = 7
 """What vLLM's packages take of it."""
 
 _PAUSE = 'FROM {base}\nENTRYPOINT ["sleep", "infinity"]\n'
 _COREDNS = 'FROM {base}\nCOPY coredns /coredns\nENTRYPOINT ["/coredns"]\n'
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,28 @@ class Image:
 
     reference: str
     build: Callable[[Say], None]
+    heavy: bool = False
+    """Its layers go as soon as its archive is there: nothing is built on them, and they take as much again."""
+
+    @property
+    def name(self) -> str:
+        """Without its host and tag."""
+        return self.reference.rpartition("/")[2].partition(":")[0]
 
     @property
     def archive(self) -> Path:
         return _archives() / f"{self.reference.rpartition('/')[2].replace(':', '-')}.tar"
 
     def ensure_archive(self, say: Say) -> Path:
-        """Its OCI archive, built where it is missing; it appears whole or not at all. Raises ToolchainError."""
+        """Its OCI archive, built where it is missing; it appears whole or not at all. Raises ProcessError."""
         with locked(cache_dir() / "images.lock"):
             if not self.archive.exists():
                 self.build(say)
-                _archive(self.reference, self.archive)
-                name = self.reference.rpartition("/")[2].partition(":")[0]
-                for older in _archives().glob(f"{name}-*.tar"):
+                with awaited(f"packing {self.name}", say):
+                    _archive(self.reference, self.archive)
+                if self.heavy:
+                    _buildah("rmi", "--force", self.reference)
+                for older in _archives().glob(f"{self.name}-*.tar"):
                     if older != self.archive:
                         older.unlink()
         return self.archive
@@ -66,7 +75,8 @@ class Image:
     def forget(self) -> None:
         """Gives back the disk that its layers and its archive take here."""
         self.archive.unlink(missing_ok=True)
-        _buildah("rmi", "--force", self.reference)
+        if not self.heavy:
+            _buildah("rmi", "--force", self.reference)
 
 
 def pause() -> Image:
@@ -84,13 +94,11 @@ def vllm() -> Image:
     reference = vllm_reference(_base_key())
 
     def build(say: Say) -> None:
-        check_disk()
         base = _base(say)
-        with vllm_packages(say) as packages:
-            say("building the vLLM image (6 GB, about 3 min)")
+        with vllm_packages(say) as packages, awaited("building the vLLM image (6 GB)", say, usually="3 min"):
             _buildah_build(reference, VLLM_CONTAINERFILE, packages, base)
 
-    return Image(reference, build)
+    return Image(reference, build, heavy=True)
 
 
 def vllm_reference(base: str) -> str:
@@ -100,11 +108,11 @@ def vllm_reference(base: str) -> str:
 
 @contextmanager
 def vllm_packages(say: Say) -> Iterator[Path]:
-    """The build context of vLLM's CPU build: what its lock lists, installed. Raises ToolchainError."""
-    check_disk(_PACKAGES_DISK_GB)
+    """The build context of vLLM's CPU build: what its lock lists, installed. Raises ProcessError."""
+    check_room(_PACKAGES_DISK_GB, "Downloading vLLM")
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="vllm-") as packages:
-        say("downloading vLLM's CPU build (3 GB, about 2 min)")
-        _install_packages(_VLLM_LOCK, Path(packages))
+        with awaited("downloading vLLM's CPU build (3 GB)", say, usually="2 min"):
+            _install_packages(_VLLM_LOCK, Path(packages))
         yield Path(packages)
 
 
@@ -114,8 +122,8 @@ def loraserve() -> Image:
 
     def build(say: Say) -> None:
         base = _base(say)
-        say("building our own image")
-        _buildah_build(reference, LORASERVE_CONTAINERFILE, CHECKOUT, base)
+        with awaited("building our own image", say):
+            _buildah_build(reference, LORASERVE_CONTAINERFILE, CHECKOUT, base)
 
     return Image(reference, build)
 
@@ -125,16 +133,6 @@ def loraserve_reference(base: str) -> str:
     sources = [*sorted((CHECKOUT / "loraserve").rglob("*.py")), *sorted(LORASERVE_CONTAINERFILE.parent.iterdir())]
     content = [path.relative_to(CHECKOUT).as_posix().encode() + path.read_bytes() for path in sources]
     return f"localhost/loraserve:{_digest([*content, base.encode()])}"
-
-
-def check_disk(needed_gb: float = _IMAGE_DISK_GB) -> None:
-    """Raises ToolchainError where the images cannot be built for want of disk."""
-    free_gb = shutil.disk_usage(cache_dir()).free / 1e9
-    if free_gb < needed_gb:
-        raise ToolchainError(
-            f"Building the images needs about {needed_gb} GB in {cache_dir()}, where {free_gb:.1f} GB are free: "
-            f"{needed_gb - free_gb:.1f} GB are missing. Free some space, or point LORASERVE_CACHE at a larger disk."
-        )
 
 
 def _from_text(name: str, version: str, containerfile: str, tool: Tool | None = None) -> Image:
@@ -176,8 +174,8 @@ def _base(say: Say) -> str:
         return reference
     archive = _archives() / f"base-{_base_key()}.tar"
     if not archive.exists():
-        say("making a minimal Debian (about 2 min)")
-        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="debian-") as root:
+        making = awaited("making a minimal Debian", say, usually="2 min")
+        with making, tempfile.TemporaryDirectory(dir=cache_dir(), prefix="debian-") as root:
             _debootstrap(Path(root))
             containerfile = Path(root).with_suffix(".Containerfile")
             containerfile.write_text("FROM scratch\nCOPY . /\n")
@@ -194,7 +192,7 @@ def _base(say: Say) -> str:
 def _debootstrap(root: Path) -> None:
     mirror = debian.package_mirror()
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(_BASE_PACKAGES)}", versions.DEBIAN, str(root)]
-    run_logged([*command, *([mirror] if mirror else [])], cache_dir() / "debootstrap.log", "making a minimal Debian")
+    _logged([*command, *([mirror] if mirror else [])], "debootstrap")
 
 
 def _install_packages(lock: Path, target: Path) -> None:
@@ -202,9 +200,7 @@ def _install_packages(lock: Path, target: Path) -> None:
     uv = cache_dir() / "uv" / "bin" / "uv"
     platform = ["--python-version", versions.DEBIAN_PYTHON, "--python-platform", "x86_64-manylinux_2_36"]
     command = [str(uv), "pip", "install", "--no-cache", "--require-hashes", "--no-deps", *platform]
-    run_logged(
-        [*command, "--target", str(target), "--requirement", str(lock)], cache_dir() / "vllm.log", "installing vLLM"
-    )
+    _logged([*command, "--target", str(target), "--requirement", str(lock)], "vllm")
 
 
 def _buildah_build(reference: str, containerfile: Path, context: Path, base: str | None) -> None:
@@ -215,22 +211,19 @@ def _buildah_build(reference: str, containerfile: Path, context: Path, base: str
         arguments = ["--isolation", "chroot", "--layers", *(mounts if base else [])]
         arguments += [f"--build-arg=BASE={base}"] if base else []
         words = ["build", *arguments, "--tag", reference, "--file", str(containerfile), str(context)]
-        run_logged([*_buildah_command(), *words], cache_dir() / "buildah.log", f"building {reference}")
+        _logged([*_buildah_command(), *words], "buildah")
 
 
 def _pip_settings() -> str:
     """This machine's pip configuration, from its files and its environment, as one file."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    listed = commands.output([sys.executable, "-m", "pip", "config", "list"])
     settings = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
     pairs = {key.rpartition(".")[2]: value.strip("'\"") for key, value in settings.items()}
     return "\n".join(["[global]", *(f"{key} = {value}" for key, value in pairs.items())]) + "\n"
 
 
 def _buildah(*arguments: str) -> str:
-    done = subprocess.run([*_buildah_command(), *arguments], capture_output=True, text=True, env=_environment())
-    if done.returncode:
-        raise ToolchainError(f"`buildah {arguments[0]}` failed: {done.stderr.strip()}")
-    return done.stdout
+    return commands.output([*_buildah_command(), *arguments], env=_environment())
 
 
 def _buildah_command() -> list[str]:
@@ -247,16 +240,8 @@ def _buildah_command() -> list[str]:
     ]
 
 
-def run_logged(command: Sequence[str], log: Path, what: str, settings: Mapping[str, str] | None = None) -> None:
-    """Runs a long command with its output in `log` and these environment variables on top. Raises ToolchainError."""
-    with log.open("w") as output:
-        environment = {**_environment(), **(settings or {})}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        raise ToolchainError(
-            f"{what} failed (`{command[0]}`). Its output, {log}, ends with:\n{tail(log)}\n"
-            "Correct that, then run the same command again."
-        )
+def _logged(command: Command, log: str) -> None:
+    commands.logged(command, cache_dir() / f"{log}.log", env=_environment())
 
 
 def _environment() -> dict[str, str]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
+from local import commands
+from local.commands import CommandError
 from local.paths import cache_dir
-from local.processes import locked, tail
-from local.tools.toolchain import ToolchainError
+from local.processes import ProcessError, locked
+from local.progress import Say, awaited
 
 _UNPACKED = {
     "containerd": "containerd",
@@ -37,8 +38,8 @@ _CNI_PACKAGE = "containernetworking-plugins"
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 
-def ensure(say: Callable[[str], None]) -> None:
-    """Unpacks and installs what is missing; needs root. Raises ToolchainError, with nothing half done."""
+def ensure(say: Say) -> None:
+    """Unpacks and installs what is missing; needs root. Raises ProcessError, with nothing half done."""
     with locked(cache_dir() / "debian.lock"):
         missing = [name for name in _INSTALLED if not _found(name)]
         unpacked = _folder().exists() or all(map(_found, _UNPACKED))
@@ -46,19 +47,20 @@ def ensure(say: Callable[[str], None]) -> None:
             return
         if not _found("apt-get"):
             lacking = [*missing, *(name for name in _UNPACKED if not _found(name))]
-            raise ToolchainError(
+            raise ProcessError(
                 f"These commands are missing: {', '.join(lacking)}; only on Debian and its kin can they be installed "
                 "by this program. Install them with your system's package manager and run the same command again."
             )
-        _apt("update")
+        with awaited("asking Debian's archive what there is", say):
+            _apt("update")
         if missing:
             packages = sorted({_INSTALLED[name] for name in missing})
-            say(f"installing Debian packages: {', '.join(packages)}")
-            _apt("install", "--yes", "--no-remove", "--no-install-recommends", *packages)
+            with awaited(f"installing Debian packages: {', '.join(packages)}", say):
+                _apt("install", "--yes", "--no-remove", "--no-install-recommends", *packages)
         if not unpacked:
             packages = sorted({*_UNPACKED.values(), _CNI_PACKAGE})
-            say(f"unpacking Debian packages into the cache: {', '.join(packages)}")
-            _unpack(packages)
+            with awaited(f"unpacking Debian packages into the cache: {', '.join(packages)}", say):
+                _unpack(packages)
 
 
 def path() -> str:
@@ -108,26 +110,22 @@ def _unpack(packages: Iterable[str]) -> None:
         os.chmod(downloads, 0o755)  # apt downloads as a user of its own
         _apt("download", *packages, cwd=Path(downloads))
         for package in Path(downloads).glob("*.deb"):
-            subprocess.run(["dpkg", "--extract", package, partial], check=True)
+            commands.output(["dpkg", "--extract", package, partial])
     partial.rename(_folder())
 
 
 def _apt(*arguments: str, cwd: Path | None = None) -> None:
-    log = cache_dir() / "apt.log"
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    with log.open("w") as output:
-        done = subprocess.run(
-            ["apt-get", "--quiet", *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=cwd
-        )
-    if done.returncode:
-        raise ToolchainError(
-            f"`apt-get {' '.join(arguments)}` failed. Its output, {log}, ends with:\n{tail(log)}\n"
-            "Check that Debian's archive answers (`apt-get update`), then run the same command again."
-        )
+    commands.logged(
+        ["apt-get", "--quiet", *arguments],
+        cache_dir() / "apt.log",
+        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+        cwd=cwd,
+        next_step="Check that Debian's archive answers (`apt-get update`), then run the same command again.",
+    )
 
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
+        return commands.output(command)
+    except CommandError:
         return ""

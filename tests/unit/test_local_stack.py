@@ -17,7 +17,8 @@ from local.engine import workspace
 from local.images import recipes
 from local.processes import ProcessError
 from local.stack import LocalStack, settings_of
-from local.tools.toolchain import ToolchainError
+from local.tools import toolchain
+from local.tools.toolchain import Tool
 from loraserve.planning.settings_parser import parse
 from loraserve.planning.stack_settings import Local
 from tests.stack_values import stack_values
@@ -49,12 +50,18 @@ def test_too_little_memory_is_refused_with_how_much_is_missing(tmp_path: Path, m
     assert "GB are missing" in message
 
 
-def test_too_little_disk_is_refused_with_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path))
+def test_too_little_disk_for_all_of_it_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with nothing: tools and images are added up."""
+    monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path / "cache"))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(recipes.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
-    with pytest.raises(ToolchainError, match=r"1\.0 GB are free: 25\.0 GB are missing"):
-        recipes.check_disk()
+    monkeypatch.setattr(toolchain.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
+    tools = [tool for tool in Tool if tool is not Tool.KWOK]
+    needed = toolchain.disk_gb(tools) + recipes.IMAGES_DISK_GB
+    assert f"needs about {needed:.0f} GB" in (message := refusal(tmp_path / "state"))
+    assert f"1.0 GB are free: {needed - 1:.1f} GB are missing" in message
+    assert not any((tmp_path / "cache").iterdir())
 
 
 def test_pods_are_told_of_what_was_made_and_of_the_one_node_still() -> None:
