@@ -52,7 +52,7 @@ REFUSED_BY_VLLM: dict[str, list[Any]] = {
     "bias": ["all", "lora_only"],
 }
 TAKEN_BY_VLLM: dict[str, list[Any]] = {
-    "init_lora_weights": [True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga"],
+    "init_lora_weights": [True, False, "gaussian", "EVA", "eva", "orthogonal", "mica", "lora_ga"],
     "alora_invocation_tokens": [None, []],
     "layer_replication": [None],
     "use_bdlora": [None],
