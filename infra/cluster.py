@@ -113,7 +113,7 @@ class Cluster(pulumi.ComponentResource):
             enable_server_side_apply=True,
             enable_config_map_mutable=True,
             enable_secret_mutable=True,
-            # What is declared here wins over a hand edit; what others own (an autoscaler's fields) is not declared.
+            # What is declared here wins over what others write; what they own (an autoscaler's fields) is not declared.
             enable_patch_force=True,
             # An update that was killed is taken up by the next one, which finds objects it has no record of.
             upsert_existing_objects=True,

@@ -19,7 +19,7 @@ from local.asking import Endpoint, endpoint
 from local.cluster.machine import Machine
 from local.cluster.place import Images, Place
 from local.cluster.user_cluster import UserCluster
-from local.engine import receipt, workspace
+from local.engine import plugins, receipt, workspace
 from local.engine.cloud import Cloud, CloudLostError
 from local.engine.pulumi_cli import PulumiCli
 from local.processes import ProcessError
@@ -102,7 +102,7 @@ class LocalStack:
             place = self._choose(context)
         with step("tools and images (found, or built once; our image when it changed)"):
             images = place.prepare(say)
-            workspace.prepare(self.state, Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi"))
+            workspace.prepare(self.state, plugins.own_home())
         with step(place.title):
             place.start(say)
         with step("emulated AWS, IAM enforced"):
@@ -223,6 +223,7 @@ class LocalStack:
 
     def _stop(self, place: Place) -> list[str]:
         """Ends everything; returns what is left."""
+        plugins.end(self.state / "pulumi")
         if cloud := self.cloud:
             cloud.stop()
         left = place.remove()

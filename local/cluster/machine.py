@@ -16,6 +16,7 @@ from local.cluster.kubectl import kubectl
 from local.cluster.network import Network
 from local.cluster.node import Node
 from local.cluster.place import Images, check_memory
+from local.engine import plugins
 from local.images import recipes
 from local.images.recipes import Image
 from local.processes import ProcessError
@@ -23,8 +24,8 @@ from local.progress import Say
 from local.tools import debian
 from local.tools.toolchain import Tool, check_room, disk_gb, ensure
 
-_TOOLS = [tool for tool in Tool if tool is not Tool.KWOK]
-"""kwok simulates nodes, for tests."""
+_TOOLS = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.PULUMI_KUBERNETES)]
+"""kwok simulates nodes, for tests; a plugin is built where the user has none."""
 _MISSING = "not there (`make up` starts it)"
 
 
@@ -80,13 +81,13 @@ class Machine:
             )
         if not (self.node and self.node.running):
             check_memory()
-            check_room(disk_gb(_TOOLS) + self._images_disk_gb(), "The local stack")
+            check_room(disk_gb(_tools()) + self._images_disk_gb(), "The local stack")
 
     def prepare(self, say: Say) -> Images:
         debian.ensure(say)
         # Builds are bound by the processors, images by disk and network.
         with ThreadPoolExecutor() as side_by_side:
-            for work in [side_by_side.submit(ensure, *_TOOLS), side_by_side.submit(self._images, say)]:
+            for work in [side_by_side.submit(ensure, *_tools()), side_by_side.submit(self._images, say)]:
                 work.result()
         return Images(vllm=recipes.vllm().reference, loraserve=recipes.loraserve().reference)
 
@@ -163,3 +164,7 @@ class Machine:
 
 def _node_images() -> list[Image]:
     return [recipes.vllm(), recipes.coredns()]
+
+
+def _tools() -> list[Tool]:
+    return [*_TOOLS, *plugins.to_build(plugins.own_home())]

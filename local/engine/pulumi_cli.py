@@ -12,7 +12,7 @@ import yaml
 
 from local import commands
 from local.commands import CommandError
-from local.engine import workspace
+from local.engine import plugins, workspace
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from local.paths import CHECKOUT
@@ -32,6 +32,7 @@ class PulumiCli:
 
     def take_over(self) -> None:
         """Makes the stack where there is none, and takes up after an update that was killed (docs/operations.md)."""
+        plugins.end(self._state / "pulumi")
         workspace.restore_checkpoint(self._state, self._stack)
         self._call("stack", "select", "--create", self._stack)
         with suppress(CommandError):  # nothing was running

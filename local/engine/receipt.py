@@ -86,9 +86,4 @@ def _left_in_the_cluster(cluster: Cluster) -> list[str]:
     return [
         *(f"namespace {name}" for name in named(core.list_namespace()) if name in ours),
         *(f"storage-class {name}" for name in classes if name == GP3_CLASS),
-        *(
-            f"chart {name}"
-            for name in named(core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))
-            if name.startswith("chart-")
-        ),
     ]

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import yaml
 
 from infra.names import PROJECT
+from local.engine import plugins
 from local.engine.cloud import Cloud
 from local.paths import CHECKOUT
-from local.stand_ins.install import install
 from local.tools.toolchain import Tool, ensure
 
 _PASSPHRASE = "local"
@@ -34,7 +34,7 @@ def prepare(state: Path, user_plugins: Path | None = None) -> None:
 
     `user_plugins` is the user's `PULUMI_HOME`, whose real plugins are preferred where they can do the work here.
     """
-    install(state / "pulumi", user_plugins)
+    plugins.install(state / "pulumi", user_plugins)
     (state / "backend").mkdir(parents=True, exist_ok=True)
     link = cli(state)
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,7 @@ def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:
     return {
         **kept,
         **cloud.environment,
+        "HELM_CACHE_HOME": str(state / "helm"),
         "KUBECONFIG": str(cluster.kubeconfig),
         "LORASERVE_KUBECONFIG": str(cluster.kubeconfig),
         "LORASERVE_PYTHON": sys.executable,
@@ -113,6 +114,8 @@ def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:
         "PULUMI_CONFIG_PASSPHRASE": _PASSPHRASE,
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         "PULUMI_HOME": str(state / "pulumi"),
+        # The provider that is built here takes no setting for it yet.
+        "PULUMI_K8S_ENABLE_PATCH_FORCE": "true",
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         # Without bytecode each plugin compiles its SDK anew at every start.
         "PYTHONDONTWRITEBYTECODE": "",

@@ -10,24 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import random
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 import grpc
 from google.protobuf import empty_pb2
 from pulumi.runtime import proto
-from pulumi.runtime.proto import engine_pb2, engine_pb2_grpc, provider_pb2, provider_pb2_grpc, status_pb2
+from pulumi.runtime.proto import provider_pb2, provider_pb2_grpc, status_pb2
 
 from local.stand_ins.values import UNKNOWN as UNKNOWN
 from local.stand_ins.values import Properties, from_struct, to_struct
 from local.stand_ins.values import contains_unknown as contains_unknown
-from local.stand_ins.values import secret as secret
 
 _MAX_MESSAGE_BYTES = 400 * 1024 * 1024
 
@@ -57,31 +53,11 @@ class PartlyCreated(Exception):
 
 
 @dataclass(frozen=True)
-class Operation:
-    """What the engine asks for, beside the properties. `timeout` (seconds) is 0 where the program sets none."""
-
-    urn: str = ""
-    timeout: float = 0
-    ignore_changes: tuple[str, ...] = ()
-
-
-_operation: ContextVar[Operation] = ContextVar("operation")
-cancelled = threading.Event()
-"""Set once the user has interrupted the update, or the engine is gone: waiting ends, what exists is kept."""
-
-
-def current_operation() -> Operation:
-    """The operation that the calling handler works on; an empty one outside of any."""
-    return _operation.get(Operation())
-
-
-@dataclass(frozen=True)
 class Diff:
     """What changed between the last applied inputs and the new ones: property names, top level."""
 
     changed: frozenset[str] = frozenset()
     replaces: frozenset[str] = frozenset()
-    delete_before_replace: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,22 +145,11 @@ class Provider:
     components: Mapping[str, Callable[[ConstructRequest], provider_pb2.ConstructResponse]] = field(default_factory=dict)
     configure: Callable[[Properties], None] = lambda _: None
     """Called once with the provider's configuration before anything else; raises InvalidInput."""
-    replace_on_config: Callable[[Properties, Properties], frozenset[str]] = lambda olds, news: frozenset()
-    """The configuration keys whose change means another system, so that every resource is made anew."""
 
 
-def autoname(name: str, seed: bytes, separator: str = "-", digits: int = 7) -> str:
-    """`name` plus random hexadecimal digits, the same for the same `seed`, as the real providers do."""
-    return f"{name}{separator}{random.Random(seed or None).randbytes(4).hex()[:digits]}"
-
-
-def report(message: str) -> None:
-    """Shows a line of progress beside the resource that the current operation works on."""
-    if not current_operation().urn:
-        return
-    log = engine_pb2.LogRequest(severity=engine_pb2.INFO, message=message, urn=current_operation().urn, ephemeral=True)
-    with grpc.insecure_channel(sys.argv[-1]) as channel:
-        engine_pb2_grpc.EngineStub(channel).Log(log)
+def autoname(name: str, seed: bytes) -> str:
+    """`name` plus seven random hexadecimal digits, the same for the same `seed`, as the real providers do."""
+    return f"{name}-{random.Random(seed or None).randbytes(4).hex()[:7]}"
 
 
 def serve(provider: Provider) -> None:
@@ -195,7 +160,7 @@ def serve(provider: Provider) -> None:
 
 def serve_plugin(add_servicer: Callable[[grpc.Server], None]) -> None:
     """Serves a plugin of any kind: prints the port on standard output, as the engine expects."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
     limits = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(max_workers=64), options=limits)
     add_servicer(server)
@@ -204,7 +169,6 @@ def serve_plugin(add_servicer: Callable[[grpc.Server], None]) -> None:
     print(port, flush=True)
     with suppress(KeyboardInterrupt):  # how the engine ends its plugins
         _wait_for_end_of_input()
-    cancelled.set()
     server.stop(grace=None)
 
 
@@ -228,7 +192,6 @@ class _Servicer(provider_pb2_grpc.ResourceProviderServicer):
         return empty_pb2.Empty()
 
     def Cancel(self, request: Any, context: grpc.ServicerContext) -> Any:
-        cancelled.set()
         return empty_pb2.Empty()
 
     def GetSchema(self, request: Any, context: grpc.ServicerContext) -> Any:
@@ -240,7 +203,7 @@ class _Servicer(provider_pb2_grpc.ResourceProviderServicer):
     def DiffConfig(self, request: Any, context: grpc.ServicerContext) -> Any:
         olds, news = from_struct(request.old_inputs), from_struct(request.news)
         changed = frozenset(key for key in olds.keys() | news.keys() if olds.get(key) != news.get(key))
-        return _diff_response(Diff(changed, self._provider.replace_on_config(olds, news)))
+        return _diff_response(Diff(changed))
 
     def Configure(self, request: Any, context: grpc.ServicerContext) -> Any:
         with _handling(request, context):
@@ -319,14 +282,7 @@ class _Servicer(provider_pb2_grpc.ResourceProviderServicer):
 
 @contextmanager
 def _handling(request: Any, context: grpc.ServicerContext) -> Iterator[None]:
-    """Makes the operation known to the code that serves it, and turns its exception into one clear gRPC error."""
-    _operation.set(
-        Operation(
-            urn=getattr(request, "urn", ""),
-            timeout=getattr(request, "timeout", 0),
-            ignore_changes=tuple(getattr(request, "ignoreChanges", ())),
-        )
-    )
+    """Turns an exception of the code that serves the request into one clear gRPC error."""
     try:
         yield
     except InvalidInput as error:
@@ -368,7 +324,6 @@ def _diff_response(diff: Diff) -> Any:
         changes=response.DIFF_SOME if diff.changed else response.DIFF_NONE,
         diffs=sorted(diff.changed),
         replaces=sorted(diff.replaces),
-        deleteBeforeReplace=diff.delete_before_replace and bool(diff.replaces),
     )
 
 

@@ -40,6 +40,8 @@ class GoModule:
     minutes: int = 0
     """How long two cores take to build all of them from nothing."""
     version_variable: str | None = None
+    stamp: str | None = None
+    """What the programs say is their version, where that is not the module's."""
     siblings_version: str | None = None
     """Published version of the modules that this one's own go.mod takes from its source tree."""
     replace: tuple[str, ...] = ()
@@ -162,7 +164,7 @@ def _compile(go: _Go, module: GoModule, programs: Sequence[str], say: Say) -> No
     log, results = module.folder / "build.log", source / "results"
     module.folder.mkdir(parents=True, exist_ok=True)
     variable = module.version_variable
-    linker = "-s -w" + (f" -X {variable}={module.version}" if variable else "")
+    linker = "-s -w" + (f" -X {variable}={module.stamp or module.version}" if variable else "")
     packages = {program: module.programs[program] for program in programs}
     options = ["-ldflags", linker, "-gcflags=all=-dwarf=false", "-o", f"{results}/"]
     command = [go.executable, "build", *options, *packages.values()]

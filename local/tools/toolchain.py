@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 
 from local import commands
@@ -91,6 +92,8 @@ _PULUMI_KUBERNETES = GoModule(
     programs={Tool.PULUMI_KUBERNETES: "."},
     minutes=9,
     version_variable="main.version",
+    # The CLI warns at each run of a provider that says it is older than the SDK whose requests it serves.
+    stamp=f"{metadata.version('pulumi-kubernetes')}+{versions.PULUMI_KUBERNETES.rpartition('-')[2]}",
     embedded=(
         "cmd/pulumi-resource-kubernetes/schema.json",
         "cmd/pulumi-resource-kubernetes/terraform-mapping.json",

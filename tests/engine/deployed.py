@@ -12,10 +12,13 @@ from typing import Any, TypeVar
 from kubernetes import client, config
 from pulumi import automation
 
+from infra import names
 from local.cluster import simulated_nodes
 from local.cluster.control_plane import ControlPlane
-from local.engine import workspace
+from local.engine import plugins, workspace
 from local.engine.cloud import Cloud
+from local.engine.receipt import left_behind
+from tests.engine.chart_repository import RECEIPT, ChartRepository
 from tests.stack_values import PRODUCTION_CHOICES
 
 REGION = "eu-central-1"
@@ -35,16 +38,18 @@ def eventually(look: Callable[[], T]) -> T:
 
 @dataclass
 class World:
-    """An emulated AWS and a control plane with one node of each group, for one test module."""
+    """An emulated AWS, a control plane with one node of each group and a chart repository, for one test module."""
 
     folder: Path
     cloud: Cloud
     control_plane: ControlPlane
+    charts: ChartRepository
 
     @classmethod
     def start(cls, folder: Path) -> World:
         control_plane = ControlPlane.start(folder / "cluster", die_with_parent=True)
-        world = cls(folder, Cloud.start(folder / "aws", REGION, die_with_parent=True), control_plane)
+        cloud = Cloud.start(folder / "aws", REGION, die_with_parent=True)
+        world = cls(folder, cloud, control_plane, ChartRepository(folder / "charts"))
         simulated_nodes.register(world.core, simulated_nodes.SYSTEM, "system-1")
         simulated_nodes.register(world.core, simulated_nodes.GPU, "gpu-1")
         simulated_nodes.apply_daemon_sets(client.AppsV1Api(world.api))
@@ -52,6 +57,8 @@ class World:
         return world
 
     def stop(self) -> None:
+        plugins.end(self.folder / "pulumi")
+        self.charts.stop()
         self.cloud.stop()
         self.control_plane.stop()
 
@@ -62,6 +69,14 @@ class World:
     @property
     def core(self) -> client.CoreV1Api:
         return client.CoreV1Api(self.api)
+
+    @property
+    def left_behind(self) -> list[str]:
+        """Everything that a destroyed stack could have made and that is still there, as `kind name`."""
+        maps = self.plain(self.core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))["items"]
+        found = [map_["metadata"]["name"] for map_ in maps]
+        charts = [f"chart {name}" for name in found if name.startswith(RECEIPT)]
+        return [*left_behind(self.cloud, self.control_plane), *charts]
 
     def plain(self, answer: Any) -> Any:
         """An answer of the Kubernetes client as plain dicts, spelled as in YAML."""
@@ -117,7 +132,8 @@ class Deployment:
     def configure(self, **changes: Any) -> bool:
         """Writes the stack file as shipped, with these keys changed. Returns whether it differs from before."""
         own = PRODUCTION_CHOICES if self.name == "prod" else {}
-        return workspace.write_stack_file(self.project, self.name, own | changes)
+        here = {"chartRepository": self.world.charts.address}
+        return workspace.write_stack_file(self.project, self.name, own | here | changes)
 
     def up(self) -> Changes:
         """Raises automation.CommandError, as the next three do."""

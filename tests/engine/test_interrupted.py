@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from local.engine import workspace
-from local.engine.receipt import left_behind
+from local.engine import plugins, workspace
 from local.engine.workspace import CHECKOUT
 from tests.engine.deployed import Deployment, World
 
@@ -62,7 +61,8 @@ def test_up_killed_at_random_points_converges(world: World) -> None:
         if not kill_after(dev, created=chance.randint(1, 25)):
             break
         kills += 1
-        time.sleep(1)  # plugins notice that the engine is gone
+        time.sleep(1)  # stand-ins notice that the engine is gone
+        plugins.end(world.folder / "pulumi")
         workspace.restore_checkpoint(world.folder, "dev")  # a file backend only: it does not write atomically
         refused = dev.run("up", "--yes", "--skip-preview")
         assert "currently locked" in refused.stdout + refused.stderr
@@ -72,4 +72,4 @@ def test_up_killed_at_random_points_converges(world: World) -> None:
     dev.up()
     assert dev.up().touched == {}
     dev.destroy()
-    assert left_behind(world.cloud, world.control_plane) == []
+    assert world.left_behind == []

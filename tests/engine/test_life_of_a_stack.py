@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -13,18 +14,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import yaml
 from botocore.exceptions import ClientError
 from kubernetes import client
 
 from infra import names
-from local.engine.receipt import left_behind
+from infra.charts import CLUSTER_AUTOSCALER, KUBE_PROMETHEUS_STACK
 from local.tools.toolchain import Tool, ensure
-from tests.engine.deployed import Deployment, World, eventually
+from tests.engine.chart_repository import CHARTS, RECEIPT
+from tests.engine.deployed import Changes, Deployment, World, eventually
 from tests.stack_values import adapter
 
 GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
 DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"
 VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
+BUDGET = f"kubernetes:policy/v1:PodDisruptionBudget {names.VLLM}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
 _FINALIZER_S = 3
 _REFUSED = r"AccessDenied|PreconditionFailed|\(403\)"
@@ -33,7 +37,13 @@ BASELINE: dict[str, Any] = {"inferenceReplicas": 1, "adapters": [adapter("one")]
 
 
 @pytest.fixture(scope="module")
-def dev(world: World) -> Deployment:
+def first_preview(world: World) -> Changes:
+    """What is announced while nothing exists, the cluster included."""
+    return Deployment(world, "dev", **BASELINE).preview()
+
+
+@pytest.fixture(scope="module")
+def dev(world: World, first_preview: Changes) -> Deployment:
     deployment = Deployment(world, "dev", **BASELINE)
     deployment.up()
     return deployment
@@ -55,6 +65,11 @@ def untouched(changes: dict[str, str]) -> dict[str, str]:
     return {name: op for name, op in changes.items() if name != STACK}
 
 
+def test_a_first_preview_asks_nothing_of_the_cluster_that_it_announces(first_preview: Changes) -> None:
+    assert set(first_preview.operations.values()) <= {"create", "read"}
+    assert first_preview.operations[VLLM] == "create"
+
+
 def test_up_ends_with_vllm_scheduled_on_the_gpu_node(world: World, dev: Deployment) -> None:
     assert [(pod.spec.node_name, pod.status.phase) for pod in serving_pods(world)] == [("gpu-1", "Running")]
 
@@ -65,10 +80,27 @@ def test_up_tells_how_to_reach_what_it_made(world: World, dev: Deployment) -> No
     world.cloud.client("s3").head_bucket(Bucket=dev.output("adapterBucket"))
 
 
-def test_the_printed_commands_show_the_passwords(world: World, dev: Deployment) -> None:
+def test_the_printed_commands_show_the_password_and_the_state_does_not(world: World, dev: Deployment) -> None:
     grafana = dev.output("grafana")
     assert grafana["user"] == "admin"
-    assert re.fullmatch(r"\w{24}", printed(world, grafana["passwordCommand"]))
+    password = printed(world, grafana["passwordCommand"])
+    assert re.fullmatch(r"\w{24}", password)
+    state = dev.run("stack", "export").stdout
+    assert names.VLLM in state
+    assert password not in state
+    assert base64.b64encode(password.encode()).decode() not in state
+
+
+def test_every_chart_is_installed_with_what_the_program_gives_it(world: World, dev: Deployment) -> None:
+    receipts = {
+        config_map["metadata"]["name"].removeprefix(RECEIPT): config_map["data"]
+        for namespace in (names.SYSTEM_NAMESPACE, names.MONITORING_NAMESPACE)
+        for config_map in config_maps(world, namespace)
+        if config_map["metadata"]["name"].startswith(RECEIPT)
+    }
+    assert {name: receipt["version"] for name, receipt in receipts.items()} == {c.name: c.version for c in CHARTS}
+    autoscaler = yaml.safe_load(receipts[CLUSTER_AUTOSCALER.name]["values"])
+    assert autoscaler["autoDiscovery"] == {"clusterName": dev.output("cluster")}
 
 
 def printed(world: World, command: str) -> str:
@@ -156,6 +188,18 @@ def test_a_second_up_changes_nothing(dev: Deployment) -> None:
     assert dev.up().touched == {}
 
 
+def test_an_object_that_a_killed_up_left_without_a_record_is_taken_over(world: World, dev: Deployment) -> None:
+    policy = client.PolicyV1Api(world.api)
+    before = world.plain(policy.list_namespaced_pod_disruption_budget(names.SERVING_NAMESPACE))["items"]
+    resources = json.loads(dev.run("stack", "export").stdout)["deployment"]["resources"]
+    (urn,) = [resource["urn"] for resource in resources if resource["urn"].endswith(BUDGET.replace(" ", "::"))]
+    forgotten = dev.run("state", "delete", urn, "--yes")
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert untouched(dev.up().touched) == {BUDGET: "create"}
+    after = world.plain(policy.list_namespaced_pod_disruption_budget(names.SERVING_NAMESPACE))["items"]
+    assert [budget["metadata"]["uid"] for budget in after] == [budget["metadata"]["uid"] for budget in before]
+
+
 def test_an_added_adapter_restarts_nothing(world: World, dev: Deployment) -> None:
     before = [pod.metadata.uid for pod in serving_pods(world)]
     dev.configure(**BASELINE | {"adapters": [adapter("one"), adapter("two")]})
@@ -203,9 +247,13 @@ def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: 
     assert group["instanceTypes"] == ["g6.2xlarge"]
 
 
-def test_a_hand_edit_is_found_by_refresh_and_put_right_by_up(world: World, dev: Deployment) -> None:
+@pytest.mark.parametrize("manager", ["kubectl-edit", "some-operator"])
+def test_a_change_by_others_is_found_by_refresh_and_put_right_by_up(
+    world: World, dev: Deployment, manager: str
+) -> None:
     apps = client.AppsV1Api(world.api)
-    apps.patch_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE, {"spec": {"revisionHistoryLimit": 9}})
+    patch: dict[str, Any] = {"spec": {"revisionHistoryLimit": 9}}
+    apps.patch_namespaced_deployment(names.VLLM, names.SERVING_NAMESPACE, patch, field_manager=manager)
     bucket = dev.output("adapterBucket")
     s3 = world.cloud.client("s3")
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
@@ -252,6 +300,7 @@ def test_bad_configuration_is_refused_before_anything_changes(
 
 
 def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:
+    operator = KUBE_PROMETHEUS_STACK.name
     patch_monitor(world, {"metadata": {"finalizers": ["loraserve.test/held"]}})
     with ThreadPoolExecutor() as executor:
         operator_was_there = executor.submit(release_monitor, world)
@@ -261,7 +310,7 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
     for earlier, later in (
         (
             "kubernetes:monitoring.coreos.com/v1:ServiceMonitor vllm",
-            "kubernetes:helm.sh/v4:Chart kube-prometheus-stack",
+            f"kubernetes:core/v1:ConfigMap {operator}:{names.MONITORING_NAMESPACE}/{RECEIPT}{operator}",
         ),
         (VLLM, GPU_GROUP),
         (GPU_GROUP, "aws:eks/cluster:Cluster loraserve-dev-eksCluster"),
@@ -269,7 +318,7 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
         ("aws:s3/bucketPolicy:BucketPolicy loraserve-dev-adapters", "aws:s3/bucket:Bucket loraserve-dev-adapters"),
     ):
         assert order.index(earlier) < order.index(later)
-    assert left_behind(world.cloud, world.control_plane) == []
+    assert world.left_behind == []
 
 
 def release_monitor(world: World) -> bool:
@@ -278,7 +327,7 @@ def release_monitor(world: World) -> bool:
     time.sleep(_FINALIZER_S)
     charts = [config_map["metadata"]["name"] for config_map in config_maps(world, names.MONITORING_NAMESPACE)]
     patch_monitor(world, {"metadata": {"finalizers": None}})
-    return "chart-kube-prometheus-stack" in charts
+    return f"{RECEIPT}{KUBE_PROMETHEUS_STACK.name}" in charts
 
 
 def patch_monitor(world: World, patch: dict[str, Any]) -> dict[str, Any]:

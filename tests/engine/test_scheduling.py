@@ -9,7 +9,6 @@ from kubernetes import client
 
 from infra import names
 from local.cluster import simulated_nodes
-from local.engine.receipt import left_behind
 from loraserve.planning.pod_resources import Requests
 from tests.engine.deployed import Deployment, World, eventually
 
@@ -62,7 +61,7 @@ def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: 
     prod.configure(deletionProtection=False)
     prod.up()
     prod.destroy()
-    assert left_behind(world.cloud, world.control_plane) == []
+    assert world.left_behind == []
 
 
 def vllm_pods(world: World, phase: str | None = None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pulumi import automation
 
-from local.stand_ins.install import install
+from local.engine.plugins import install
 from local.tools.toolchain import Tool, ensure
 
 
