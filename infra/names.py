@@ -23,6 +23,8 @@ VLLM_SERVICE = "vllm-service"
 VLLM_LABELS = VLLM_SELECTOR | {"component": "inference"}
 VLLM_API_KEY = "api-key"
 """The key of Secret `vllm` that everything in front of vLLM shares."""
+HUB_TOKEN = "hub-token"
+"""The key of Secret `vllm` that vLLM fetches a gated base model with."""
 
 GATEWAY = "gateway"
 GATEWAY_LABELS = {"app": "gateway", "component": "inference"}
@@ -96,6 +98,8 @@ CATALOG_PREFIXES = (ADAPTER_PREFIX, BASE_MODEL_PREFIX)
 ADAPTER_DIR = "/mnt/adapters"
 BASE_DIR = "/mnt/base"
 """Mirrored base weights; like the adapters shared with vLLM under the same path."""
+ADAPTERS_VOLUME, BASE_VOLUME, TMP_VOLUME = "adapters", "base", "tmp"
+"""What agent and vLLM both mount."""
 DESIRED_STATE_DIR = "/etc/loraserve"
 DESIRED_STATE_FILE = "desired.json"
 DESIRED_STATE = "desired-state"

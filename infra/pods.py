@@ -13,6 +13,8 @@ from infra.names import HTTP_PORT_NAME, METRICS_PORT_NAME
 core = k8s.core.v1
 rbac = k8s.rbac.v1
 
+_API_TOKEN_SECONDS = 3600
+
 
 def run_as(user_id: int) -> core.PodSecurityContextArgsDict:
     """What the restricted level asks of a pod; its volumes belong to this user too."""
@@ -53,6 +55,14 @@ def of_pod(field_path: str) -> core.EnvVarSourceArgsDict:
 
 def of_secret(name: pulumi.Input[str], key: str) -> core.EnvVarSourceArgsDict:
     return {"secret_key_ref": {"name": name, "key": key}}
+
+
+def api_credentials() -> list[core.VolumeProjectionArgsDict]:
+    """What Kubernetes would mount into every container of a pod, for those that have it switched off."""
+    return [
+        {"service_account_token": {"expiration_seconds": _API_TOKEN_SECONDS, "path": "token"}},
+        {"config_map": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    ]
 
 
 def probe(

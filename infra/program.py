@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pulumi
 import pulumi_aws as aws
 
 from infra import names, preflight, settings
 from infra.adapter_bucket import AdapterBucket
 from infra.addons import Addons
+from infra.agent_container import ServingIdentity
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
 from infra.gateway import Gateway
 from infra.iam import WorkloadRole, read_prefixes
 from infra.images import loraserve_image
-from infra.inference import Inference, ServingIdentity
+from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
 from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
 from infra.scaling import Scaling
 from loraserve.planning import cost
-from loraserve.planning.envelope import crowding_warning, restart_reason
-from loraserve.planning.stack_settings import Settings
+from loraserve.planning.envelope import crowding_warning
 
 
 def deploy() -> None:
@@ -145,16 +143,3 @@ def deploy() -> None:
     pulumi.export("cluster", cluster.name)
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
     pulumi.export("envelope", config.envelope.model_dump(mode="json") if config.envelope else None)
-
-
-def announce_restart(config: Settings) -> None:
-    """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's envelope."""
-    itself = pulumi.StackReference(f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}")
-
-    def announce(outputs: dict[str, object]) -> None:
-        before = cast(dict[str, object] | None, outputs.get("envelope"))
-        reason = restart_reason(before, config.envelope)
-        if reason and "cluster" in outputs and (config.scaling_enabled or config.inference_replicas):
-            pulumi.log.warn(f"this restarts vLLM: {reason}")
-
-    itself.outputs.apply(announce)

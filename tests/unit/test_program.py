@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra import names
-from infra.inference import grace_seconds
+from infra.serving_pod import grace_seconds
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import Envelope
 from tests.stack_values import CHECKOUT, adapter, stack_file
@@ -349,6 +349,14 @@ def test_only_the_agent_writes_what_vllm_loads(mirrored: Program) -> None:
         ]
         assert mounts[0]["mountPath"] == mounts[1]["mountPath"]
         assert [mount.get("readOnly", False) for mount in mounts] == [False, True]
+
+
+def test_every_mount_has_its_volume_and_every_volume_a_mount(mirrored: Program, program: Program) -> None:
+    for declaring in (mirrored, program):
+        spec = pod(declaring)
+        containers = [*spec["initContainers"], *spec["containers"]]
+        mounted = {mount["name"] for container in containers for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in spec["volumes"]}
 
 
 def test_volumes_fit_the_disk_that_the_pod_asks_for(mirrored: Program, dev: Program) -> None:

@@ -1,0 +1,122 @@
+"""The agent's container, a native sidecar: it starts before vLLM, which waits for its start-up probe, and stops after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.iam import AUDIENCE, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
+from infra.names import (
+    ADAPTER_DIR,
+    ADAPTERS_VOLUME,
+    AGENT_PORT,
+    BASE_DIR,
+    BASE_VOLUME,
+    DESIRED_STATE,
+    DESIRED_STATE_DIR,
+    DESIRED_STATE_FILE,
+    METRICS_PORT_NAME,
+    TMP_VOLUME,
+    VLLM_API_KEY,
+    VLLM_PORT,
+)
+from infra.pods import api_credentials, environment, hardened, of_pod, of_secret, probe
+from infra.vllm_container import base_folder
+from loraserve.contract.agent_settings import AgentSettings
+from loraserve.contract.environment import CREDENTIALS_DIR
+from loraserve.planning import pod_resources
+from loraserve.planning.stack_settings import Settings
+
+core = k8s.core.v1
+
+_API_VOLUME = "kubernetes-api"
+_DESIRED_STATE_VOLUME = "desired-state"
+
+
+@dataclass(frozen=True)
+class ServingIdentity:
+    """How the pod reads the catalog: bucket, role and region, written into the pod explicitly."""
+
+    bucket: pulumi.Input[str]
+    role_arn: pulumi.Input[str]
+    region: str
+
+
+def agent_container(
+    settings: Settings, *, image: pulumi.Input[str], secret: pulumi.Input[str], identity: ServingIdentity
+) -> core.ContainerArgsDict:
+    """`secret` names the Secret that holds vLLM's key."""
+    mirrored = bool(settings.base_model_mirror)
+    return {
+        "name": "agent",
+        "image": image,
+        "args": ["agent"],
+        "restart_policy": "Always",
+        "env": environment(_variables(settings, secret) | _aws_variables(settings, identity)),
+        "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
+        "startup_probe": probe("/startupz", AGENT_PORT, period=1, failures=settings.startup_budget_minutes * 60),
+        "liveness_probe": probe("/livez", AGENT_PORT, period=10),
+        "readiness_probe": probe("/readyz", AGENT_PORT, period=10),
+        "resources": {
+            "requests": pod_resources.AGENT_REQUESTS.quantities(),
+            "limits": pod_resources.AGENT_LIMITS.quantities(),
+        },
+        "security_context": hardened(),
+        "volume_mounts": [
+            {"name": _DESIRED_STATE_VOLUME, "mount_path": DESIRED_STATE_DIR, "read_only": True},
+            {"name": ADAPTERS_VOLUME, "mount_path": ADAPTER_DIR},
+            *([{"name": BASE_VOLUME, "mount_path": BASE_DIR}] if mirrored else []),
+            {"name": TMP_VOLUME, "mount_path": "/tmp", "sub_path": "agent"},
+            {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
+            {"name": _API_VOLUME, "mount_path": str(CREDENTIALS_DIR), "read_only": True},
+        ],
+    }
+
+
+def agent_volumes(desired_state: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
+    """What only the agent mounts; `desired_state` names the ConfigMap that it follows."""
+    token: core.ServiceAccountTokenProjectionArgsDict = {
+        "audience": AUDIENCE,
+        "expiration_seconds": TOKEN_SECONDS,
+        "path": TOKEN_FILE,
+    }
+    return [
+        {"name": _DESIRED_STATE_VOLUME, "config_map": {"name": desired_state}},
+        {"name": TOKEN_VOLUME, "projected": {"sources": [{"service_account_token": token}]}},
+        {"name": _API_VOLUME, "projected": {"sources": api_credentials()}},
+    ]
+
+
+def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
+    return AgentSettings.variables(
+        desired_file=f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}",
+        kubernetes_config_map=DESIRED_STATE,
+        kubernetes_namespace=of_pod("metadata.namespace"),
+        kubernetes_pod_name=of_pod("metadata.name"),
+        kubernetes_pod_uid=of_pod("metadata.uid"),
+        adapter_dir=ADAPTER_DIR,
+        base_folder=base_folder(settings),
+        adapter_disk_bytes=pod_resources.ADAPTER_DISK_BYTES,
+        port=AGENT_PORT,
+        # The document that it follows may be ahead of the vLLM beside it.
+        envelope=settings.envelope,
+        vllm_url=f"http://127.0.0.1:{VLLM_PORT}",
+        vllm_api_key=of_secret(secret, VLLM_API_KEY),
+    )
+
+
+def _aws_variables(settings: Settings, identity: ServingIdentity) -> dict[str, Any]:
+    """What the AWS SDK reads."""
+    endpoint = settings.local.aws_endpoint_url
+    return {
+        "AWS_ROLE_ARN": identity.role_arn,
+        "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/{TOKEN_FILE}",
+        "AWS_REGION": identity.region,
+        # boto3 reads only this one.
+        "AWS_DEFAULT_REGION": identity.region,
+        "AWS_STS_REGIONAL_ENDPOINTS": "regional",
+        **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
+    }

@@ -1,0 +1,167 @@
+"""vLLM's container: its start-up flags, its environment, the files beside it, and what it asks for. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra.images import VLLM_IMAGE
+from infra.names import (
+    ADAPTER_DIR,
+    ADAPTERS_VOLUME,
+    BASE_DIR,
+    BASE_VOLUME,
+    HTTP_PORT_NAME,
+    HUB_TOKEN,
+    TMP_VOLUME,
+    VLLM,
+    VLLM_API_KEY,
+    VLLM_PORT,
+)
+from infra.pods import environment, hardened, of_secret, probe
+from loraserve.planning import pod_resources
+from loraserve.planning.envelope import lora_flags
+from loraserve.planning.gpu_memory import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
+from loraserve.planning.stack_settings import Settings
+from loraserve.vllm_plugins import guard
+
+core = k8s.core.v1
+
+PRESTOP_SECONDS = 15
+"""The endpoint leaves every kube-proxy before vLLM is told to stop."""
+_CACHE_DIR = "/cache"
+_FILES_DIR = "/etc/vllm"
+_TEMPLATE_FILE = "chat_template.jinja"
+_GUARD_MODULE = "loraserve_guard"
+"""Imported from vLLM's working directory: `python3 -m` looks there first."""
+_SHARED_MEMORY_GIB = 1
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # Its image has no compiler; without this, the first request for log-probabilities ends the engine.
+    "TORCH_COMPILE_DISABLE": "1",
+    # Threads that are bound to processors wait for each other without end where two vLLMs share these.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.ContainerArgsDict:
+    """`secret` names the Secret that holds vLLM's key, and the hub token where there is one."""
+    on_cpu, mirrored = settings.local.vllm_device == "cpu", bool(settings.base_model_mirror)
+    needs = pod_resources.ON_CPU if on_cpu else pod_resources.ON_GPU
+    disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
+    variables = {
+        **(_CPU_ENVIRONMENT if on_cpu else {}),
+        **vllm_environment(lora=bool(settings.envelope), offline=mirrored),
+        "VLLM_API_KEY": of_secret(secret, VLLM_API_KEY),
+        **({"HF_TOKEN": of_secret(secret, HUB_TOKEN)} if settings.hub_token else {}),
+    }
+    return {
+        "name": VLLM,
+        "image": settings.vllm_image or VLLM_IMAGE,
+        "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        "args": vllm_flags(settings),
+        "working_dir": _FILES_DIR,
+        "env": environment(variables),
+        "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
+        "startup_probe": probe("/health", VLLM_PORT, delay=30, period=10, failures=settings.startup_budget_minutes * 6),
+        "liveness_probe": probe("/health", VLLM_PORT, delay=10, period=30),
+        "readiness_probe": probe("/health", VLLM_PORT, delay=5, period=10),
+        "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
+        "resources": {
+            "requests": pod_resources.with_gpu(needs.requests) | disk,
+            "limits": pod_resources.with_gpu(needs.limits),
+        },
+        "security_context": hardened(),
+        "volume_mounts": [
+            {"name": ADAPTERS_VOLUME, "mount_path": ADAPTER_DIR, "read_only": True},
+            *([{"name": BASE_VOLUME, "mount_path": BASE_DIR, "read_only": True}] if mirrored else []),
+            {"name": "cache", "mount_path": _CACHE_DIR},
+            {"name": TMP_VOLUME, "mount_path": "/tmp", "sub_path": VLLM},
+            {"name": "shared-memory", "mount_path": "/dev/shm"},
+            {"name": "files", "mount_path": _FILES_DIR, "read_only": True},
+        ],
+    }
+
+
+def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
+    """What only vLLM mounts; `files` names the ConfigMap of `vllm_files`."""
+    mirrored = settings.base_model_mirror
+    cache = pod_resources.MIRRORED_CACHE_VOLUME_GIB if mirrored else pod_resources.CACHE_VOLUME_GIB
+    return [
+        {"name": "cache", "empty_dir": {"size_limit": f"{cache}Gi"}},
+        {"name": "files", "config_map": {"name": files}},
+        {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
+    ]
+
+
+def vllm_files(settings: Settings) -> dict[str, str]:
+    """Files beside vLLM: what guards its routes, and the chat template where one is configured."""
+    files = {f"{_GUARD_MODULE}.py": Path(guard.__file__).read_text(encoding="utf-8")}
+    if settings.chat_template_file:
+        files[_TEMPLATE_FILE] = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    return files
+
+
+def vllm_flags(settings: Settings) -> list[str]:
+    """vLLM's start-up flags: computed, so that an adapter inside the envelope changes none of them."""
+    return [
+        *_base_model_flags(settings),
+        f"--port={VLLM_PORT}",
+        f"--max-model-len={settings.max_model_len}",
+        *_device_flags(settings),
+        f"--max-num-seqs={MAX_NUM_SEQS}",
+        f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
+        f"--shutdown-timeout={settings.longest_generation_seconds}",
+        f"--middleware={_GUARD_MODULE}.{guard.Guard.__name__}",
+        *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
+        *(lora_flags(settings.envelope) if settings.envelope else []),
+    ]
+
+
+def _device_flags(settings: Settings) -> list[str]:
+    if settings.local.vllm_device == "cpu":
+        return ["--dtype=bfloat16"]
+    return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
+
+
+def _base_model_flags(settings: Settings) -> list[str]:
+    """Where vLLM finds the base model; a mirrored one is served under the same name."""
+    if folder := base_folder(settings):
+        return [f"--model={folder}", f"--served-model-name={settings.base_model}"]
+    return [
+        f"--model={settings.base_model}",
+        f"--revision={settings.base_model_revision}",
+        f"--tokenizer-revision={settings.base_model_revision}",
+    ]
+
+
+def base_folder(settings: Settings) -> str | None:
+    """Where the agent puts mirrored base weights; other weights have another folder, so a change replaces the pod."""
+    mirror = settings.base_model_mirror
+    return f"{BASE_DIR}/{mirror.folder_name}" if mirror else None
+
+
+def vllm_environment(*, lora: bool, offline: bool) -> dict[str, str]:
+    """No telemetry; every path that vLLM, Triton, Inductor and the hub client write to lies on the cache volume."""
+    return {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
+        **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora else {}),
+        "HOME": f"{_CACHE_DIR}/home",
+        # PyTorch asks for the user's name, and an arbitrary user id has none.
+        "USER": VLLM,
+        "HF_HOME": f"{_CACHE_DIR}/huggingface",
+        "XDG_CACHE_HOME": f"{_CACHE_DIR}/xdg",
+        "XDG_CONFIG_HOME": f"{_CACHE_DIR}/config",
+        "VLLM_CACHE_ROOT": f"{_CACHE_DIR}/vllm",
+        "VLLM_CONFIG_ROOT": f"{_CACHE_DIR}/config/vllm",
+        "TRITON_CACHE_DIR": f"{_CACHE_DIR}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{_CACHE_DIR}/inductor",
+        "FLASHINFER_WORKSPACE_BASE": f"{_CACHE_DIR}/flashinfer",
+        "CUDA_CACHE_PATH": f"{_CACHE_DIR}/cuda",
+        "NUMBA_CACHE_DIR": f"{_CACHE_DIR}/numba",
+    }
