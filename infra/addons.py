@@ -84,7 +84,7 @@ class Addons(pulumi.ComponentResource):
         super().__init__("loraserve:infra:Addons", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         role = WorkloadRole(
-            f"{name}-autoscaler",
+            f"{cluster.name}-autoscaler",
             provider=cluster.oidc_provider,
             issuer=cluster.issuer,
             namespace=SYSTEM_NAMESPACE,

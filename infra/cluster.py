@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from ipaddress import IPv4Network
+from typing import Any
 
 import pulumi
 import pulumi_aws as aws
@@ -15,6 +16,7 @@ from infra import versions
 from infra.iam import AUDIENCE, WorkloadRole
 from infra.names import EBS_CSI_SERVICE_ACCOUNT, HTTPS_PORT, SYSTEM_NAMESPACE
 from infra.network import Network
+from infra.tags import stack_tag
 from loraserve.planning.stack_settings import ClusterAccess
 
 LOG_RETENTION_DAYS = 30
@@ -102,7 +104,10 @@ class Cluster(pulumi.ComponentResource):
             managed_policy_arn=_EBS_CSI_POLICY,
             opts=pulumi.ResourceOptions(parent=self),
         )
-        return self._install_addon("aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, role=role)
+        tagged = {"controller": {"extraVolumeTags": stack_tag()}}
+        return self._install_addon(
+            "aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, configuration=tagged, role=role
+        )
 
     def kubernetes_provider(self, after: Sequence[pulumi.Resource]) -> k8s.Provider:
         """Reaches the cluster's API. What it makes goes before `after` and the cluster do."""
@@ -126,7 +131,7 @@ class Cluster(pulumi.ComponentResource):
         version: str,
         nodes: pulumi.Resource,
         *,
-        configuration: dict[str, int] | None = None,
+        configuration: dict[str, Any] | None = None,
         role: WorkloadRole | None = None,
     ) -> aws.eks.Addon:
         return aws.eks.Addon(
@@ -147,4 +152,6 @@ def _access_entry(entry: ClusterAccess) -> eks.AccessEntryArgs:
         policy_arn=_ACCESS_POLICIES[entry.policy],
         access_scope=aws.eks.AccessPolicyAssociationAccessScopeArgs(type="cluster"),
     )
-    return eks.AccessEntryArgs(principal_arn=entry.principal_arn, access_policies={entry.policy: association})
+    return eks.AccessEntryArgs(
+        principal_arn=entry.principal_arn, access_policies={entry.policy: association}, tags=stack_tag()
+    )

@@ -14,6 +14,7 @@ from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
 from loraserve.contract.addresses import VLLM_SELECTOR as VLLM_SELECTOR
+from loraserve.contract.addresses import cluster_name as cluster_name
 
 MONITORING_NAMESPACE = "ai-platform"
 SYSTEM_NAMESPACE = "kube-system"
@@ -104,8 +105,3 @@ DESIRED_STATE_DIR = "/etc/loraserve"
 DESIRED_STATE_FILE = "desired.json"
 DESIRED_STATE = "desired-state"
 """The ConfigMap's name, which the agent's Role grants by."""
-
-
-def cluster_name(stack: str) -> str:
-    """Named, not auto-named: kubeconfig, autoscaler discovery and the log group must know it beforehand."""
-    return f"{PROJECT}-{stack}"

@@ -10,6 +10,7 @@ from textwrap import dedent
 import pulumi
 import pulumi_aws as aws
 
+from infra.tags import stack_tag
 from loraserve.planning.instance_types import NAT_INSTANCE_TYPE, NAT_VOLUME_GIB
 
 _NAT_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
@@ -167,7 +168,12 @@ class Network(pulumi.ComponentResource):
             # The default, unlimited, bills what exceeds the credits.
             credit_specification={"cpu_credits": "standard"},
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1},
-            root_block_device={"volume_type": "gp3", "volume_size": NAT_VOLUME_GIB, "encrypted": True},
+            root_block_device={
+                "volume_type": "gp3",
+                "volume_size": NAT_VOLUME_GIB,
+                "encrypted": True,
+                "tags": stack_tag(),
+            },
             tags=self._tags("nat"),
             opts=pulumi.ResourceOptions.merge(
                 opts, pulumi.ResourceOptions(depends_on=[inside, outside], ignore_changes=["ami"])

@@ -15,6 +15,7 @@ from infra.cluster import Cluster
 from infra.iam import service_trust
 from infra.names import GPU_NODE_GROUP, GPU_PURPOSE_TAG, GPU_RESOURCE, GPU_TAINT, SYSTEM_NODE_GROUP, gpu_node_labels
 from infra.network import Network
+from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB
 from loraserve.planning.stack_settings import Settings
 
@@ -193,7 +194,7 @@ class NodeGroups(pulumi.ComponentResource):
         user_data: str,
         tags: dict[str, str],
     ) -> aws.ec2.LaunchTemplate:
-        instance_tags = {"Name": f"{self._cluster.name}-{name}"} | tags
+        instance_tags = {"Name": f"{self._cluster.name}-{name}"} | stack_tag() | tags
         return aws.ec2.LaunchTemplate(
             name,
             block_device_mappings=[{"device_name": "/dev/xvda", "ebs": volume}],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
-from infra import names, preflight, settings
+from infra import names, preflight, settings, tags
 from infra.adapter_bucket import AdapterBucket
 from infra.addons import Addons
 from infra.agent_container import ServingIdentity
@@ -26,6 +26,7 @@ from loraserve.planning.envelope import crowding_warning
 
 def deploy() -> None:
     """Declares every resource of this stack."""
+    tags.tag_everything()
     config = settings.load()
     cluster_name = names.cluster_name(pulumi.get_stack())
     zones = preflight.check(config, cluster_name)

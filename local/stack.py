@@ -136,7 +136,7 @@ class LocalStack:
                 console.print(f"  {error}")
                 left.append("what `pulumi destroy` did not reach")
             else:
-                left += receipt.left_behind(cloud, place)
+                left += receipt.left_behind(STACK, cloud, place)
                 console.print(f"  {count} resources existed; left: {', '.join(left) or 'nothing'}")
         with step("stopping servers, removing the state folder"):
             left += self._stop(place)

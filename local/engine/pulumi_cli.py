@@ -12,10 +12,11 @@ import yaml
 
 from local import commands
 from local.commands import CommandError
-from local.engine import plugins, workspace
+from local.engine import plugins, receipt, workspace
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from local.paths import CHECKOUT
+from loraserve.operator import leftovers
 
 
 class PulumiCli:
@@ -25,6 +26,7 @@ class PulumiCli:
         self._state = state
         self._cli = str(workspace.cli(state))
         self._stack = stack
+        self._cloud = cloud
         self._project = state / "project"
         self._environment = workspace.environment(state, cloud, cluster)
         workspace.lay_out_project(self._project)
@@ -39,8 +41,8 @@ class PulumiCli:
             self._call("cancel", "--yes", "--stack", self._stack)
         export = self._call("stack", "export", "--stack", self._stack)
         if json.loads(export)["deployment"].get("pending_operations"):
-            with suppress(CommandError):  # the refresh says what is left to do
-                commands.shown(_loraserve("recover", "--yes"), stdin=export, cwd=CHECKOUT, env=self._environment)
+            left = leftovers.find(self._stack, leftovers.State.read(export, self._stack), self._cloud.client)
+            receipt.delete(left, self._cloud.client)
             self._call("refresh", "--yes", "--skip-preview", "--clear-pending-creates", "--stack", self._stack)
 
     def run(self, *arguments: str) -> None:

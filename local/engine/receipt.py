@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError, WaiterError
 from kubernetes import client, config
 
 from infra import names
 from infra.monitoring.stack import GP3_CLASS
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
+from loraserve.operator.aws_commands import Command, Connect
+from loraserve.operator.leftovers import Leftover, State, find
 
 
-def left_behind(cloud: Cloud, cluster: Cluster) -> list[str]:
-    """Names of everything that this program could have made and that is still there, as `kind name`."""
-    return [*_left_in_aws(cloud), *_left_in_the_cluster(cluster)]
+def left_behind(stack: str, cloud: Cloud, cluster: Cluster) -> list[str]:
+    """Names of everything that a destroyed stack had and that is still there, as `kind name`."""
+    in_aws = find(stack, State(), cloud.client)
+    return [*(f"{left.kind} {left.name}" for left in in_aws), *_left_in_the_cluster(cluster)]
+
+
+def delete(found: Iterable[Leftover], connect: Connect) -> None:
+    """Does what a person would who has read `loraserve leftovers`: in an emulated AWS there is nothing but the stack."""
+    for left in found:
+        print(f"deleting {left.kind} {left.name}", flush=True)
+        try:
+            for command in left.commands:
+                _carry_out(command, connect(command.service))
+        except ClientError as error:
+            print(f"not deleted: {error}", flush=True)
+
+
+def _carry_out(command: Command, api: Any) -> None:
+    if not command.waits:
+        getattr(api, command.operation)(**command.parameters)
+        return
+    with contextlib.suppress(WaiterError):  # a creation that failed can be deleted as well
+        api.get_waiter(command.operation).wait(**command.parameters)
 
 
 def left_on_machine(state: Path) -> list[str]:
@@ -36,41 +59,6 @@ def _processes_naming(state: Path) -> list[int]:
             if f"{state}/".encode() in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
-
-
-def _left_in_aws(cloud: Cloud) -> list[str]:
-    ec2 = cloud.client("ec2")
-    found: dict[str, Callable[[], list[Any]]] = {
-        "vpc": lambda: [v["VpcId"] for v in ec2.describe_vpcs()["Vpcs"] if not v["IsDefault"]],
-        "launch-template": lambda: [
-            t["LaunchTemplateName"] for t in ec2.describe_launch_templates()["LaunchTemplates"]
-        ],
-        "address": lambda: [a["AllocationId"] for a in ec2.describe_addresses()["Addresses"]],
-        "nat-gateway": lambda: [
-            g["NatGatewayId"] for g in ec2.describe_nat_gateways()["NatGateways"] if g["State"] != "deleted"
-        ],
-        "instance": lambda: [
-            instance["InstanceId"]
-            for reservation in ec2.describe_instances()["Reservations"]
-            for instance in reservation["Instances"]
-            if instance["State"]["Name"] != "terminated"
-        ],
-        "cluster": lambda: cloud.client("eks").list_clusters()["clusters"],
-        "bucket": lambda: [b["Name"] for b in cloud.client("s3").list_buckets()["Buckets"]],
-        "role": lambda: [r["RoleName"] for r in cloud.client("iam").list_roles()["Roles"]],
-        "oidc-provider": lambda: [
-            p["Arn"] for p in cloud.client("iam").list_open_id_connect_providers()["OpenIDConnectProviderList"]
-        ],
-        "repository": lambda: [
-            r["repositoryName"] for r in cloud.client("ecr").describe_repositories()["repositories"]
-        ],
-        "log-group": lambda: [g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"]],
-        "auto-scaling-group": lambda: [
-            g["AutoScalingGroupName"]
-            for g in cloud.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
-        ],
-    }
-    return [f"{kind} {name}" for kind, listed in found.items() for name in listed()]
 
 
 def _left_in_the_cluster(cluster: Cluster) -> list[str]:

@@ -38,6 +38,7 @@ _KNOWN = frozenset(
         "kubeProxyAddonOptions",
         "skipDefaultNodeGroup",
         "skipDefaultSecurityGroups",
+        "tags",
         "vpcCniOptions",
         "vpcId",
     }
@@ -46,7 +47,7 @@ _AWS_AUTH = frozenset({"instanceRole", "instanceRoles", "roleMappings", "userMap
 _CONFLICT_OPTIONS = {"resolveConflictsOnCreate", "resolveConflictsOnUpdate"}
 _CNI_OPTIONS = {*_CONFLICT_OPTIONS, "addonVersion", "enableNetworkPolicy", "enablePrefixDelegation"}
 _PROXY_OPTIONS = {*_CONFLICT_OPTIONS, "version"}
-_ENTRY_OPTIONS = {"principalArn", "accessPolicies"}
+_ENTRY_OPTIONS = {"principalArn", "accessPolicies", "tags"}
 
 
 def construct_cluster(request: ConstructRequest) -> provider_pb2.ConstructResponse:
@@ -124,6 +125,7 @@ class _Construction:
         self.request = request
         self.name = request.name
         self.inputs = request.inputs
+        self.tags: Properties = request.inputs.get("tags") or {}
         self.monitor = monitor
         self.input_urns = sorted({urn for part in request.raw.inputDependencies.values() for urn in part.urns})
 
@@ -207,7 +209,11 @@ class _Construction:
         role = self._child(
             "aws:iam/role:Role",
             "eksRole-role",
-            {"assumeRolePolicy": document, "description": "Allows EKS to manage clusters on your behalf."},
+            {
+                "assumeRolePolicy": document,
+                "description": "Allows EKS to manage clusters on your behalf.",
+                "tags": self.tags,
+            },
         )
         partition = self._call("aws:index/getPartition:getPartition", {})["partition"]
         policy = f"arn:{partition}:iam::aws:policy/AmazonEKSClusterPolicy"
@@ -227,7 +233,11 @@ class _Construction:
         wanted = {key: inputs[key] for key in _PASSED_ON if key in inputs}
         if "authenticationMode" in inputs:
             wanted["accessConfig"] = {"authenticationMode": inputs["authenticationMode"]}
-        wanted |= {"roleArn": role["arn"], "vpcConfig": vpc_config, "tags": {"Name": f"{self.name}-eksCluster"}}
+        wanted |= {
+            "roleArn": role["arn"],
+            "vpcConfig": vpc_config,
+            "tags": {"Name": f"{self.name}-eksCluster"} | self.tags,
+        }
         return self._child("aws:eks/cluster:Cluster", "eksCluster", wanted, role, attachment)
 
     def _kube_proxy(self, cluster: _Registered) -> None:
@@ -256,13 +266,15 @@ class _Construction:
                 "configurationValues": values,
                 "resolveConflictsOnCreate": options.get("resolveConflictsOnCreate", "OVERWRITE"),
                 "resolveConflictsOnUpdate": options.get("resolveConflictsOnUpdate", "OVERWRITE"),
+                "tags": self.tags,
             },
             cluster,
         )
 
     def _access_entry(self, name: str, entry: Properties, cluster: _Registered) -> None:
         target = {"clusterName": cluster["name"], "principalArn": entry["principalArn"]}
-        registered = self._child("aws:eks/accessEntry:AccessEntry", name, target, cluster)
+        tagged = target | {"tags": entry.get("tags") or {}}
+        registered = self._child("aws:eks/accessEntry:AccessEntry", name, tagged, cluster)
         for policy_name, policy in sorted((entry.get("accessPolicies") or {}).items()):
             self._child(
                 "aws:eks/accessPolicyAssociation:AccessPolicyAssociation",

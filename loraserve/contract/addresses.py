@@ -3,6 +3,9 @@
 PROJECT = "loraserve"
 """Of the Pulumi program: the namespace of its configuration keys."""
 
+STACK_TAG = f"{PROJECT}/stack"
+"""Key of the tag that names the stack, on everything in AWS."""
+
 SERVING_NAMESPACE = "ml-models"
 VLLM_SELECTOR = {"app": "vllm"}
 """Labels of vLLM's pods."""
@@ -21,3 +24,8 @@ ADAPTER_PREFIX = "llm-models"
 """Adapters lie under llm-models/{model}/{version}/ in the bucket."""
 BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights lie under base-models/{hub id}/{version}/."""
+
+
+def cluster_name(stack: str) -> str:
+    """Named, not auto-named: kubeconfig, autoscaler discovery and the log group must know it beforehand."""
+    return f"{PROJECT}-{stack}"

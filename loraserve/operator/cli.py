@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from loraserve import log
 from loraserve.contract.addresses import SERVING_NAMESPACE
@@ -12,7 +13,7 @@ from loraserve.operator import catalog_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse; see also `recover`)."""
+    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse; see also `leftovers`)."""
     options = _parser().parse_args(arguments)
     try:
         return options.command(options) or 0
@@ -56,14 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--namespace", default=SERVING_NAMESPACE, help="where vLLM runs (default: %(default)s)")
     status.set_defaults(command=_status)
 
-    recover = commands.add_parser(
-        "recover",
-        help="after a `pulumi up` that was killed: delete what it created and did not record",
-        description="Reads a state from standard input (pulumi stack export --stack dev | python -m loraserve recover) and "
-        "looks in AWS for what its pending creations made. Exit code 2: something is left to delete.",
+    leftovers = commands.add_parser(
+        "leftovers",
+        help="show what a stack has in AWS and not in its state, as the commands that delete it",
+        description="Reads a state from standard input (pulumi stack export --stack dev | python -m loraserve leftovers dev), "
+        "looks in AWS for what is not in it, and prints a shell script to read. Exit code 2: something is left.",
     )
-    recover.add_argument("--yes", action="store_true", help="delete what was found (without it, it is only shown)")
-    recover.set_defaults(command=_recover)
+    leftovers.add_argument("stack", help="such as dev; its file Pulumi.dev.yaml says which region and account")
+    leftovers.set_defaults(command=_leftovers)
     return parser
 
 
@@ -97,8 +98,8 @@ def _status(options: argparse.Namespace) -> None:
     show(options.namespace)
 
 
-def _recover(options: argparse.Namespace) -> int:
-    from loraserve.operator.recovery import recover
+def _leftovers(options: argparse.Namespace) -> int:
+    from loraserve.operator.leftovers import show
 
     export = "" if sys.stdin.isatty() else sys.stdin.read()
-    return 0 if recover(export, delete=options.yes) else 2
+    return 2 if show(options.stack, export, Path()) else 0

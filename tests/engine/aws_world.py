@@ -85,6 +85,15 @@ class World:
         ]
         self.bucket = self.make("aws:s3/bucket:Bucket", bucket="world").id
         self.repository = self.make("aws:ecr/repository:Repository", name="world").id
+        balancer = {"internal": True, "loadBalancerType": "network", "subnets": self.subnets}
+        balancer["securityGroups"] = self.groups[:1]
+        self.balancer = self.make("aws:lb/loadBalancer:LoadBalancer", **balancer, name="world").id
+        self.targets = [
+            self.make("aws:lb/targetGroup:TargetGroup", **self.target_group_inputs(), name=f"world-{number}").id
+            for number in range(2)
+        ]
+        certificate = self.account.client("acm").request_certificate(DomainName="llm.example.com")
+        self.certificate = certificate["CertificateArn"]
         self.template = self.make("aws:ec2/launchTemplate:LaunchTemplate", name="world").id
         self.cluster = self.make("aws:eks/cluster:Cluster", **self.cluster_inputs(), name="world").id
         group = self.make("aws:eks/nodeGroup:NodeGroup", **self.node_group_inputs(), nodeGroupName="world")
@@ -102,6 +111,9 @@ class World:
             "vpcConfig": {"subnetIds": self.subnets, "endpointPrivateAccess": True},
             "accessConfig": {"authenticationMode": "API"},
         }
+
+    def target_group_inputs(self) -> Properties:
+        return {"port": 30443, "protocol": "TLS", "targetType": "instance", "vpcId": self.vpc}
 
     def node_group_inputs(self) -> Properties:
         return {
@@ -158,10 +170,10 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
         "aws:ec2/securityGroup:SecurityGroup": ({"vpcId": world.vpc}, {"tags": {"a": "b"}}),
         "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": (
             rule | {"cidrIpv4": "10.0.0.0/16"},
-            {},
+            {"tags": {"a": "b"}},
         ),
         "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": (
-            rule | {"cidrIpv4": "0.0.0.0/0"},
+            rule | {"referencedSecurityGroupId": world.groups[1]},
             {},
         ),
         "aws:ec2/instance:Instance": (
@@ -173,7 +185,7 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
                 "sourceDestCheck": False,
                 "userData": "#!/bin/sh\n",
                 "metadataOptions": {"httpTokens": "required"},
-                "rootBlockDevice": {"volumeSize": 8, "volumeType": "gp3"},
+                "rootBlockDevice": {"volumeSize": 8, "volumeType": "gp3", "tags": {"a": "b"}},
             },
             {"sourceDestCheck": True, "vpcSecurityGroupIds": world.groups[1:], "tags": {"Name": "nat"}},
         ),
@@ -284,6 +296,25 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
                 "tag": {"key": "k8s.io/a", "value": "1", "propagateAtLaunch": False},
             },
             {"tag": {"key": "k8s.io/a", "value": "2", "propagateAtLaunch": True}},
+        ),
+        "aws:lb/loadBalancer:LoadBalancer": (
+            {"internal": True, "loadBalancerType": "network", "subnets": world.subnets[:1]}
+            | {"securityGroups": world.groups[:1], "enableCrossZoneLoadBalancing": True},
+            {"enableCrossZoneLoadBalancing": False, "securityGroups": world.groups, "tags": {"a": "b"}},
+        ),
+        "aws:lb/targetGroup:TargetGroup": (
+            world.target_group_inputs() | {"healthCheck": {"protocol": "TCP", "interval": 10}},
+            {"healthCheck": {"protocol": "TCP", "interval": 30}, "tags": {"a": "b"}},
+        ),
+        "aws:lb/listener:Listener": (
+            {"loadBalancerArn": world.balancer, "port": 443, "protocol": "TLS", "certificateArn": world.certificate}
+            | {"sslPolicy": "ELBSecurityPolicy-TLS13-1-2-2021-06"}
+            | {"defaultActions": [{"type": "forward", "targetGroupArn": world.targets[0]}]},
+            {"defaultActions": [{"type": "forward", "targetGroupArn": world.targets[1]}], "tags": {"a": "b"}},
+        ),
+        "aws:autoscaling/attachment:Attachment": (
+            {"autoscalingGroupName": world.scaling_group, "lbTargetGroupArn": world.targets[0]},
+            {},
         ),
         "aws:cloudwatch/logGroup:LogGroup": ({"retentionInDays": 7}, {"retentionInDays": 14, "tags": {"a": "b"}}),
     }

@@ -70,13 +70,12 @@ class World:
     def core(self) -> client.CoreV1Api:
         return client.CoreV1Api(self.api)
 
-    @property
-    def left_behind(self) -> list[str]:
+    def left_behind(self, stack: str) -> list[str]:
         """Everything that a destroyed stack could have made and that is still there, as `kind name`."""
         maps = self.plain(self.core.list_namespaced_config_map(names.SYSTEM_NAMESPACE))["items"]
         found = [map_["metadata"]["name"] for map_ in maps]
         charts = [f"chart {name}" for name in found if name.startswith(RECEIPT)]
-        return [*left_behind(self.cloud, self.control_plane), *charts]
+        return [*left_behind(stack, self.cloud, self.control_plane), *charts]
 
     def plain(self, answer: Any) -> Any:
         """An answer of the Kubernetes client as plain dicts, spelled as in YAML."""

@@ -11,6 +11,8 @@ import pytest
 from local.engine.cloud import ACCOUNT_ID, Cloud
 from local.stand_ins.eks import check
 from local.stand_ins.provider import InvalidInput, Properties
+from tests.aws_objects import inventory
+from tests.aws_types import EKS_COMPONENT
 from tests.engine.throwaway import Throwaway
 
 REGION = "us-east-1"
@@ -83,17 +85,7 @@ pulumi.export("nodes", nodes.node_group_name)
 pulumi.export("security_group", cluster.cluster_security_group_id)
 pulumi.export("vpc", vpc.id)
 """
-COMPONENT = {
-    "eks:index:Cluster": 1,
-    "aws:iam/role:Role": 1,
-    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": 1,
-    "aws:eks/cluster:Cluster": 1,
-    "aws:eks/addon:Addon": 2,
-    "aws:eks/accessEntry:AccessEntry": 1,
-    "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": 1,
-}
-"""What the component registers, itself included."""
-CREATED = 1 + 9 + sum(COMPONENT.values())
+CREATED = 1 + 9 + sum(EKS_COMPONENT.values())
 """The stack, what the program makes itself, and the component."""
 
 
@@ -109,7 +101,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 
 def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_path: Path) -> None:
-    before = inventory(cloud)
+    before = inventory(cloud.client)
     project = Throwaway.create(tmp_path, PROGRAM, {"aws:region": {"value": REGION}})
     assert project.up() == {"create": CREATED}
     assert project.up() == {"same": CREATED}, "nothing changed"
@@ -124,7 +116,7 @@ def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_
     cni = cloud.client("eks").describe_addon(clusterName=outputs["cluster"], addonName="vpc-cni")["addon"]
     assert json.loads(cni["configurationValues"]) == network_rules
     assert json.loads(outputs["kubeconfig"]) == KUBECONFIG
-    assert registered(project, parent="eks:index:Cluster") == COMPONENT
+    assert registered(project, parent="eks:index:Cluster") == EKS_COMPONENT
 
     project.configure(userData="dHdv", title="second", bucket="other")
     changed = {"update": 3, "create": 1, "replace": 1, "delete": 1}
@@ -139,7 +131,7 @@ def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_
     assert cloud.client("eks").describe_nodegroup(**nodes)["nodegroup"]["scalingConfig"]["desiredSize"] == 1
 
     project.destroy()
-    assert inventory(cloud) == before, "nothing is left behind"
+    assert inventory(cloud.client) == before, "nothing is left behind"
 
 
 def registered(project: Throwaway, parent: str) -> dict[str, int]:
@@ -149,23 +141,6 @@ def registered(project: Throwaway, parent: str) -> dict[str, int]:
         if parent in resource["urn"].split("::")[2].split("$"):
             counts[resource["type"]] = counts.get(resource["type"], 0) + 1
     return counts
-
-
-def inventory(cloud: Cloud) -> dict[str, set[str]]:
-    """What the emulated AWS holds of the kinds that a program makes, directly or not."""
-    ec2, iam = cloud.client("ec2"), cloud.client("iam")
-    groups = cloud.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
-    return {
-        "buckets": {bucket["Name"] for bucket in cloud.client("s3").list_buckets()["Buckets"]},
-        "clusters": set(cloud.client("eks").list_clusters()["clusters"]),
-        "groups": {group["AutoScalingGroupName"] for group in groups},
-        "interfaces": {item["NetworkInterfaceId"] for item in ec2.describe_network_interfaces()["NetworkInterfaces"]},
-        "roles": {role["RoleName"] for role in iam.list_roles()["Roles"]},
-        "security groups": {group["GroupId"] for group in ec2.describe_security_groups()["SecurityGroups"]},
-        "subnets": {subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]},
-        "templates": {item["LaunchTemplateId"] for item in ec2.describe_launch_templates()["LaunchTemplates"]},
-        "vpcs": {vpc["VpcId"] for vpc in ec2.describe_vpcs()["Vpcs"]},
-    }
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import time
 import pytest
 
 from local.engine import plugins, workspace
+from local.engine.receipt import delete
 from local.engine.workspace import CHECKOUT
+from loraserve.operator.leftovers import State, find
 from tests.engine.deployed import Deployment, World
 
 KILLS = 4
@@ -39,15 +41,20 @@ def recover(deployment: Deployment) -> None:
     """docs/operations.md, "An `up` that was killed"."""
     cancelled = deployment.run("cancel", "--yes")
     assert cancelled.returncode == 0, cancelled.stderr
-    recovered = subprocess.run(
-        [sys.executable, "-m", "loraserve", "recover", "--yes"],
-        cwd=CHECKOUT,
-        env=deployment.environment,
-        input=deployment.run("stack", "export").stdout,
+    export = deployment.run("stack", "export").stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "loraserve", "leftovers", deployment.name],
+        cwd=deployment.project,
+        env=deployment.environment | {"PYTHONPATH": str(CHECKOUT)},
+        input=export,
         capture_output=True,
         text=True,
     )
-    assert recovered.returncode == 0, recovered.stdout + recovered.stderr
+    left = find(deployment.name, State.read(export, deployment.name), deployment.world.cloud.client)
+    assert shown.returncode == (2 if left else 0), shown.stdout + shown.stderr
+    assert all(f"{item.kind} {item.name}" in shown.stdout for item in left)
+    delete(left, deployment.world.cloud.client)
+    assert find(deployment.name, State.read(export, deployment.name), deployment.world.cloud.client) == []
     refreshed = deployment.run("refresh", "--yes", "--skip-preview", "--clear-pending-creates")
     assert refreshed.returncode == 0, refreshed.stdout + refreshed.stderr
 
@@ -72,4 +79,4 @@ def test_up_killed_at_random_points_converges(world: World) -> None:
     dev.up()
     assert dev.up().touched == {}
     dev.destroy()
-    assert world.left_behind == []
+    assert world.left_behind("dev") == []

@@ -318,7 +318,7 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
         ("aws:s3/bucketPolicy:BucketPolicy loraserve-dev-adapters", "aws:s3/bucket:Bucket loraserve-dev-adapters"),
     ):
         assert order.index(earlier) < order.index(later)
-    assert world.left_behind == []
+    assert world.left_behind("dev") == []
 
 
 def release_monitor(world: World) -> bool:

@@ -61,7 +61,7 @@ def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: 
     prod.configure(deletionProtection=False)
     prod.up()
     prod.destroy()
-    assert world.left_behind == []
+    assert world.left_behind("prod") == []
 
 
 def vllm_pods(world: World, phase: str | None = None) -> list[dict[str, Any]]:

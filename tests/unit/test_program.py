@@ -13,7 +13,7 @@ from infra import names
 from infra.serving_pod import grace_seconds
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import Envelope
-from tests.stack_values import CHECKOUT, adapter, stack_file
+from tests.stack_values import CHECKOUT, adapter
 from tests.unit.declared import Program, declare, environment_in_pod
 
 STACKS = ["dev", "prod", "local"]
@@ -136,11 +136,6 @@ def test_a_too_small_gpu_quota_is_told_before_nodes_are_waited_for() -> None:
     told = " ".join(declare("dev", gpu_quota=4).messages)
     assert "2 x g6.xlarge need 8 vCPUs" in told
     assert not any("quota" in message for message in declare("dev", gpu_quota=8).messages)
-
-
-@pytest.mark.parametrize("stack", STACKS)
-def test_a_stack_file_names_its_stack_as_tag(stack: str) -> None:
-    assert stack_file(stack)["aws:defaultTags"] == {"tags": {"loraserve/stack": stack}}
 
 
 def test_the_pod_is_hardened(program: Program) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from local.stand_ins.aws.network import Ec2Resource, spelled
-from local.stand_ins.aws.shapes import camel, observed, pascal, pick
+from local.stand_ins.aws.shapes import camel, observed, pascal, pick, tag_list
 from local.stand_ins.provider import UNKNOWN, Properties
 
 _TEMPLATE_DATA = frozenset({"blockDeviceMappings", "metadataOptions", "tagSpecifications", "userData"})
@@ -112,8 +112,10 @@ class Instance(Ec2Resource):
             **_network(inputs),
             **self.tagged(inputs),
         }
-        if "rootBlockDevice" in inputs:
-            ebs = pascal({"deleteOnTermination": True} | inputs["rootBlockDevice"])
+        if root := dict(inputs.get("rootBlockDevice", {})):
+            tags = tag_list(root.pop("tags", {}))
+            wanted.setdefault("TagSpecifications", []).append({"ResourceType": "volume", "Tags": tags})
+            ebs = pascal({"deleteOnTermination": True} | root)
             wanted["BlockDeviceMappings"] = [{"DeviceName": "/dev/xvda", "Ebs": ebs}]
         started = self.api.run_instances(**wanted, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
         self.api.get_waiter("instance_running").wait(InstanceIds=[started], WaiterConfig={"Delay": 2})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib.metadata import version
 
-from local.stand_ins.aws import eks, iam, instances, network, s3, security_groups, services
+from local.stand_ins.aws import eks, iam, instances, load_balancing, network, s3, security_groups, services
 from local.stand_ins.aws.account import Account
 from local.stand_ins.aws.functions import FUNCTIONS
 from local.stand_ins.aws.resource import AwsResource
@@ -42,6 +42,10 @@ TYPES: tuple[type[AwsResource], ...] = (
     eks.Addon,
     eks.AccessEntry,
     eks.AccessPolicyAssociation,
+    load_balancing.LoadBalancer,
+    load_balancing.TargetGroup,
+    load_balancing.Listener,
+    load_balancing.AutoscalingAttachment,
     services.Repository,
     services.LifecyclePolicy,
     services.AutoscalingTag,

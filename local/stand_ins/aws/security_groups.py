@@ -50,8 +50,8 @@ class _Rule(Ec2Resource):
 
     kind = "security-group-rule"
     describe = ("describe_security_group_rules", "SecurityGroupRuleIds", "SecurityGroupRules")
-    required = frozenset({"securityGroupId", "ipProtocol", "cidrIpv4"})
-    optional = frozenset({"fromPort", "toPort"})
+    required = frozenset({"securityGroupId", "ipProtocol"})
+    optional = frozenset({"cidrIpv4", "fromPort", "referencedSecurityGroupId", "toPort"})
     direction: ClassVar[str]
 
     def make(self, inputs: Properties) -> str:
@@ -66,6 +66,7 @@ class _Rule(Ec2Resource):
         if found is None:
             return None
         found["securityGroupId"] = found.pop("groupId")
+        found["referencedSecurityGroupId"] = found.get("referencedGroupInfo", {}).get("groupId")
         found = pick(found, "tagsAll", *self.required, *self.optional)
         return found | {"securityGroupRuleId": resource_id, "arn": self.arn(resource_id)}
 
@@ -86,4 +87,6 @@ class SecurityGroupEgressRule(_Rule):
 
 def _permission(inputs: Properties) -> dict[str, Any]:
     permission = pascal(pick(inputs, "ipProtocol", "fromPort", "toPort"))
+    if "referencedSecurityGroupId" in inputs:
+        return permission | {"UserIdGroupPairs": [{"GroupId": inputs["referencedSecurityGroupId"]}]}
     return permission | {"IpRanges": [{"CidrIp": inputs["cidrIpv4"]}]}

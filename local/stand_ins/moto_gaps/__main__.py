@@ -4,11 +4,12 @@ import sys
 
 from moto.server import main
 
-from local.stand_ins.moto_gaps import ec2, eks, iam, s3, sts
+from local.stand_ins.moto_gaps import ec2, eks, iam, s3, sts, tagging
 
 ec2.install()
 eks.install()
 iam.install()
 s3.install()
 sts.install()
+tagging.install()
 main(["--host", sys.argv[1], "--port", sys.argv[2]])

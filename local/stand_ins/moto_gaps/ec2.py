@@ -8,6 +8,7 @@ from typing import Any
 from moto.ec2.exceptions import DependencyViolationError
 from moto.ec2.models import EC2Backend
 from moto.ec2.models.instances import Instance
+from moto.elbv2.models import elbv2_backends
 
 
 def install() -> None:
@@ -64,7 +65,12 @@ def _subnet_in_use(backend: EC2Backend, subnet_id: str) -> str | None:
         for gateway in backend.nat_gateways.values()
         if gateway.subnet_id == subnet_id and gateway.state != "deleted"
     ]
-    users = interfaces or gateways
+    balancers = [
+        balancer.name
+        for balancer in elbv2_backends[backend.account_id][backend.region_name].load_balancers.values()
+        if any(subnet.id == subnet_id for subnet in balancer.subnets)
+    ]
+    users = interfaces or gateways or balancers
     return f"The subnet '{subnet_id}' has dependencies ({users[0]}) and cannot be deleted." if users else None
 
 
@@ -72,6 +78,9 @@ def _group_in_use(backend: EC2Backend, name: str | None = None, group_id: str | 
     for interface in backend.enis.values():
         if any(group.id == group_id for group in interface.group_set):
             return f"resource {group_id} has a dependent object ({interface.id})"
+    for balancer in elbv2_backends[backend.account_id][backend.region_name].load_balancers.values():
+        if group_id in (balancer.security_groups or []):
+            return f"resource {group_id} has a dependent object ({balancer.name})"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What the tests of `loraserve recover` make in an emulated AWS: one object of each type, as the real plugin would."""
+"""One object of each AWS type, made in an emulated AWS as the real plugin would, and a list of all that is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from loraserve.operator.aws_objects import Connect
+from loraserve.operator.aws_commands import Connect
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
@@ -98,7 +98,9 @@ def make_security_group(aws: Connect) -> Made:
 def make_rule(aws: Connect) -> Made:
     group, _ = make_security_group(aws)
     permission = {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "IpRanges": [{"CidrIp": "10.0.0.0/16"}]}
-    made = aws("ec2").authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
+    made = aws("ec2").authorize_security_group_ingress(
+        GroupId=group, IpPermissions=[permission], TagSpecifications=tagged("security-group-rule")
+    )
     ports = {"ipProtocol": "tcp", "fromPort": 443, "toPort": 443}
     rule = made["SecurityGroupRules"][0]["SecurityGroupRuleId"]
     return rule, {"securityGroupId": group, "cidrIpv4": "10.0.0.0/16", **ports}
@@ -107,15 +109,16 @@ def make_rule(aws: Connect) -> Made:
 def make_rule_for_everything(aws: Connect) -> Made:
     group, _ = make_security_group(aws)
     permission = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "10.9.0.0/16"}]}
-    made = aws("ec2").authorize_security_group_egress(GroupId=group, IpPermissions=[permission])
+    made = aws("ec2").authorize_security_group_egress(
+        GroupId=group, IpPermissions=[permission], TagSpecifications=tagged("security-group-rule")
+    )
     rule = made["SecurityGroupRules"][0]["SecurityGroupRuleId"]
     return rule, {"securityGroupId": group, "cidrIpv4": "10.9.0.0/16", "ipProtocol": "-1"}
 
 
 def make_launch_template(aws: Connect) -> Made:
-    made = aws("ec2").create_launch_template(
-        LaunchTemplateName="gpu-1f", LaunchTemplateData={"InstanceType": "g6.xlarge"}
-    )
+    given = {"LaunchTemplateName": "gpu-1f", "LaunchTemplateData": {"InstanceType": "g6.xlarge"}}
+    made = aws("ec2").create_launch_template(**given, TagSpecifications=tagged("launch-template"))
     return made["LaunchTemplate"]["LaunchTemplateId"], {"name": "gpu-1f", "userData": "eA=="}
 
 
@@ -128,8 +131,8 @@ def make_instance(aws: Connect) -> Made:
 
 
 def make_role(aws: Connect) -> Made:
-    aws("iam").create_role(RoleName="node-1f", AssumeRolePolicyDocument=TRUST, Tags=tag_list(TAGS))
-    return "node-1f", {"name": "node-1f", "assumeRolePolicy": TRUST, "tagsAll": TAGS}
+    aws("iam").create_role(RoleName="loraserve-dev-node-1f", AssumeRolePolicyDocument=TRUST, Tags=tag_list(TAGS))
+    return "loraserve-dev-node-1f", {"name": "loraserve-dev-node-1f", "assumeRolePolicy": TRUST, "tagsAll": TAGS}
 
 
 def make_role_policy(aws: Connect) -> Made:
@@ -175,6 +178,28 @@ def make_node_group(aws: Connect) -> Made:
     return f"{cluster}:gpu-vllm-nodes", {"clusterName": cluster, "nodeGroupName": "gpu-vllm-nodes", "tagsAll": TAGS}
 
 
+def make_balancer(aws: Connect) -> Made:
+    subnet, inside = make_subnet(aws)
+    given = {"Name": "gateway-1f", "Type": "network", "Scheme": "internal", "Subnets": [subnet]}
+    made = aws("elbv2").create_load_balancer(**given, Tags=tag_list(TAGS))["LoadBalancers"][0]
+    return made["LoadBalancerArn"], {"name": "gateway-1f", "subnets": [subnet], "vpcId": inside["vpcId"], "tags": TAGS}
+
+
+def make_target_group(aws: Connect) -> Made:
+    vpc, _ = make_vpc(aws)
+    given = {"Name": "gateway-1f", "Protocol": "TLS", "Port": 30443, "VpcId": vpc}
+    made = aws("elbv2").create_target_group(**given, Tags=tag_list(TAGS))["TargetGroups"][0]
+    return made["TargetGroupArn"], {"name": "gateway-1f", "port": 30443, "vpcId": vpc, "tags": TAGS}
+
+
+def make_listener(aws: Connect) -> Made:
+    (balancer, _), (targets, _) = make_balancer(aws), make_target_group(aws)
+    action = {"Type": "forward", "TargetGroupArn": targets}
+    given = {"LoadBalancerArn": balancer, "Protocol": "TCP", "Port": 443, "DefaultActions": [action]}
+    made = aws("elbv2").create_listener(**given, Tags=tag_list(TAGS))["Listeners"][0]
+    return made["ListenerArn"], {"loadBalancerArn": balancer, "port": 443, "tags": TAGS}
+
+
 MAKERS: dict[str, Callable[[Connect], Made]] = {
     "aws:ec2/vpc:Vpc": make_vpc,
     "aws:ec2/subnet:Subnet": make_subnet,
@@ -190,6 +215,9 @@ MAKERS: dict[str, Callable[[Connect], Made]] = {
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": make_rule_for_everything,
     "aws:ec2/launchTemplate:LaunchTemplate": make_launch_template,
     "aws:ec2/instance:Instance": make_instance,
+    "aws:lb/loadBalancer:LoadBalancer": make_balancer,
+    "aws:lb/targetGroup:TargetGroup": make_target_group,
+    "aws:lb/listener:Listener": make_listener,
     "aws:iam/role:Role": make_role,
     "aws:iam/rolePolicy:RolePolicy": make_role_policy,
     "aws:iam/openIdConnectProvider:OpenIdConnectProvider": make_oidc_provider,
@@ -200,14 +228,16 @@ MAKERS: dict[str, Callable[[Connect], Made]] = {
     "aws:eks/nodeGroup:NodeGroup": make_node_group,
 }
 VPC = "aws:ec2/vpc:Vpc"
-PARTS = {VPC: ("sg-", "sgr-", "rtb-", "rtbassoc-"), "aws:ec2/securityGroup:SecurityGroup": ("sgr-",)}
+GOES_ALONG = {VPC: ("sg-", "sgr-", "rtb-", "rtbassoc-"), "aws:ec2/securityGroup:SecurityGroup": ("sgr-",)}
+GOES_ALONG |= {"aws:ec2/instance:Instance": ("eni-", "vol-"), "aws:ec2/natGateway:NatGateway": ("eni-",)}
 """Ids of what belongs to an object and goes with it."""
 
 
 def inventory(aws: Connect) -> set[str]:
-    """Everything in the account that a test may have made."""
-    ec2, iam, eks = aws("ec2"), aws("iam"), aws("eks")
+    """Everything in the account that a stack or a test may have made, directly or not."""
+    ec2, iam, eks, elb = aws("ec2"), aws("iam"), aws("eks"), aws("elbv2")
     tables = ec2.describe_route_tables()["RouteTables"]
+    roles, balancers = iam.list_roles()["Roles"], elb.describe_load_balancers()["LoadBalancers"]
     found = [
         *[vpc["VpcId"] for vpc in ec2.describe_vpcs()["Vpcs"]],
         *[subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"]],
@@ -227,16 +257,29 @@ def inventory(aws: Connect) -> set[str]:
             for instance in reservation["Instances"]
             if instance["State"]["Name"] != "terminated"
         ],
-        *[role["RoleName"] for role in iam.list_roles()["Roles"]],
+        *[role["RoleName"] for role in roles],
         *[
             f"{role['RoleName']}:{policy}"
-            for role in iam.list_roles()["Roles"]
+            for role in roles
             for policy in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
         ],
         *[p["Arn"] for p in iam.list_open_id_connect_providers()["OpenIDConnectProviderList"]],
         *[bucket["Name"] for bucket in aws("s3").list_buckets()["Buckets"]],
         *[repository["repositoryName"] for repository in aws("ecr").describe_repositories()["repositories"]],
         *[group["logGroupName"] for group in aws("logs").describe_log_groups()["logGroups"]],
+        *[balancer["LoadBalancerArn"] for balancer in balancers],
+        *[group["TargetGroupArn"] for group in elb.describe_target_groups()["TargetGroups"]],
+        *[
+            listener["ListenerArn"]
+            for balancer in balancers
+            for listener in elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
+        ],
+        *[
+            group["AutoScalingGroupName"]
+            for group in aws("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+        ],
+        *[interface["NetworkInterfaceId"] for interface in ec2.describe_network_interfaces()["NetworkInterfaces"]],
+        *[volume["VolumeId"] for volume in ec2.describe_volumes()["Volumes"]],
         *eks.list_clusters()["clusters"],
         *[
             f"{c}:{n}"
