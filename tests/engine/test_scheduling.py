@@ -10,14 +10,45 @@ from kubernetes import client
 from infra import names
 from local.cluster import simulated_nodes
 from loraserve.planning.pod_resources import Requests
+from tests.aws_objects import inventory
 from tests.engine.deployed import Deployment, World, eventually
 
 
 @pytest.fixture(scope="module")
-def prod(world: World) -> Deployment:
-    deployment = Deployment(world, "prod")
+def before(world: World) -> set[str]:
+    """What the emulated AWS holds by itself."""
+    return inventory(world.cloud.client)
+
+
+@pytest.fixture(scope="module")
+def certificate(world: World) -> str:
+    return world.cloud.client("acm").request_certificate(DomainName="llm.example.com")["CertificateArn"]
+
+
+@pytest.fixture(scope="module")
+def prod(world: World, before: set[str], certificate: str) -> Deployment:
+    """Production with a load balancer in front."""
+    deployment = Deployment(world, "prod", gatewayCertificateArn=certificate)
     deployment.up()
     return deployment
+
+
+def test_the_load_balancer_hands_connections_to_the_system_nodes(
+    world: World, prod: Deployment, certificate: str
+) -> None:
+    elb, nodes = world.cloud.client("elbv2"), {"clusterName": "loraserve-prod", "nodegroupName": "system-nodes"}
+    [balancer] = elb.describe_load_balancers()["LoadBalancers"]
+    [listener] = elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
+    groups = world.cloud.client("eks").describe_nodegroup(**nodes)["nodegroup"]["resources"]["autoScalingGroups"]
+    behind = world.cloud.client("autoscaling").describe_load_balancer_target_groups(
+        AutoScalingGroupName=groups[0]["name"]
+    )["LoadBalancerTargetGroups"]
+
+    assert balancer["Scheme"] == "internal"
+    assert prod.output("gatewayHostName") == balancer["DNSName"]
+    assert (listener["Port"], listener["Certificates"][0]["CertificateArn"]) == (443, certificate)
+    assert [item["LoadBalancerTargetGroupARN"] for item in behind] == [listener["DefaultActions"][0]["TargetGroupArn"]]
+    assert prod.up().touched == {}
 
 
 def test_the_production_pod_fits_a_g6_xlarge_beside_its_daemonsets(world: World, prod: Deployment) -> None:
@@ -57,10 +88,13 @@ def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Depl
     assert vllm_pods(world)
 
 
-def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: Deployment) -> None:
-    prod.configure(deletionProtection=False)
+def test_production_ends_well_once_its_protection_is_lifted(
+    world: World, prod: Deployment, before: set[str], certificate: str
+) -> None:
+    prod.configure(deletionProtection=False, gatewayCertificateArn=certificate)
     prod.up()
     prod.destroy()
+    assert inventory(world.cloud.client) == before
     assert world.left_behind("prod") == []
 
 
