@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from botocore import xform_name
@@ -44,7 +44,7 @@ class Thing:
     kind: str
     """Such as `ec2:vpc`."""
     name: str
-    arn: str = ""
+    arn: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, arn: str) -> Thing:

@@ -30,7 +30,6 @@ ROUTE = "aws:ec2/route:Route"
 ASSOCIATION = "aws:ec2/routeTableAssociation:RouteTableAssociation"
 _OF_NODES = ("ec2:network-interface", "ec2:volume")
 """What the program never makes itself."""
-_GROUP_OF_AN_INSTANCE = "aws:autoscaling:groupName"
 _STILL_THERE = {
     "ec2:instance": ("describe_instances", "Reservations[].Instances[?State.Name!='terminated'][].InstanceId"),
     "ec2:natgateway": ("describe_nat_gateways", "NatGateways[?State!='deleted'].NatGatewayId"),
@@ -114,36 +113,27 @@ def _name_in_state(thing: Thing) -> str:
 def _in_aws(stack: str, connect: Connect) -> Iterator[Thing]:
     cluster = cluster_name(stack)
     tagged = _tagged(connect, STACK_TAG, stack)
+    of_cluster = [thing for key, value in _cluster_tags(cluster) for thing in _tagged(connect, key, value)]
     if _found(lambda: connect("eks").describe_cluster(name=cluster)):
-        tagged = [(thing, tags) for thing, tags in tagged if not _is_of_nodes(thing, tags)]
+        tagged = [thing for thing in tagged if thing not in of_cluster and thing.kind not in _OF_NODES]
     else:
-        tagged += [found for key, value in _cluster_tags(cluster).items() for found in _tagged(connect, key, value)]
+        tagged += of_cluster
         yield from _made_by_eks(connect, cluster)
-    yield from _still_there(connect, [thing for thing, _ in tagged])
-    yield from _roles(connect, cluster, stack)
-    yield from _oidc_providers(connect, stack)
+    yield from _still_there(connect, tagged)
+    yield from _iam(connect, cluster, stack)
 
 
-def _cluster_tags(cluster: str) -> dict[str, str]:
+def _tagged(connect: Connect, key: str, value: str) -> list[Thing]:
+    """What the tagging API lists."""
+    wanted, path = [{"Key": key, "Values": [value]}], "ResourceTagMappingList[].ResourceARN"
+    found = _search(connect("resourcegroupstaggingapi"), "get_resources", path, TagFilters=wanted)
+    return [Thing.of(arn) for arn in found]
+
+
+def _cluster_tags(cluster: str) -> list[tuple[str, str]]:
     """By which EKS, its nodes and its network plugin mark what they make."""
-    return {
-        f"kubernetes.io/cluster/{cluster}": "owned",
-        "aws:eks:cluster-name": cluster,
-        "cluster.k8s.amazonaws.com/name": cluster,
-        "eks:cluster-name": cluster,
-    }
-
-
-def _tagged(connect: Connect, key: str, value: str) -> list[tuple[Thing, dict[str, str]]]:
-    """What the tagging API lists, with all its tags."""
-    wanted = [{"Key": key, "Values": [value]}]
-    items = _search(connect("resourcegroupstaggingapi"), "get_resources", "ResourceTagMappingList[]", TagFilters=wanted)
-    return [(Thing.of(item["ResourceARN"]), _tag_map(item["Tags"])) for item in items]
-
-
-def _is_of_nodes(thing: Thing, tags: Mapping[str, str]) -> bool:
-    """Whether it comes and goes with the nodes of a cluster that stands."""
-    return thing.kind in _OF_NODES or _GROUP_OF_AN_INSTANCE in tags
+    by_name = ("aws:eks:cluster-name", "cluster.k8s.amazonaws.com/name", "eks:cluster-name")
+    return [(f"kubernetes.io/cluster/{cluster}", "owned"), *((key, cluster) for key in by_name)]
 
 
 def _still_there(connect: Connect, things: list[Thing]) -> list[Thing]:
@@ -172,25 +162,16 @@ def _search(client: Any, call: str, path: str, **parameters: Any) -> Iterator[An
     return client.get_paginator(call).paginate(**parameters).search(path)
 
 
-def _roles(connect: Connect, cluster: str, stack: str) -> Iterator[Thing]:
-    """The stack's roles are named after its cluster; whether one is that of a stack with a longer name, its tags tell."""
-    iam = connect("iam")
-    for role in iam.get_paginator("list_roles").paginate().search("Roles[]"):
-        name = role["RoleName"]
-        if (
-            name.startswith(f"{cluster}-")
-            and _tag_map(iam.list_role_tags(RoleName=name)["Tags"]).get(STACK_TAG) == stack
-        ):
-            yield Thing("iam:role", name, role["Arn"])
-
-
-def _oidc_providers(connect: Connect, stack: str) -> Iterator[Thing]:
-    """The tagging API has them in one region of all."""
-    iam = connect("iam")
-    for listed in iam.list_open_id_connect_providers()["OpenIDConnectProviderList"]:
-        tags = iam.list_open_id_connect_provider_tags(OpenIDConnectProviderArn=listed["Arn"])["Tags"]
-        if _tag_map(tags).get(STACK_TAG) == stack:
-            yield Thing.of(listed["Arn"])
+def _iam(connect: Connect, cluster: str, stack: str) -> Iterator[Thing]:
+    """Roles are named after the cluster; whether one is that of a stack with a longer name, its tags tell."""
+    iam, tag = connect("iam"), {"Key": STACK_TAG, "Value": stack}
+    for name in _search(iam, "list_roles", f"Roles[?starts_with(RoleName, '{cluster}-')].RoleName"):
+        if tag in iam.list_role_tags(RoleName=name)["Tags"]:
+            yield Thing("iam:role", name)
+    for provider in iam.list_open_id_connect_providers()["OpenIDConnectProviderList"]:
+        arn = provider["Arn"]
+        if tag in iam.list_open_id_connect_provider_tags(OpenIDConnectProviderArn=arn)["Tags"]:
+            yield Thing.of(arn)
 
 
 _PARTS = {
@@ -256,10 +237,6 @@ def is_gone(error: ClientError) -> bool:
     return "NotFound" in code or code.startswith("NoSuch") or code == "404"
 
 
-def _tag_map(tags: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    return {tag["Key"]: tag["Value"] for tag in tags}
-
-
 def show(stack: str, export: str, folder: Path) -> bool:
     """Prints a shell script that deletes what is left. Returns whether anything is. Raises LeftoversError.
 
@@ -298,7 +275,7 @@ def _connected(stack_file: Path) -> tuple[Connect, str, str]:
         raise LeftoversError(
             f"the stack is for account {', '.join(allowed)}, your credentials are of {account}: {hint}"
         )
-    return session.client, session.region_name, account
+    return session.client, str(session.region_name), account
 
 
 @contextmanager

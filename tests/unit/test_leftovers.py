@@ -167,7 +167,7 @@ def test_nodes_and_their_volumes_go_with_a_cluster_that_stands(aws: Connect) -> 
     cluster, inputs = make_cluster(aws)
     volume = aws("ec2").create_volume(Size=1, AvailabilityZone=f"{REGION}a", TagSpecifications=tagged("volume"))
     node, _ = make_instance(aws)
-    aws("ec2").create_tags(Resources=[node], Tags=tag_list({"aws:autoscaling:groupName": "eks-gpu"}))
+    aws("ec2").create_tags(Resources=[node], Tags=tag_list({"kubernetes.io/cluster/loraserve-dev": "owned"}))
     of_nodes = {volume["VolumeId"], node}
     known = state(known=(resource("aws:eks/cluster:Cluster", inputs, id=cluster),))
 
@@ -283,7 +283,7 @@ def test_a_refusal_of_aws_is_one_clear_error(aws: Connect, show: Show, monkeypat
     def refuse(*_: Any) -> Any:
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ListRoles")
 
-    monkeypatch.setattr(leftovers, "_roles", refuse)
+    monkeypatch.setattr(leftovers, "_iam", refuse)
 
     code, output = show(state())
 
