@@ -73,6 +73,26 @@ aws.autoscaling.Tag(
     autoscaling_group_name=nodes.resources[0].autoscaling_groups[0].name,
     tag={"key": "k8s.io/cluster-autoscaler/enabled", "value": "true", "propagate_at_launch": False},
 )
+balancer = aws.lb.LoadBalancer(
+    "way-in",
+    internal=True,
+    load_balancer_type="network",
+    subnets=[subnet.id for subnet in subnets],
+    security_groups=[cluster.cluster_security_group_id],
+)
+targets = aws.lb.TargetGroup("way-in", port=30443, protocol="TCP", target_type="instance", vpc_id=vpc.id)
+aws.lb.Listener(
+    "way-in",
+    load_balancer_arn=balancer.arn,
+    port=443,
+    protocol="TCP",
+    default_actions=[{"type": "forward", "target_group_arn": targets.arn}],
+)
+aws.autoscaling.Attachment(
+    "way-in",
+    autoscaling_group_name=nodes.resources[0].autoscaling_groups[0].name,
+    lb_target_group_arn=targets.arn,
+)
 bucket = aws.s3.Bucket(config.get("bucket") or "bucket", force_destroy=True)
 aws.s3.BucketPublicAccessBlock("private", bucket=bucket.id, block_public_acls=True, block_public_policy=True)
 pulumi.export("account", aws.get_caller_identity().account_id)
@@ -85,7 +105,7 @@ pulumi.export("nodes", nodes.node_group_name)
 pulumi.export("security_group", cluster.cluster_security_group_id)
 pulumi.export("vpc", vpc.id)
 """
-CREATED = 1 + 9 + sum(EKS_COMPONENT.values())
+CREATED = 1 + 13 + sum(EKS_COMPONENT.values())
 """The stack, what the program makes itself, and the component."""
 
 

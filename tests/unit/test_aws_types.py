@@ -11,7 +11,7 @@ import pytest
 from local.stand_ins.aws.plugin import TYPES
 from tests.aws_objects import MAKERS
 from tests.aws_types import EKS_COMPONENT, FOUND_ELSEWHERE, NEVER_LEFT
-from tests.unit.declared import Program, declare, declared
+from tests.unit.declared import Program, declare
 
 EVERYTHING: dict[str, Any] = {
     "clusterAccess": [{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops", "policy": "view"}],
@@ -25,7 +25,7 @@ EVERYTHING: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def programs() -> list[Program]:
-    return [declared("dev"), declared("prod"), declared("local"), declare("dev", **EVERYTHING)]
+    return [declare("dev"), declare("prod"), declare("local"), declare("dev", **EVERYTHING)]
 
 
 @pytest.fixture(scope="module")

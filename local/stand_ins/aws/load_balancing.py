@@ -24,6 +24,10 @@ class _Balancing(AwsResource):
         if removed:
             self.api.remove_tags(ResourceArns=[resource_id], TagKeys=removed)
 
+    def tagged(self, inputs: Properties) -> dict[str, Any]:
+        """The `Tags` argument of a create call, which must not be empty."""
+        return {"Tags": tag_list(inputs["tagsAll"])} if inputs["tagsAll"] else {}
+
     def tags_of(self, arn: str) -> dict[str, str]:
         return tag_map(self.api.describe_tags(ResourceArns=[arn])["TagDescriptions"][0]["Tags"])
 
@@ -51,7 +55,7 @@ class LoadBalancer(_Named):
             Scheme="internal" if inputs["internal"] else "internet-facing",
             Subnets=inputs["subnets"],
             SecurityGroups=inputs["securityGroups"],
-            Tags=tag_list(inputs["tagsAll"]),
+            **self.tagged(inputs),
         )
         arn = created["LoadBalancers"][0]["LoadBalancerArn"]
         self.api.get_waiter("load_balancer_available").wait(LoadBalancerArns=[arn], WaiterConfig={"Delay": 1})
@@ -98,7 +102,7 @@ class TargetGroup(_Named):
 
     def make(self, inputs: Properties) -> str:
         wanted = pascal(pick(inputs, *self.required, "name")) | _health_check(inputs)
-        created = self.api.create_target_group(**wanted, Tags=tag_list(inputs["tagsAll"]))
+        created = self.api.create_target_group(**wanted, **self.tagged(inputs))
         return created["TargetGroups"][0]["TargetGroupArn"]
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
@@ -131,7 +135,7 @@ class Listener(_Balancing):
 
     def make(self, inputs: Properties) -> str:
         created = self.api.create_listener(
-            LoadBalancerArn=inputs["loadBalancerArn"], **_listener(inputs), Tags=tag_list(inputs["tagsAll"])
+            LoadBalancerArn=inputs["loadBalancerArn"], **_listener(inputs), **self.tagged(inputs)
         )
         return created["Listeners"][0]["ListenerArn"]
 
