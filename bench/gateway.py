@@ -1,32 +1,30 @@
 """What the gateway adds to a request, beside other proxies: one process each, against an upstream that answers at once.
 
-Keys, aliases, limits, metrics and the access log are on. Others take part where their executable is given:
+Keys, aliases, limits, metrics and the access log are on; vegeta makes the load. Others take part where their executable is given:
 `python -m bench.gateway --vllm-router <venv>/bin/vllm-router --litellm <venv>/bin/litellm`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import uvloop
+import httpx
 from rich.console import Console
 from rich.table import Table
 
+from bench import vegeta
 from bench.constant_upstream import SERVED
-from local.engine.workspace import CHECKOUT
+from bench.vegeta import Answers, Request
+from local.processes import Process, free_port, free_ports
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, create_key
 
@@ -48,152 +46,38 @@ class Target:
     key: str
     model: str
 
+    def request(self, *, stream: bool = False) -> Request:
+        """A chat request of about 1 KB."""
+        system, user = "You answer briefly. " * 10, "Why? " * 100
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        body = {"model": self.model, "messages": messages, "max_tokens": 64, "stream": stream}
+        return Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", self.key, body)
 
-@dataclass
+
+@dataclass(frozen=True)
+class Gateway(Target):
+    metrics_port: int
+
+
+@dataclass(frozen=True)
 class Load:
-    """What one run saw."""
+    """What one run saw, and what it took."""
 
-    latencies: list[float] = field(default_factory=list)
-    failures: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    rss_mb: float = 0.0
-
-    def percentile(self, share: float) -> float:
-        """Milliseconds."""
-        ordered = sorted(self.latencies)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
-
-    @property
-    def rate(self) -> float:
-        return len(self.latencies) / self.seconds
+    answers: Answers
+    cpu_seconds: float
+    rss_mb: float
 
     @property
     def rate_per_core(self) -> float:
-        return len(self.latencies) / self.cpu_seconds
+        return self.answers.count / self.cpu_seconds
 
 
-def request(target: Target, *, stream: bool) -> bytes:
-    """A chat request of about 1 KB."""
-    messages = [{"role": "system", "content": "You answer briefly. " * 10}, {"role": "user", "content": "Why? " * 100}]
-    body = json.dumps({"model": target.model, "messages": messages, "max_tokens": 64, "stream": stream}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {target.key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-class Connection(asyncio.Protocol):
-    """Asks again and again on one connection."""
-
-    def __init__(self, message: bytes, on_answer: Callable[[Connection, float, bool], None]) -> None:
-        self._message = message
-        self._on_answer = on_answer
-        self._received = bytearray()
-        self._asked_at = 0.0
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def ask(self, due_at: float | None = None) -> None:
-        """Latency counts from when the request was due, so that a late client does not hide a slow server."""
-        assert self._transport
-        self._asked_at = time.perf_counter() if due_at is None else due_at
-        self._transport.write(self._message)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        if self._complete():
-            succeeded = self._received.startswith(b"HTTP/1.1 200")
-            self._received.clear()
-            self._on_answer(self, time.perf_counter() - self._asked_at, succeeded)
-
-    def close(self) -> None:
-        assert self._transport
-        self._transport.abort()
-
-    def _complete(self) -> bool:
-        head, found, body = bytes(self._received).partition(b"\r\n\r\n")
-        if not found:
-            return False
-        lengths = [line.split(b":")[1] for line in head.lower().splitlines() if line.startswith(b"content-length:")]
-        return len(body) >= int(lengths[0]) if lengths else body.endswith(b"0\r\n\r\n")
-
-
-async def closed_loop(target: Target, concurrency: int, *, stream: bool) -> Load:
-    """Every connection asks as soon as it has its answer."""
-    load, stopped = Load(), False
-
-    def on_answer(connection: Connection, latency: float, succeeded: bool) -> None:
-        load.latencies.append(latency)
-        load.failures += not succeeded
-        if not stopped:
-            connection.ask()
-
-    connections = await connect(target, concurrency, stream, on_answer)
-    for connection in connections:
-        connection.ask()
-    await measure(target, load)
-    stopped = True
-    for connection in connections:
-        connection.close()
-    return load
-
-
-async def open_loop(target: Target, rate: float, *, stream: bool) -> Load:
-    """Requests come at a steady rate, whether answers do or not."""
-    load = Load()
-    idle: list[Connection] = []
-
-    def on_answer(connection: Connection, latency: float, succeeded: bool) -> None:
-        load.latencies.append(latency)
-        load.failures += not succeeded
-        idle.append(connection)
-
-    idle += await connect(target, 50, stream, on_answer)
-    everyone = list(idle)
-
-    async def keep_asking() -> None:
-        due = time.perf_counter()
-        while True:
-            due += 1 / rate
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            if idle:
-                idle.pop().ask(due)
-            else:
-                load.failures += 1
-
-    asking = asyncio.create_task(keep_asking())
-    await measure(target, load)
-    asking.cancel()
-    for connection in everyone:
-        connection.close()
-    return load
-
-
-async def connect(
-    target: Target, count: int, stream: bool, on_answer: Callable[[Connection, float, bool], None]
-) -> list[Connection]:
-    """Open connections."""
-    loop, message = asyncio.get_running_loop(), request(target, stream=stream)
-
-    async def one() -> Connection:
-        _, protocol = await loop.create_connection(lambda: Connection(message, on_answer), "127.0.0.1", target.port)
-        return protocol
-
-    return [await one() for _ in range(count)]
-
-
-async def measure(target: Target, load: Load) -> None:
-    """Lets a load run; what came while it warmed up does not count."""
-    await asyncio.sleep(WARM_UP_SECONDS)
-    load.latencies.clear()
-    began, cpu = time.perf_counter(), cpu_seconds(target.pid)
-    await asyncio.sleep(SECONDS)
-    load.latencies, load.seconds = list(load.latencies), time.perf_counter() - began
-    load.cpu_seconds, load.rss_mb = cpu_seconds(target.pid) - cpu, rss_mb(target.pid)
+def measure(target: Target, request: Request, load: Sequence[str], folder: Path) -> Load:
+    """What comes while the server warms up does not count."""
+    vegeta.answers(request, load, folder, WARM_UP_SECONDS)
+    before = cpu_seconds(target.pid)
+    answers = vegeta.answers(request, load, folder, SECONDS)
+    return Load(answers, cpu_seconds(target.pid) - before, rss_mb(target.pid))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -208,57 +92,47 @@ def rss_mb(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def memory_of_held_requests(target: Target, upstream: Upstream) -> float:
+def memory_of_held_requests(target: Gateway, behind: Upstream, folder: Path) -> float:
     """MB that HELD waiting requests take in a gateway whose model sleeps."""
     before = rss_mb(target.pid)
-    await upstream.show_pods(awake=False)
-    connections = await connect(target, HELD, False, lambda *_: None)
-    for connection in connections:
-        connection.ask()
-    await asyncio.sleep(3)
-    held = rss_mb(target.pid) - before
-    for connection in connections:
-        connection.close()
-    await upstream.show_pods(awake=True)
+    behind.show_pods(awake=False)
+    callers = vegeta.attack(target.request(), vegeta.by_callers(HELD), folder)
+    with running("callers", callers, folder):
+        deadline = time.monotonic() + 30
+        while waiting(target) < HELD:
+            assert time.monotonic() < deadline, f"{waiting(target)} of {HELD} requests wait"
+            time.sleep(0.2)
+        held = rss_mb(target.pid) - before
+    behind.show_pods(awake=True)
     return held
 
 
-def free_port() -> int:
-    """Free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], path: str = "/") -> None:
-    """Until something answers there."""
-    import httpx
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(f"{process.args} ended with exit code {process.returncode}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code < 500:
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"{process.args} does not answer on port {port}")
+def waiting(target: Gateway) -> int:
+    """Requests that the gateway holds."""
+    return httpx.get(f"http://127.0.0.1:{target.metrics_port}/scale", trust_env=False).json()["waiting"]
 
 
 @contextlib.contextmanager
-def running(*command: str, environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    name: str, command: Sequence[str | Path], folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Process]:
     """A process, ended afterwards."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | environment, stdout=output, stderr=output)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    process = Process.start(name, command, folder, env=os.environ | dict(environment or {}), die_with_parent=True)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def answers(port: int, path: str) -> Callable[[], bool]:
+    """Whether something does there."""
+
+    def asked() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code < 500
+        return False
+
+    return asked
 
 
 @dataclass(frozen=True)
@@ -270,30 +144,26 @@ class Upstream:
     kubernetes: int
     pid: int
 
-    async def show_pods(self, *, awake: bool) -> None:
+    def show_pods(self, *, awake: bool) -> None:
         """Whether the EndpointSlice names the pod."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.kubernetes)
-        writer.write(b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % (b"awake" if awake else b"asleep"))
-        await reader.readline()
-        writer.close()
-        await asyncio.sleep(1)
+        httpx.post(f"http://127.0.0.1:{self.kubernetes}/{'awake' if awake else 'asleep'}", trust_env=False)
+        time.sleep(1)
 
 
 @contextlib.contextmanager
 def upstream(folder: Path) -> Iterator[Upstream]:
-    ports = [free_port() for _ in range(3)]
-    command = (sys.executable, "-m", "bench.constant_upstream", *map(str, ports))
-    with running(*command, environment={}, log=folder / "upstream.log") as process:
-        wait_for(ports[1], process, "/v1/state")
+    ports = free_ports(3)
+    with running("upstream", (sys.executable, "-m", "bench.constant_upstream", *map(str, ports)), folder) as process:
+        process.wait_until(answers(ports[1], "/v1/state"))
         yield Upstream(*ports, pid=process.pid)
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, behind: Upstream) -> Iterator[Target]:
+def gateway(folder: Path, behind: Upstream) -> Iterator[Gateway]:
     key, entry = create_key("bench", ("*",), 100_000_000)
     (folder / "keys.json").write_text(KeyRing(keys=(entry,)).to_json())
     (folder / "token").write_text("token")
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = free_ports(2)
     environment = GatewaySettings.variables(
         kubernetes_url=f"http://127.0.0.1:{behind.kubernetes}",
         kubernetes_namespace="bench",
@@ -310,20 +180,20 @@ def gateway(folder: Path, behind: Upstream) -> Iterator[Target]:
         max_waiting=HELD * 3,
     )
     command = (sys.executable, "-m", "loraserve", "gateway")
-    with running(*command, environment=environment, log=folder / "gateway.log") as process:
-        wait_for(metrics_port, process, "/readyz")
-        yield Target("loraserve gateway", port, process.pid, key, SERVED.partition("@")[0])
+    with running("gateway", command, folder, environment) as process:
+        process.wait_until(answers(metrics_port, "/readyz"))
+        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.partition("@")[0], metrics_port)
 
 
 @contextlib.contextmanager
 def vllm_router(executable: str, folder: Path, behind: Upstream) -> Iterator[Target]:
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = free_ports(2)
     command = (
         *(executable, "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)),
         *("--worker-urls", f"http://127.0.0.1:{behind.vllm}"),
     )
-    with running(*command, environment={}, log=folder / "router.log") as process:
-        wait_for(port, process, "/v1/models")
+    with running("router", command, folder) as process:
+        process.wait_until(answers(port, "/v1/models"), limit_s=120)
         yield Target("vllm-router", port, process.pid, "none", SERVED)
 
 
@@ -342,20 +212,20 @@ def litellm(executable: str, folder: Path, behind: Upstream) -> Iterator[Target]
     }
     (folder / "litellm.json").write_text(json.dumps(config))
     command = (executable, "--config", str(folder / "litellm.json"), "--host", "127.0.0.1", "--port", str(port))
-    with running(*command, environment={}, log=folder / "litellm.log") as process:
-        wait_for(port, process, "/health/liveliness")
+    with running("litellm", command, folder) as process:
+        process.wait_until(answers(port, "/health/liveliness"), limit_s=120)
         yield Target("LiteLLM", port, process.pid, "sk-bench", "faq")
 
 
-def measure_target(target: Target, rows: list[tuple[str, str, Load]]) -> None:
+def measure_target(target: Target, folder: Path, rows: list[tuple[str, str, Load]]) -> None:
     """Every load, one after the other."""
-    for stream in (False, True):
-        kind = "stream" if stream else "whole"
-        steady = uvloop.run(open_loop(target, STEADY_RATE, stream=stream))
-        rows.append((target.name, f"{kind}, {STEADY_RATE}/s", steady))
-        for concurrency in CONCURRENCY:
-            load = uvloop.run(closed_loop(target, concurrency, stream=stream))
-            rows.append((target.name, f"{kind}, {concurrency} at once", load))
+    loads = {f"{STEADY_RATE}/s": vegeta.at_rate(STEADY_RATE)}
+    loads |= {f"{count} at once": vegeta.by_callers(count) for count in CONCURRENCY}
+    for kind in ("whole", "stream"):
+        request = target.request(stream=kind == "stream")
+        rows += [
+            (target.name, f"{kind}, {name}", measure(target, request, load, folder)) for name, load in loads.items()
+        ]
 
 
 def main() -> None:
@@ -367,16 +237,16 @@ def main() -> None:
     rows: list[tuple[str, str, Load]] = []
     with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as name, upstream(Path(name)) as behind:
         folder = Path(name)
-        measure_target(Target("direct", behind.vllm, behind.pid, "none", SERVED), rows)
+        measure_target(Target("direct", behind.vllm, behind.pid, "none", SERVED), folder, rows)
         with gateway(folder, behind) as target:
-            measure_target(target, rows)
-            held = uvloop.run(memory_of_held_requests(target, behind))
+            measure_target(target, folder, rows)
+            held = memory_of_held_requests(target, behind, folder)
         if options.vllm_router:
             with vllm_router(options.vllm_router, folder, behind) as target:
-                measure_target(target, rows)
+                measure_target(target, folder, rows)
         if options.litellm:
             with litellm(options.litellm, folder, behind) as target:
-                measure_target(target, rows)
+                measure_target(target, folder, rows)
     show(rows)
     print(f"{HELD} held requests take {held:.0f} MB")
     sys.exit(any(missed(rows)))
@@ -386,12 +256,12 @@ def show(rows: list[tuple[str, str, Load]]) -> None:
     table = Table("server", "load", "p50 ms", "p99 ms", "requests/s", "per core", "MB", "failed")
     results = []
     for name, kind, load in rows:
-        p50, p99 = load.percentile(0.5), load.percentile(0.99)
+        p50, p99, rate = load.answers.p50, load.answers.p99, load.answers.rate
         table.add_row(
-            *(name, kind, f"{p50:.2f}", f"{p99:.2f}", f"{load.rate:.0f}", f"{load.rate_per_core:.0f}"),
-            *(f"{load.rss_mb:.0f}", str(load.failures)),
+            *(name, kind, f"{p50:.2f}", f"{p99:.2f}", f"{rate:.0f}", f"{load.rate_per_core:.0f}"),
+            *(f"{load.rss_mb:.0f}", str(load.answers.failed)),
         )
-        results.append({"server": name, "load": kind, "p50": round(p50, 3), "p99": round(p99, 3), "rate": load.rate})
+        results.append({"server": name, "load": kind, "p50": round(p50, 3), "p99": round(p99, 3), "rate": rate})
     Console().print(table)
     print(json.dumps(results))
 
@@ -401,11 +271,11 @@ def missed(rows: list[tuple[str, str, Load]]) -> Iterator[bool]:
     by_load = {(name, kind): load for name, kind, load in rows}
     steady = f"whole, {STEADY_RATE}/s"
     ours, direct = by_load["loraserve gateway", steady], by_load["direct", steady]
-    yield ours.percentile(0.5) - direct.percentile(0.5) > 1.0
+    yield ours.answers.p50 - direct.answers.p50 > 1.0
     busy = by_load["loraserve gateway", f"whole, {CONCURRENCY[1]} at once"]
     yield busy.rate_per_core < 1000
     yield busy.rss_mb > 100
-    yield any(load.failures for (name, _), load in by_load.items() if name == "loraserve gateway")
+    yield any(load.answers.failed for (name, _), load in by_load.items() if name == "loraserve gateway")
 
 
 if __name__ == "__main__":

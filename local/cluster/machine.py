@@ -24,8 +24,8 @@ from local.progress import Say
 from local.tools import debian
 from local.tools.toolchain import Tool, check_room, disk_gb, ensure
 
-_TOOLS = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.PULUMI_KUBERNETES)]
-"""kwok simulates nodes, for tests; a plugin is built where the user has none."""
+_TOOLS = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.PULUMI_KUBERNETES, Tool.VEGETA)]
+"""kwok simulates nodes, for tests, and vegeta users, for benches; a plugin is built where the user has none."""
 _MISSING = "not there (`make up` starts it)"
 
 

@@ -1,4 +1,4 @@
-"""`python -m local.tools`: builds every tool that is missing. `python -m local.tools lock [NAME ...]`: pins anew what the
+"""`python -m local.tools`: builds every tool that is missing, but for the bench's own. `python -m local.tools lock [NAME ...]`: pins anew what the
 modules of these names are built from, after a version in versions.py was changed."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def main(words: list[str]) -> None:
         if words[:1] == ["lock"]:
             write_locks(words[1:], say)
             return
-        for tool, path in ensure(*Tool).items():
+        for tool, path in ensure(*(tool for tool in Tool if tool is not Tool.VEGETA)).items():
             print(f"{tool:<28} {path}")
         crds()
         kwok_stages()

@@ -42,6 +42,7 @@ class Tool(StrEnum):
     ETCD = "etcd"
     KWOK = "kwok"
     KUBECTL = "kubectl"
+    VEGETA = "vegeta"
 
 
 _KEDA_RESOURCES = (
@@ -132,8 +133,15 @@ _PROMETHEUS_OPERATOR = GoModule(
         for plural in ("servicemonitors", "prometheusrules")
     ),
 )
+_VEGETA = GoModule(
+    "vegeta",
+    "github.com/tsenart/vegeta/v12",
+    versions.VEGETA,
+    programs={Tool.VEGETA: "github.com/tsenart/vegeta/v12"},
+    minutes=2,
+)
 
-MODULES = (_COREDNS, _ETCD, _KUBERNETES, _PULUMI, _PULUMI_KUBERNETES, _KEDA, _KWOK, _PROMETHEUS_OPERATOR)
+MODULES = (_COREDNS, _ETCD, _KUBERNETES, _PULUMI, _PULUMI_KUBERNETES, _KEDA, _KWOK, _PROMETHEUS_OPERATOR, _VEGETA)
 """In the order in which they are built: CoreDNS's image is made beside the other builds."""
 
 _BUILDING_GB_A_MINUTE = 0.35

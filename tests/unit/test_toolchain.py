@@ -27,7 +27,7 @@ case "$1 $2" in
     while [ "$1" != -o ]; do shift; done
     results="$2"; shift 2; mkdir "$results"
     for package; do
-      name="${{package%/v[0-9]}}"; name="${{name##*/}}"
+      name="${{package%/v[0-9]}}"; name="${{name%/v[0-9][0-9]}}"; name="${{name##*/}}"
       test "$name" = . && name=build
       echo "$package" > "$results$name"
     done ;;
