@@ -13,8 +13,10 @@ import uvloop
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
+from loraserve.contract.served_name import ServedName
 
-SERVED = "faq@v1"
+_VERSION = "v1"
+SERVED = ServedName.of("faq", _VERSION)
 _BASE = "base-model"
 _PIECES = 20
 
@@ -85,8 +87,7 @@ def vllm(http: Http, head: bytes, body: bytes) -> None:
 
 
 def agent(http: Http, _head: bytes, _body: bytes) -> None:
-    name, _, version = SERVED.partition("@")
-    status = AdapterStatus(name=name, version=version, state=State.READY)
+    status = AdapterStatus(name=SERVED.adapter, version=_VERSION, state=State.READY)
     state = AgentState(base=_BASE, adapters=(status,), loaded=(SERVED,), ready=True)
     http.write(_answer(state.model_dump_json(by_alias=True).encode()))
 
@@ -128,11 +129,10 @@ def _metadata(name: str) -> dict[str, str]:
 
 
 def _desired() -> str:
-    name, _, version = SERVED.partition("@")
     adapter = Adapter(
-        name=name,
-        model=name,
-        version=version,
+        name=SERVED.adapter,
+        model=SERVED.adapter,
+        version=_VERSION,
         digest="sha256:" + "0" * 64,
         rank=8,
         target_modules=("q_proj",),

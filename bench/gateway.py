@@ -182,7 +182,7 @@ def gateway(folder: Path, behind: Upstream) -> Iterator[Gateway]:
     command = (sys.executable, "-m", "loraserve", "gateway")
     with running("gateway", command, folder, environment) as process:
         process.wait_until(answers(metrics_port, "/readyz"))
-        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.partition("@")[0], metrics_port)
+        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.adapter, metrics_port)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from bench.load import open_loop
 from bench.served import gateway_url
 from local.models import QUESTION
 from local.stack import LocalStack, console
+from loraserve.contract.served_name import ServedName
 
 _TIMEOUT_S = 30
 _POLL_S = 0.5
@@ -182,7 +183,7 @@ async def _canary(
     for percent in _CANARY_PERCENTS:
         entry = versions[canary][name] | {"canaryPercent": percent}
         await asyncio.to_thread(_apply, stack, [*current.values(), entry])
-        while not await _is_served(http, f"{name}@{canary}"):
+        while not await _is_served(http, ServedName.of(name, canary)):
             await asyncio.sleep(_POLL_S)
         await asyncio.sleep(_SETTLED_S)
         for turn in (1, 2):
@@ -217,10 +218,10 @@ async def _until(http: httpx.AsyncClient, name: str, version: str) -> float:
 
 def _publish(stack: LocalStack, version: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """Stack-config entries by name."""
-    folders = stack.train(*(f"{name}@{version}" for name in names))
+    folders = stack.train(*(ServedName.of(name, version) for name in names))
     bucket = stack.pulumi.output("adapterBucket")
     published = {served: stack.publish(folder, served, bucket) for served, folder in folders.items()}
-    return {served.partition("@")[0]: entry for served, entry in published.items()}
+    return {ServedName(served).adapter: entry for served, entry in published.items()}
 
 
 def _show(figures: Figures, load: Load) -> None:

@@ -25,6 +25,7 @@ from local.engine.pulumi_cli import PulumiCli
 from local.processes import ProcessError
 from local.progress import console, say, step
 from loraserve.contract.keys import EVERY_MODEL, create_key
+from loraserve.contract.served_name import ServedName
 
 STACK = "local"
 BASE_VERSION = "v1"
@@ -211,8 +212,17 @@ class LocalStack:
 
     def publish(self, folder: Path, served_name: str, bucket: str) -> dict[str, Any]:
         """Publishes a PEFT folder as a person would; returns the stack-config entry."""
-        name, version = served_name.split("@")
-        words = ["publish", str(folder), "--bucket", bucket, "--model", name, "--version", version]
+        served = ServedName(served_name)
+        words = [
+            "publish",
+            str(folder),
+            "--bucket",
+            bucket,
+            "--model",
+            served.adapter,
+            "--version",
+            str(served.version),
+        ]
         (entry,) = self.pulumi.loraserve(*words)
         return entry
 

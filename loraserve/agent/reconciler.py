@@ -21,7 +21,8 @@ from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
-from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, served_name
+from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
+from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.log import event
 
@@ -173,7 +174,7 @@ class Reconciler:
 
     def _serve(self, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
         """Loads, probes and pre-warms what is not yet loaded, probed and pre-warmed."""
-        name = served_name(progress.adapter)
+        name = progress.adapter.served_name
         try:
             if loaded.get(name) != str(folder):
                 if self._is_slot_coming(loaded):
@@ -217,7 +218,7 @@ class Reconciler:
     def _mark_ready(self, progress: Progress) -> None:
         if progress.state is not State.READY:
             seconds = self._clock() - progress.desired_since
-            log.info(event("adapter ready", adapter=served_name(progress.adapter), desired_for=f"{seconds:.1f}s"))
+            log.info(event("adapter ready", adapter=progress.adapter.served_name, desired_for=f"{seconds:.1f}s"))
         progress.enter(State.READY)
         progress.backoff = Backoff()
 
@@ -229,7 +230,7 @@ class Reconciler:
         else:
             progress.backoff.fail(self._clock())
             retry = f"in {progress.backoff.due_at - self._clock():.0f}s"
-        name, cause = served_name(progress.adapter), type(error).__name__
+        name, cause = progress.adapter.served_name, type(error).__name__
         reason = str(error) if known else f"{cause}: {error}"
         progress.state, progress.reason, progress.cause, progress.folder = State.QUARANTINED, reason, cause, None
         self._metrics.reconcile_errors.inc()
@@ -243,7 +244,7 @@ class Reconciler:
         now = self._clock()
         arriving = {progress.adapter.name for progress in self._progress.values() if progress.state is not State.READY}
         for name in self._leftovers(self._loaded):
-            if name not in self._drains and name.partition("@")[0] not in arriving:
+            if name not in self._drains and ServedName(name).adapter not in arriving:
                 self._begin_drain(name, now)
         self._drains = {name: drain for name, drain in self._drains.items() if name in self._leftovers(self._loaded)}
         for name, drain in self._drains.items():
@@ -253,12 +254,12 @@ class Reconciler:
 
     def _begin_drain(self, name: str, now: float) -> None:
         self._drains[name] = Drain(began_at=now, quiet_since=now, last_used=self._last_used.get(name))
-        if any(adapter.name == name.partition("@")[0] for adapter in self._progress):
+        if any(adapter.name == ServedName(name).adapter for adapter in self._progress):
             self._metrics.swaps.inc()
         log.info(event("adapter draining", adapter=name))
 
     def _leftovers(self, loaded: dict[str, str]) -> list[str]:
-        desired = {served_name(adapter) for adapter in self._progress}
+        desired = {adapter.served_name for adapter in self._progress}
         return [name for name in loaded if name not in desired]
 
     def _unload(self, name: str, loaded: dict[str, str]) -> bool:
@@ -293,16 +294,15 @@ class Reconciler:
                 state=progress.state,
                 reason=progress.reason,
                 cause=progress.cause,
-                last_used=self._last_used.get(served_name(adapter)),
+                last_used=self._last_used.get(adapter.served_name),
             )
 
     def _leftover_statuses(self) -> Iterator[AdapterStatus]:
-        for served in self._leftovers(self._loaded or {}):
-            name, _, version = served.partition("@")
+        for served in map(ServedName, self._leftovers(self._loaded or {})):
             draining = served in self._drains
             yield AdapterStatus(
-                name=name,
-                version=version,
+                name=served.adapter,
+                version=served.version or "",
                 state=State.DRAINING if draining else State.READY,
                 reason=None if draining else "serves until its successor is ready",
                 last_used=self._last_used.get(served),

@@ -56,7 +56,7 @@ class Readiness:
         if report.loaded is None:
             return "vLLM was not asked for its adapters yet"
         waiting = [a for a in report.adapters if a.state not in SETTLED]
-        return ", ".join(f"{a.name}@{a.version} is {a.state}" for a in waiting) or None
+        return ", ".join(f"{adapter.served_name} is {adapter.state}" for adapter in waiting) or None
 
 
 class AgentApi:

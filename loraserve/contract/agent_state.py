@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from loraserve.contract.document import Document
+from loraserve.contract.served_name import ServedName
 
 
 class State(StrEnum):
@@ -29,6 +30,10 @@ class AdapterStatus(Document):
     """The kind of quarantine, one of a few words such as 'DigestMismatch'."""
     last_used: float | None = None
     """When vLLM last had a request for it, in seconds since 1970; None before the first."""
+
+    @property
+    def served_name(self) -> ServedName:
+        return ServedName.of(self.name, self.version)
 
 
 class Slots(Document):

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from loraserve.contract.base_model import Base
 from loraserve.contract.document import AdapterName, BucketName, Digest, Document, PathSegment, Rank, TargetModules
+from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 
 
@@ -36,6 +37,11 @@ class Adapter(Document):
     """Answer one request before traffic comes."""
     fallback: Literal["strict", "base"] = "strict"
     """What a caller gets while this adapter cannot answer: an error, or the base model's answer, marked as such."""
+
+    @property
+    def served_name(self) -> ServedName:
+        """Under which vLLM serves this version."""
+        return ServedName.of(self.name, self.version)
 
     @property
     def folder_name(self) -> str:
@@ -118,8 +124,3 @@ def check_names(adapters: Iterable[Adapter]) -> None:
                     f"{len(entries)} adapters are named {name!r}: rename all but one, or give the newer of two versions a "
                     "canaryPercent"
                 )
-
-
-def served_name(adapter: Adapter) -> str:
-    """The name vLLM serves this version under; no two versions ever share one."""
-    return f"{adapter.name}@{adapter.version}"

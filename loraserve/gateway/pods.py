@@ -12,6 +12,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.served_name import ServedName
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.routing import ANY_OTHER, Route
 from loraserve.kubernetes import Manifest
@@ -45,7 +46,7 @@ class Pod:
     address: str
     state: AgentState = field(default_factory=AgentState)
     """What the agent said last."""
-    versions: dict[str, AdapterStatus] = field(default_factory=dict)
+    versions: dict[ServedName, AdapterStatus] = field(default_factory=dict)
     """The adapters of `state` by served name."""
     heard_at: float = -math.inf
     running: int = 0
@@ -58,7 +59,7 @@ class Pod:
     def hear(self, state: AgentState, now: float) -> None:
         """Takes over what the agent said."""
         if state != self.state:
-            self.state, self.versions = state, {f"{a.name}@{a.version}": a for a in state.adapters}
+            self.state, self.versions = state, {status.served_name: status for status in state.adapters}
         self.heard_at = now
 
     def has(self, served: str, now: float) -> bool:
@@ -213,7 +214,7 @@ class Pods:
         known = [pod.versions[served] for pod in self.heard for served in route.served if served in pod.versions]
         if known and all(status.state is State.QUARANTINED for status in known):
             worst = known[0]
-            raise AdapterUnavailable(f"{worst.name}@{worst.version} is quarantined: {worst.reason}", param="model")
+            raise AdapterUnavailable(f"{worst.served_name} is quarantined: {worst.reason}", param="model")
 
     async def _poll_forever(self, pod: Pod) -> None:
         while True:
@@ -228,7 +229,7 @@ def _affinity(pod: Pod, served: str) -> bytes:
 
 def _others(pod: Pod, route: Route) -> list[str]:
     """Versions of the adapter that the route does not name."""
-    return [served for served in pod.versions if served.startswith(f"{route.model}@") and served not in route.served]
+    return [served for served in pod.versions if served.adapter == route.model and served not in route.served]
 
 
 def host(address: str) -> str:

@@ -3,7 +3,8 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from loraserve.contract.desired_state import Adapter, DesiredState, served_name
+from loraserve.contract.desired_state import Adapter, DesiredState
+from loraserve.contract.served_name import ServedName
 from loraserve.gateway.errors import NoSuchModel
 
 ANY_OTHER = "*"
@@ -40,14 +41,14 @@ class Routes:
         """`caller` decides on which side of a canary share a request falls. Raises NoSuchModel."""
         if model == self.base:
             return self.base_route()
-        name, pinned, version = model.partition("@")
-        entries = self._adapters.get(name, [])
-        if pinned:
-            entries = [entry for entry in entries if entry.version == version]
+        asked = ServedName(model)
+        entries = self._adapters.get(asked.adapter, [])
+        if asked.version is not None:
+            entries = [entry for entry in entries if entry.version == asked.version]
         if not entries:
             raise NoSuchModel(f"The model {model!r} does not exist; /v1/models lists those that do.", param="model")
-        served = (served_name(entries[0]),) if pinned else _served(entries, name, caller)
-        return Route(name, served, falls_back=entries[0].fallback == "base")
+        served = _served(entries, asked.adapter, caller) if asked.version is None else (entries[0].served_name,)
+        return Route(asked.adapter, served, falls_back=entries[0].fallback == "base")
 
     def base_route(self) -> Route:
         assert self.base is not None
@@ -62,10 +63,10 @@ def _served(entries: list[Adapter], name: str, caller: str) -> tuple[str, ...]:
     """A canary's callers have the stable version to fall back on; the others get the canary only where nothing else is."""
     stable, canary = entries[0], entries[-1]
     if stable is canary:
-        return served_name(stable), ANY_OTHER
+        return stable.served_name, ANY_OTHER
     if _share(f"{name} {caller}") < (canary.canary_percent or 0):
-        return served_name(canary), served_name(stable), ANY_OTHER
-    return served_name(stable), ANY_OTHER, served_name(canary)
+        return canary.served_name, stable.served_name, ANY_OTHER
+    return stable.served_name, ANY_OTHER, canary.served_name
 
 
 def _share(text: str) -> int:

@@ -79,7 +79,7 @@ class Agent:
             self._downloaded.clear()
             self.reconciler.step()
             if not any(progress.downloading for progress in self.reconciler._progress.values()):
-                return {f"{status.name}@{status.version}": status for status in self.reconciler.report.adapters}
+                return {status.served_name: status for status in self.reconciler.report.adapters}
             assert self._downloaded.wait(10), "a download neither ends nor fails"
 
     def wait(self, seconds: float) -> None:

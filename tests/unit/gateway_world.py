@@ -19,6 +19,7 @@ from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, create_key
+from loraserve.contract.served_name import ServedName
 from loraserve.gateway.main import serving
 
 BASE = "base-model"
@@ -77,8 +78,8 @@ class FakePod:
         """Agent and vLLM agree: these versions are loaded (or are in that state)."""
         statuses = []
         for served in versions:
-            name, _, version = served.partition("@")
-            statuses.append(AdapterStatus(name=name, version=version, state=state, reason=reason))
+            name = ServedName(served)
+            statuses.append(AdapterStatus(name=name.adapter, version=name.version or "", state=state, reason=reason))
         loaded = versions if state is State.READY else ()
         self.known = {BASE, *loaded}
         self.report = AgentState(base=BASE, adapters=tuple(statuses), loaded=loaded, ready=state is State.READY)

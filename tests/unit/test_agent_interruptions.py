@@ -151,7 +151,7 @@ class Callers:
             if self._stopped.wait(1 / REQUESTS_PER_SECOND):
                 return
             ready = [
-                f"{status.name}@{status.version}"
+                status.served_name
                 for status in self._agent.reconciler.report.adapters
                 if status.name == name and status.state is State.READY
             ]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from loraserve.contract.base_model import Base
-from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, InvalidDesiredState, served_name
+from loraserve.contract.desired_state import Adapter, DesiredState, Envelope, InvalidDesiredState
 
 ENTRY: dict[str, Any] = {
     "name": "aws-rag-qa",
@@ -49,7 +49,7 @@ def test_no_adapters_at_all_is_valid() -> None:
 
 
 def test_the_served_name_carries_the_version() -> None:
-    assert served_name(Adapter.model_validate(ENTRY)) == "aws-rag-qa@v1"
+    assert Adapter.model_validate(ENTRY).served_name == "aws-rag-qa@v1"
 
 
 @pytest.mark.parametrize("rank", [1, 12, 512])
