@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraserve.agent.vllm import Vllm
-from loraserve.catalog.manifest import MANIFEST_FILE
+from loraserve.catalog.manifest import MANIFEST_FILE, MAX_PROBE_PROMPTS
 from loraserve.errors import LoraserveError
 
 DEFAULT_PROMPTS = (
@@ -18,7 +18,6 @@ DEFAULT_PROMPTS = (
     '{"customer": "Meyer", "request": "Please cancel my order of last Tuesday.", "intent": "',
 )
 """Where the publisher named none."""
-MAX_PROMPTS = 8
 
 
 class NoEffect(LoraserveError):
@@ -45,7 +44,7 @@ def check_effect(vllm: Vllm, base: str, adapter: str, folder: Path) -> None:
 def probe_prompts(folder: Path) -> Sequence[str]:
     """Those the publisher chose for the version in `folder`."""
     chosen = json.loads((folder / MANIFEST_FILE).read_bytes()).get("probePrompts")
-    return chosen[:MAX_PROMPTS] if chosen else DEFAULT_PROMPTS
+    return chosen[:MAX_PROBE_PROMPTS] if chosen else DEFAULT_PROMPTS
 
 
 def _distance(one: Sequence[float], other: Sequence[float]) -> float:

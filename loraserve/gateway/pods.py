@@ -46,7 +46,7 @@ class Pod:
     address: str
     state: AgentState = field(default_factory=AgentState)
     """What the agent said last."""
-    versions: dict[ServedName, AdapterStatus] = field(default_factory=dict)
+    versions: dict[str, AdapterStatus] = field(default_factory=dict)
     """The adapters of `state` by served name."""
     heard_at: float = -math.inf
     running: int = 0
@@ -229,7 +229,8 @@ def _affinity(pod: Pod, served: str) -> bytes:
 
 def _others(pod: Pod, route: Route) -> list[str]:
     """Versions of the adapter that the route does not name."""
-    return [served for served in pod.versions if served.adapter == route.model and served not in route.served]
+    others = [served for served in pod.versions if served not in route.served]
+    return [served for served in others if ServedName(served).adapter == route.model]
 
 
 def host(address: str) -> str:

@@ -42,7 +42,7 @@ def chat(model: str = "faq", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Hi"}], **more}
 
 
-def free_port(addresses: int = 3) -> int:
+def port_free_on_loopbacks(addresses: int = 3) -> int:
     """Free on every address that pods get."""
     while True:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -235,7 +235,7 @@ class World:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._folder = folder
-        agent_port, vllm_port = free_port(), free_port()
+        agent_port, vllm_port = port_free_on_loopbacks(), port_free_on_loopbacks()
         self.pods = [FakePod(f"127.0.0.{last}", agent_port, vllm_port) for last in (1, 2, 3)]
         self.key, entry = create_key("team-a", ("*",), None)
         self.keys: list[Key] = [entry]

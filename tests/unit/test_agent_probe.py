@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loraserve.agent.probe import DEFAULT_PROMPTS, MAX_PROMPTS, probe_prompts
+from loraserve.agent.probe import DEFAULT_PROMPTS, probe_prompts
+from loraserve.catalog.manifest import MAX_PROBE_PROMPTS
 from loraserve.contract.agent_state import State
 from tests.unit.adapters_and_vllm import FakeVllm
 from tests.unit.agents import Agent, Publish, want
@@ -82,7 +83,7 @@ def test_an_adapter_marked_so_answers_a_request_before_it_is_ready(
         ({}, DEFAULT_PROMPTS),
         ({"probePrompts": []}, DEFAULT_PROMPTS),
         ({"probePrompts": ["one", "two"]}, ["one", "two"]),
-        ({"probePrompts": ["again"] * 100}, ["again"] * MAX_PROMPTS),
+        ({"probePrompts": ["again"] * 100}, ["again"] * MAX_PROBE_PROMPTS),
     ],
 )
 def test_the_publishers_prompts_are_taken_where_there_are_some(

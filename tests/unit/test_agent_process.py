@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from local.processes import free_port
 from loraserve.catalog import adapters, base_weights
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_settings import AgentSettings
@@ -34,12 +34,6 @@ def environment(s3_server: S3Server) -> dict[str, str]:
 
 def outside_a_pod() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("KUBERNETES_", "AGENT_"))}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(environment: dict[str, str], **settings: object) -> subprocess.Popen[str]:

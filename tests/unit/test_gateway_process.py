@@ -15,9 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from local.processes import free_port
 from loraserve.contract.environment import InvalidEnvironment
 from loraserve.contract.gateway_settings import GatewaySettings
-from tests.unit.gateway_world import World, adapter, chat, free_port, stream_lines, world
+from tests.unit.gateway_world import World, adapter, chat, stream_lines, world
 
 CHECKOUT = Path(__file__).parents[2]
 NEEDED = {

@@ -26,7 +26,7 @@ def test_any_text_is_taken_apart(text: str, name: str, version: str | None) -> N
 def test_what_is_put_together_is_the_name_that_vllm_knows() -> None:
     served = ServedName.of("faq", "v1")
     assert (served, served.adapter, served.version) == ("faq@v1", "faq", "v1")
-    assert {served: 1}["faq@v1"] == 1, "text from vLLM finds it"
+    assert {"faq@v1": 1}[served] == 1, "it finds what vLLM calls so"
 
 
 def test_an_entry_and_its_agents_word_have_one_name() -> None:
