@@ -11,7 +11,8 @@ from pathlib import Path
 from local.paths import CHECKOUT
 from local.tools.toolchain import Tool, ensure
 
-_STAND_INS = CHECKOUT / "local" / "stand_ins" / "bin"
+_STAND_IN = CHECKOUT / "local" / "stand_ins" / "plugin"
+_IMITATED = ("language-python", "resource-aws", "resource-docker-build", "resource-eks", "resource-random")
 _KUBERNETES = "resource-kubernetes"
 _OWN_PREFERRED = (_KUBERNETES, "resource-random")
 """Plugins of which a user's own does just as well here; the others only know how to reach AWS or a builder."""
@@ -23,12 +24,11 @@ def install(pulumi_home: Path, user_home: Path | None = None) -> None:
     Where `user_home`, the user's own `PULUMI_HOME`, holds the real plugin in the SDK's version, that one is linked if it
     can do the work here. Plugins on PATH would do too, but win over installed ones, and the CLI warns of each.
     """
-    stand_ins = {path.name.removeprefix("pulumi-"): path for path in _STAND_INS.iterdir()}
-    for plugin in sorted([*stand_ins, _KUBERNETES]):
+    for plugin in (*_IMITATED, _KUBERNETES):
         link = _path(pulumi_home, plugin)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(_own(user_home, plugin) or stand_ins.get(plugin) or _built())
+        link.symlink_to(_own(user_home, plugin) or (_STAND_IN if plugin in _IMITATED else _built()))
 
 
 def to_build(user_home: Path | None) -> list[Tool]:
