@@ -12,6 +12,8 @@ from loraserve.contract.last_good import LastGood
 from loraserve.gateway.errors import RateLimited, Unauthorized
 
 _NO_KEY = "0" * 64
+_ONE = 1 - 1e-9
+"""Who comes back exactly when told must not be refused for a rounding error."""
 
 
 class Keys:
@@ -64,7 +66,7 @@ class RateLimits:
         bucket = self._buckets.setdefault(key.id, _Bucket(depth, now))
         bucket.tokens = min(depth, bucket.tokens + (now - bucket.at) * rate)
         bucket.at = now
-        if bucket.tokens < 1:
+        if bucket.tokens < _ONE:
             raise RateLimited(
                 f"This key may make {key.requests_per_minute} requests a minute.",
                 retry_after=math.ceil((1 - bucket.tokens) / rate),

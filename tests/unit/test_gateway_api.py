@@ -397,6 +397,22 @@ def test_an_adapter_that_vllm_does_not_know_is_answered_by_the_base_model_and_sa
     assert metric(at, 'loraserve_gateway_fallbacks_total{model="faq",reason="adapter_unavailable"}') == 1
 
 
+def test_nobody_is_sent_to_the_base_model_while_another_pod_has_the_version(at: World) -> None:
+    for pod in at.pods[:2]:
+        pod.holds("faq@v1")
+    at.start(adapter(fallback="base"), pods=2)
+    at.wait_for_status("ready")
+    at.post(chat())
+    home = next(pod for pod in at.pods if pod.requests)
+    home.known = {BASE}
+
+    answer = at.post(chat())
+
+    assert len(home.requests) == 2, "it was asked, and did not know the adapter"
+    assert (answer.status_code, answer.json()["model"]) == (200, "faq@v1")
+    assert "x-loraserve-fallback" not in answer.headers
+
+
 def test_a_quarantined_adapter_is_answered_by_the_base_model_where_that_is_declared(at: World) -> None:
     at.pods[0].holds("faq@v1", "legal@v1", state=State.QUARANTINED, reason="digest mismatch")
     at.pods[0].report = at.pods[0].report.model_copy(update={"loaded": ()})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from loraserve.contract.keys import InvalidKeys, Key, KeyRing, create_key
 from loraserve.gateway.errors import RateLimited, Unauthorized
@@ -134,6 +137,39 @@ def test_replicas_share_a_limit() -> None:
             except RateLimited:
                 break
     assert granted == 60
+
+
+@given(limit=st.integers(1, 1000), replicas=st.integers(1, 50))
+@example(limit=1, replicas=2)
+@example(limit=1, replicas=9)
+def test_whatever_the_share_is_a_replica_grants_a_request_now_and_the_next_when_it_says(
+    limit: int, replicas: int
+) -> None:
+    now = 0.0
+    limits = RateLimits(lambda: now)
+    _, entry = create_key("team-a", ("*",), limit)
+    for _ in range(max(1, limit // replicas)):
+        limits.take(entry, replicas)
+    with pytest.raises(RateLimited) as refused:
+        limits.take(entry, replicas)
+
+    assert refused.value.retry_after
+    now = refused.value.retry_after
+    limits.take(entry, replicas)
+
+
+def test_a_limit_that_replicas_cannot_share_is_kept_over_time() -> None:
+    """One a minute over two replicas: each grants one in two minutes."""
+    now = 0.0
+    limits = RateLimits(lambda: now)
+    _, entry = create_key("team-a", ("*",), 1)
+    granted = []
+    for second in range(0, 600, 10):
+        now = float(second)
+        with contextlib.suppress(RateLimited):
+            limits.take(entry, replicas=2)
+            granted.append(second)
+    assert granted == [0, 120, 240, 360, 480]
 
 
 def test_a_tenants_keys_do_not_share_one_bucket_with_another_tenant() -> None:

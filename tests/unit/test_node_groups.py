@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from infra import names
+from infra.node_groups import autoscaler_tags
+from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
 from loraserve.planning.pod_resources import NODE_DISK_GIB
+from loraserve.planning.settings_parser import parse
+from tests.stack_values import stack_values
 from tests.unit.declared import Program, Resource, declare
 
 
@@ -53,7 +57,20 @@ def test_the_autoscaler_knows_an_empty_groups_nodes_from_its_tags(dev: Program) 
     assert tags[f"{template}/taint/nvidia.com/gpu"] == "true:NoSchedule"
     assert tags[f"{template}/resources/nvidia.com/gpu"] == "1"
     assert tags[f"{template}/autoscaling-options/scaledownunneededtime"] == "2m0s"
-    assert int(tags[f"{template}/resources/ephemeral-storage"].removesuffix("Gi")) > NODE_DISK_GIB
+
+
+@pytest.mark.parametrize("instance_type", GPU_INSTANCE_TYPES)
+@pytest.mark.parametrize("on_nvme", [True, False])
+def test_the_autoscaler_is_told_of_disk_that_the_pod_fits_on_and_a_node_really_has(
+    instance_type: str, on_nvme: bool
+) -> None:
+    """The kubelet evicts pods when a tenth is left, and images lie on the same disk."""
+    settings = parse(stack_values("dev", gpuInstanceType=instance_type, gpuNvmeRaid0=on_nvme))
+    told = autoscaler_tags(settings)["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"]
+    gib = int(told.removesuffix("Gi"))
+    whole = settings.gpu_instance.nvme_gb * 1e9 / 1024**3 if on_nvme else settings.gpu_root_volume_gib
+    assert NODE_DISK_GIB < gib < 0.85 * whole
+    assert gib > 0.7 * whole
 
 
 def test_a_gpu_node_keeps_images_on_its_nvme_disk_and_pulls_them_in_parallel(dev: Program) -> None:
