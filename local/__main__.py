@@ -35,6 +35,8 @@ def up(stack: LocalStack, context: str | None) -> None:
     with stack.endpoint() as served:
         for model in served.models():
             console.print(f"  {model:<24} {_answer(served, model)}", markup=False)
+    with step("KEDA, which takes the model to zero and back (found, or built once)"):
+        stack.place.start_scaling()
     console.print("\nHow to go on:")
     console.print("  make ask MODEL=faq PROMPT='Hello'         # ask more")
     console.print("  make status                               # what runs")

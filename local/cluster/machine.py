@@ -22,10 +22,11 @@ from local.images.recipes import Image
 from local.processes import ProcessError
 from local.progress import Say
 from local.tools import debian
-from local.tools.toolchain import Tool, check_room, disk_gb, ensure
+from local.tools.toolchain import Tool, are_there, check_room, disk_gb, ensure
 
-_TOOLS = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.PULUMI_KUBERNETES, Tool.VEGETA)]
-"""kwok simulates nodes, for tests, and vegeta users, for benches; a plugin is built where the user has none."""
+_FIRST = [tool for tool in Tool if tool not in (*keda.PARTS, Tool.KWOK, Tool.PULUMI_KUBERNETES, Tool.VEGETA)]
+"""What the first answers need. KEDA comes after them; a plugin is built where the user has none; kwok and vegeta serve
+tests and benches."""
 _MISSING = "not there (`make up` starts it)"
 
 
@@ -35,7 +36,7 @@ class Machine:
 
     state: Path
     context = None
-    title = "Kubernetes: control plane, one node, KEDA"
+    title = "Kubernetes: control plane and one node"
 
     @property
     def control_plane(self) -> ControlPlane | None:
@@ -108,13 +109,19 @@ class Machine:
             image=recipes.coredns().reference, domain=node.CLUSTER_DOMAIN, address=network.dns_service
         )
         kubectl(control_plane.kubeconfig, "apply", "--server-side", "--filename", "-", stdin=manifest)
-        keda.start(self.keda_state, control_plane)
+        if are_there(*keda.PARTS):  # else the model has never slept, and answers without it
+            self.start_scaling()
+
+    def start_scaling(self) -> None:
+        ensure(*keda.PARTS)
+        keda.start(self.keda_state, self._started())
 
     def revive(self) -> None:
         if network := self._started().network:
             network.connect()
         control_plane = ControlPlane.start(self.state / "cluster")
-        keda.start(self.keda_state, control_plane)
+        if self.keda_state.exists():
+            keda.start(self.keda_state, control_plane)
         if self.node and self.node.state.exists():
             self.node.boot()
 
@@ -167,4 +174,4 @@ def _node_images() -> list[Image]:
 
 
 def _tools() -> list[Tool]:
-    return [*_TOOLS, *plugins.to_build(plugins.own_home())]
+    return [*_FIRST, *plugins.to_build(plugins.own_home())]

@@ -69,6 +69,9 @@ class Place(Protocol):
     def start(self, say: Say) -> None:
         """Starts what is missing: then the node takes pods that run the images. Raises ProcessError."""
 
+    def start_scaling(self) -> None:
+        """Starts what takes the model to zero and back, built first where it is missing. Raises ProcessError."""
+
     def revive(self) -> None:
         """Repairs what a crash has stopped, so that pods can be ended as they should be."""
 

@@ -150,10 +150,15 @@ _BUILDING_GB_A_MINUTE = 0.35
 
 def ensure(*tools: Tool) -> dict[Tool, Path]:
     """The executables of these tools, built first where they are missing. Raises ProcessError."""
-    if any(_find(tool) is None for tool in tools):
+    if not are_there(*tools):
         with _cache_lock():
             _build({module: programs for module in MODULES if (programs := _missing(module, tools))})
     return {tool: _find(tool) or _built(tool) for tool in tools}
+
+
+def are_there(*tools: Tool) -> bool:
+    """Whether nothing has to be built for them."""
+    return all(_find(tool) for tool in tools)
 
 
 def crds() -> list[Path]:

@@ -57,7 +57,7 @@ def test_too_little_disk_for_all_of_it_is_refused_before_anything_starts(
     monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path / "cache"))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(toolchain.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
-    tools = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.VEGETA)]
+    tools = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.KEDA, Tool.KEDA_ADAPTER, Tool.VEGETA)]
     needed = toolchain.disk_gb(tools) + recipes.IMAGES_DISK_GB
     assert f"needs about {needed:.0f} GB" in (message := refusal(tmp_path / "state"))
     assert f"1.0 GB are free: {needed - 1:.1f} GB are missing" in message
