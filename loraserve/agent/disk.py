@@ -5,15 +5,8 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from loraserve.catalog.files import PARTIAL_PREFIX
+from loraserve.catalog.files import PARTIAL_PREFIX, DiskFull
 from loraserve.contract.desired_state import Adapter
-from loraserve.errors import LoraserveError
-
-
-class DiskFull(LoraserveError):
-    """What must stay leaves no room for another version."""
-
-    transient = True
 
 
 class Disk:
@@ -29,7 +22,7 @@ class Disk:
     def make_room(self, adapter: Adapter, keep: Collection[str], reserved_bytes: int) -> None:
         """Removes the versions that were not used for longest, but none of those to `keep`, until `adapter` fits.
 
-        `reserved_bytes` are for versions that are being fetched. Raises DiskFull.
+        `reserved_bytes` are for versions that are being fetched. Raises DiskFull: what must stay leaves too little.
         """
         versions = [
             path for path in self._folder.iterdir() if path.is_dir() and not path.name.startswith(PARTIAL_PREFIX)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
 from loraserve.agent.desired_document import DesiredDocument
-from loraserve.agent.disk import Disk, DiskFull
+from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
+from loraserve.catalog.files import DiskFull
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
 from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
 from loraserve.contract.served_name import ServedName

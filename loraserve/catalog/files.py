@@ -28,7 +28,7 @@ class UnsafeFile(LoraserveError):
 
 
 class DiskFull(LoraserveError):
-    """What is wanted does not fit the disk (now)."""
+    """What is wanted does not fit the disk (now); the message says beside what."""
 
     transient = True
 

@@ -25,7 +25,7 @@ def statements(text: str) -> dict[str, dict[str, Any]]:
     ("role", "subject"),
     [
         ("loraserve-prod-serving", "system:serviceaccount:ml-models:workflow-sa"),
-        ("addons-autoscaler", "system:serviceaccount:kube-system:cluster-autoscaler"),
+        ("loraserve-prod-autoscaler", "system:serviceaccount:kube-system:cluster-autoscaler"),
         ("loraserve-prod-ebs-csi", "system:serviceaccount:kube-system:ebs-csi-controller-sa"),
     ],
 )

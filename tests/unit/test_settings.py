@@ -120,7 +120,7 @@ def test_the_program_refuses_the_local_section_for_a_real_account(monkeypatch: p
     shipped = stack_file("local") | {"aws:allowedAccountIds": ["210987654321"]}
     monkeypatch.setattr("tests.unit.declared.stack_file", lambda _: shipped)
     with pytest.raises(ConfigError, match="loraserve:local is for an emulated AWS"):
-        declare("local")
+        run("local")
 
 
 def test_what_only_a_local_stack_has_needs_a_local_section() -> None:
