@@ -38,7 +38,7 @@ quick: install ## In seconds what CI runs first: format, lint and import rules (
 	@.venv/bin/lint-imports --no-logo
 
 unit: install ## Pure logic, and the program under mocks
-	@$(PY) -m pytest tests/unit
+	@$(PY) -m pytest -n 2 --dist loadfile tests/unit
 
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine

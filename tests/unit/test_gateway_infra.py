@@ -217,7 +217,7 @@ def test_without_scaling_there_is_no_keda() -> None:
         ({"gatewayReplicas": 1}, "gatewayReplicas"),
         ({"gatewayCertificateArn": "my-certificate"}, "give the ARN of an ACM certificate"),
         ({"gatewayKeys": [ENTRY]}, "names aws-rag-qa, which is not declared"),
-        ({"gatewayKeys": [ENTRY | {"models": ["*"]}] * 2}, f"two keys have the name {KEY.id}"),
+        ({"gatewayKeys": [ENTRY | {"models": ["*"]}] * 2}, "two keys have the name"),
         ({"gatewayKeys": [ENTRY | {"key": "lsk-…"}]}, "key: is not a known key"),
         ({"gatewayKeys": [ENTRY | {"sha256": "secret"}]}, "64 hexadecimal digits"),
     ],
