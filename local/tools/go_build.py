@@ -66,13 +66,15 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
     The sources of one module are fetched while another is compiled.
     """
     with _caches() as caches, ThreadPoolExecutor(1) as fetching:
-        go = _Go(_find_go(say), caches)
-        fetched = {module: fetching.submit(_fetch, go, module) for module in wanted}
+        executable = _find_go(say)
+        builds = {module: _Go(executable, caches, module.name) for module in wanted}
+        fetched = {module: fetching.submit(_fetch, go, module) for module, go in builds.items()}
         try:
-            for module, programs in wanted.items():
+            for module, go in builds.items():
                 _wait_for_sources(module, fetched[module], say)
-                if programs:
+                if programs := wanted[module]:
                     _compile(go, module, sorted(programs), say)
+                shutil.rmtree(go.sources, ignore_errors=True)
         finally:
             fetching.shutdown(cancel_futures=True)
 
@@ -80,10 +82,10 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
 def write_locks(modules: Iterable[GoModule], say: Say) -> None:
     """Pins all that the modules are built from anew: go.mod and go.sum, after a version was changed. Raises ProcessError."""
     with _caches() as caches:
-        go = _Go(_find_go(say), caches)
+        executable = _find_go(say)
         for module in modules:
             with awaited(f"resolving {module.name} {module.version}", say):
-                _write_lock(go, module)
+                _write_lock(_Go(executable, caches, module.name), module)
 
 
 def _write_lock(go: _Go, module: GoModule) -> None:
@@ -103,10 +105,16 @@ def _write_lock(go: _Go, module: GoModule) -> None:
 
 @dataclass(frozen=True)
 class _Go:
-    """The `go` command with caches of its own."""
+    """The `go` command with caches of its own: the sources of one module, and what is compiled for all."""
 
     executable: Path
     caches: Path
+    name: str
+
+    @property
+    def sources(self) -> Path:
+        """They go once the module is built: all of them at once would take several gigabytes."""
+        return self.caches / "modules" / self.name
 
     def environment(self, flags: str) -> dict[str, str]:
         """No C compiler, no surrounding workspace."""
@@ -115,7 +123,7 @@ class _Go:
             "CGO_ENABLED": "0",
             "GOCACHE": str(self.caches / "build"),
             "GOFLAGS": f"{flags} -modcacherw -buildvcs=false",
-            "GOMODCACHE": str(self.caches / "modules"),
+            "GOMODCACHE": str(self.sources),
             "GOWORK": "off",
         }
 
