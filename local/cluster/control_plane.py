@@ -1,8 +1,8 @@
-"""A Kubernetes control plane on this machine: etcd, API server, controllers, scheduler, and kwok for simulated nodes.
+"""A Kubernetes control plane on this machine: etcd, API server, controllers and scheduler.
 
-Admission, RBAC, garbage collection and scheduling are what a cluster does. The nodes are simulated (`local.cluster.simulated_nodes`), or
-there is one real one (`local.cluster.node`): then the control plane has a `Network`, on whose address it listens, and no kwok.
-Else it listens on 127.0.0.1. Ports are free ones; all it keeps lies in one state folder.
+Admission, RBAC, garbage collection and scheduling are what a cluster does. With a real node (`local.cluster.node`) it has
+a `Network`, on whose address it listens; else it listens on 127.0.0.1. Ports are free ones; all it keeps lies in one state
+folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from kubernetes import config
 
 from local.cluster import certificates
 from local.cluster.network import Network
-from local.cluster.simulated_nodes import SIMULATED
 from local.processes import Process, ProcessError, free_ports, is_free, locked
 from local.tools import toolchain
 from local.tools.toolchain import Tool
@@ -32,13 +31,15 @@ from local.tools.toolchain import Tool
 SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 _SERVICE_NETWORK = "10.100.0.0/16"  # what EKS picks
 
+_PATIENCE_S = 60  # a busy machine's API server takes long over its first large definitions
+
 _HEALTH = {
     Tool.ETCD: "http://{}:{}/health",
     Tool.KUBE_APISERVER: "https://{}:{}/readyz",
     Tool.KUBE_CONTROLLER_MANAGER: "https://{}:{}/healthz",
     Tool.KUBE_SCHEDULER: "https://{}:{}/readyz",
-    Tool.KWOK: "http://{}:{}/healthz",
 }
+PARTS = tuple(_HEALTH)
 """In the order of their start; each listens on one port."""
 
 
@@ -79,7 +80,7 @@ class ControlPlane:
 
     @property
     def network(self) -> Network | None:
-        """The network of the real node; None where nodes are simulated."""
+        """The network of the real node; None where there is none."""
         if not self._network_file.exists():
             return None
         return Network(IPv4Network(self._network_file.read_text()))
@@ -106,11 +107,11 @@ class ControlPlane:
     @property
     def stopped_parts(self) -> list[Tool]:
         """The parts that are not running; none when all is well."""
-        return [part for part in self.parts if Process.load(part, self.state) is None]
+        return [part for part in PARTS if Process.load(part, self.state) is None]
 
     def stop(self) -> None:
         """Stop every process. What the API server holds stays in the state folder."""
-        running = [process for part in reversed(_HEALTH) if (process := Process.load(part, self.state))]
+        running = [process for part in reversed(PARTS) if (process := Process.load(part, self.state))]
         for process in running:
             if process.name != Tool.ETCD:  # the API server needs it until it has ended
                 process.signal(signal.SIGTERM)
@@ -126,7 +127,7 @@ class ControlPlane:
     def _start(self, die_with_parent: bool) -> None:
         if not self.stopped_parts:
             return
-        tools = toolchain.ensure(*self.parts)
+        tools = toolchain.ensure(*PARTS)
         certificates.create(self.pki, self._server_addresses)
         self._choose_ports()
         self._write_kubeconfigs()
@@ -149,7 +150,7 @@ class ControlPlane:
         if self._ports_file.exists() and all(is_free(self._ports[part]) for part in self.stopped_parts):
             return
         self.stop()
-        self._ports_file.write_text(json.dumps(dict(zip(self.parts, free_ports(len(self.parts)), strict=True))))
+        self._ports_file.write_text(json.dumps(dict(zip(PARTS, free_ports(len(PARTS)), strict=True))))
 
     def _write_kubeconfigs(self) -> None:
         for name in certificates.CLIENTS:
@@ -177,7 +178,6 @@ class ControlPlane:
             Tool.KUBE_APISERVER: self._apiserver_flags,
             Tool.KUBE_CONTROLLER_MANAGER: self._controller_manager_flags,
             Tool.KUBE_SCHEDULER: self._scheduler_flags,
-            Tool.KWOK: self._kwok_flags,
         }[part]()
         return [f"--{name}={value}" for name, value in flags.items()]
 
@@ -246,15 +246,6 @@ class ControlPlane:
             "leader-elect": "false",
         }
 
-    def _kwok_flags(self) -> dict[str, object]:
-        return {
-            "kubeconfig": self.kubeconfig,
-            "config": ",".join(map(str, toolchain.kwok_stages())),
-            "manage-nodes-with-annotation-selector": ",".join(f"{key}={value}" for key, value in SIMULATED.items()),
-            "node-lease-duration-seconds": 5,  # for so long a new kwok leaves the nodes to the one before it
-            "server-address": f"127.0.0.1:{self._ports[Tool.KWOK]}",
-        }
-
     def _serving_flags(self, part: Tool) -> dict[str, object]:
         return {
             "bind-address": self._address,
@@ -267,8 +258,8 @@ class ControlPlane:
         process.wait_until(lambda: _answers(client, self._health_url(part)))
 
     def _health_url(self, part: Tool) -> str:
-        serving = part not in (Tool.ETCD, Tool.KWOK)
-        return _HEALTH[part].format(self._address if serving else certificates.LOOPBACK, self._ports[part])
+        address = certificates.LOOPBACK if part is Tool.ETCD else self._address
+        return _HEALTH[part].format(address, self._ports[part])
 
     def _is_complete(self, client: httpx.Client, custom_resources: Sequence[str]) -> bool:
         """Pods are refused until the controllers have made their service account; CRDs are served a little later."""
@@ -283,6 +274,7 @@ class ControlPlane:
                 params={"fieldManager": "local", "force": "true"},
                 headers={"Content-Type": "application/apply-patch+yaml"},
                 content=manifest.read_bytes(),
+                timeout=_PATIENCE_S,
             )
             if answer.is_error:
                 raise ProcessError(f"The API server refused {manifest.name}: {answer.text}")
@@ -295,11 +287,6 @@ class ControlPlane:
     @property
     def _network_file(self) -> Path:
         return self.state / "network"
-
-    @property
-    def parts(self) -> list[Tool]:
-        """In the order of their start. kwok would take over a real node."""
-        return [part for part in _HEALTH if not (self.network and part is Tool.KWOK)]
 
     @property
     def _address(self) -> IPv4Address:

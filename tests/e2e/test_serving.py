@@ -8,6 +8,7 @@ import signal
 import httpx
 import pytest
 
+from local.cluster.control_plane import PARTS
 from local.processes import Process, ProcessError
 from tests.e2e.conftest import ANSWERS, BASE, Served, eventually
 
@@ -148,7 +149,7 @@ def test_after_a_crash_of_the_machine_up_builds_the_stack_anew(served: Served) -
     control_plane, cloud, node = served.control_plane, served.stack.cloud, served.machine.node
     assert cloud
     assert node
-    for state, names_of in ((node.state, ["node"]), (control_plane.state, control_plane.parts), (cloud.state, ["aws"])):
+    for state, names_of in ((node.state, ["node"]), (control_plane.state, PARTS), (cloud.state, ["aws"])):
         for name in names_of:
             process = Process.load(name, state)
             assert process

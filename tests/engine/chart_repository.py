@@ -38,7 +38,7 @@ data:
 
 
 class ChartRepository:
-    """Serves until it is stopped."""
+    """Serves until it is left."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -52,7 +52,10 @@ class ChartRepository:
     def address(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def stop(self) -> None:
+    def __enter__(self) -> ChartRepository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

@@ -122,10 +122,10 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_path: Path) -> None:
     before = inventory(cloud.client)
-    project = Throwaway.create(tmp_path, PROGRAM, {"aws:region": {"value": REGION}})
-    assert project.up() == {"create": CREATED}
-    assert project.up() == {"same": CREATED}, "nothing changed"
-    assert project.refresh() == {"same": CREATED}, "nothing drifted"
+    project = Throwaway(tmp_path, PROGRAM, {"aws:region": {"value": REGION}})
+    assert project.up().counts == {"create": CREATED}
+    assert project.up().counts == {"same": CREATED}, "nothing changed"
+    assert project.refresh().counts == {"same": CREATED}, "nothing drifted"
 
     outputs = project.outputs()
     assert outputs["account"] == ACCOUNT_ID
@@ -140,14 +140,18 @@ def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_
 
     project.configure(userData="dHdv", title="second", bucket="other")
     changed = {"update": 3, "create": 1, "replace": 1, "delete": 1}
-    assert project.up() == changed | {"same": CREATED - 5}, "template, nodes and VPC; another bucket and its setting"
+    assert project.up().counts == changed | {"same": CREATED - 5}, (
+        "template, nodes and VPC; another bucket and its setting"
+    )
 
     nodes = {"clusterName": outputs["cluster"], "nodegroupName": outputs["nodes"]}
     cloud.client("eks").update_nodegroup_config(**nodes, scalingConfig={"desiredSize": 1})
     cloud.client("ec2").create_tags(Resources=[outputs["vpc"]], Tags=[{"Key": "Name", "Value": "by hand"}])
     cloud.client("s3").delete_public_access_block(Bucket=project.outputs()["bucket"])
     project.refresh()
-    assert project.up() == {"same": CREATED - 2, "update": 1, "create": 1}, "the autoscaler's count is left alone"
+    assert project.up().counts == {"same": CREATED - 2, "update": 1, "create": 1}, (
+        "the autoscaler's count is left alone"
+    )
     assert cloud.client("eks").describe_nodegroup(**nodes)["nodegroup"]["scalingConfig"]["desiredSize"] == 1
 
     project.destroy()

@@ -19,16 +19,10 @@ from loraserve.catalog.listing import find, verify
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import write_adapter
 
-BUCKET = "catalog"
+BUCKET = "permissions"
 BUCKET_ARN = f"arn:aws:s3:::{BUCKET}"
 WEIGHTS = "llm-models/rag-qa/v1/adapter_model.safetensors"
 ISSUER = "oidc.eks.us-east-1.amazonaws.com/id/A"
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with Cloud.start(tmp_path_factory.mktemp("cloud"), die_with_parent=True) as cloud:
-        yield cloud
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,6 @@ from local.processes import Process
 REGION = "us-east-1"
 ROLE = f"arn:aws:iam::{ACCOUNT_ID}:role/nodes"
 ISSUER = f"oidc.eks.{REGION}.amazonaws.com/id/A"
-
-
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with Cloud.start(tmp_path_factory.mktemp("cloud"), REGION, die_with_parent=True) as cloud:
-        yield cloud
 
 
 def refusal(call: Callable[[], Any]) -> str:

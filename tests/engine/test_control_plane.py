@@ -13,9 +13,10 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from infra import names
-from local.cluster import simulated_nodes
-from local.cluster.control_plane import ControlPlane
+from local.cluster.control_plane import PARTS, ControlPlane
 from local.processes import Process
+from local.tools.toolchain import Tool
+from tests.engine import simulated_nodes
 
 _LIMIT_S = 30
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -23,7 +24,8 @@ _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane.start(tmp_path_factory.mktemp("control-plane"), die_with_parent=True) as started:
+    folder = tmp_path_factory.mktemp("control-plane")
+    with ControlPlane.start(folder, die_with_parent=True) as started, simulated_nodes.kwok(started):
         api = config.new_client_from_config(str(started.kubeconfig))
         simulated_nodes.register(client.CoreV1Api(api), simulated_nodes.SYSTEM, "system-1")
         simulated_nodes.register(client.CoreV1Api(api), simulated_nodes.GPU, "gpu-1")
@@ -143,16 +145,15 @@ def test_start_repairs_what_was_killed_and_keeps_the_objects(
     _eventually(lambda: _running_pods(core, namespace))
 
 
-def test_stop_leaves_no_process(tmp_path: Path) -> None:
+def test_stop_leaves_no_process(plane: ControlPlane, tmp_path: Path) -> None:
     assert ControlPlane.load(tmp_path) is None
-    ControlPlane.start(tmp_path, die_with_parent=True)
-    assert len(_processes_of(tmp_path)) == 5
+    found = ControlPlane.load(plane.state)
+    assert found
+    assert len(_processes_of(plane.state)) == len(PARTS)
 
-    stopped = ControlPlane.load(tmp_path)
-    assert stopped
-    stopped.stop()
-    assert _processes_of(tmp_path) == []
-    assert len(stopped.stopped_parts) == 5
+    found.stop()
+    assert _processes_of(plane.state) == []
+    assert found.stopped_parts == list(PARTS)
 
 
 def gpu_pod(memory: str = "12Gi") -> dict[str, Any]:
@@ -215,11 +216,11 @@ def _pids(plane: ControlPlane) -> list[int]:
 
 
 def _processes_of(state: Path) -> list[str]:
-    """Command lines that mention the state folder, as every part's does."""
+    """Command lines that mention the state folder, as every part's does; kwok is no part of it."""
     command_lines = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command_lines.append(entry.read_text(errors="replace"))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return [line for line in command_lines if f"{state}/" in line]
+    return [line for line in command_lines if f"{state}/" in line and Tool.KWOK not in line]

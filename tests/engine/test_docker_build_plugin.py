@@ -50,13 +50,13 @@ def _checked(folder: Path, **inputs: Any) -> Properties:
 
 
 def test_the_reference_is_the_repository_at_a_digest_and_stays(context: Path) -> None:
-    project = Throwaway.create(context, PROGRAM)
+    project = Throwaway(context, PROGRAM)
 
     project.up()
     outputs = project.outputs()
 
     assert outputs["ref"] == f"registry.invalid:5000/team/app@{outputs['digest']}"
-    assert project.up() == {"same": 2}
+    assert project.up().counts == {"same": 2}
     assert "hidden-value" not in project.state()
 
 

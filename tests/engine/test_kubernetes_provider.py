@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from pulumi import automation
 
 from local.cluster.control_plane import ControlPlane
 from local.cluster.kubectl import kubectl
+from tests.engine.cli import Refused
 from tests.engine.throwaway import Throwaway
 
 PROGRAM = """
@@ -59,8 +59,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, plane: ControlPlane) -> It
     }
     for manifest in (namespace, words):
         apply(plane, manifest, DEAD_RUN)
-    created = Throwaway.create(folder, PROGRAM)
-    assert created.up() == {"create": RESOURCES}
+    created = Throwaway(folder, PROGRAM)
+    assert created.up().counts == {"create": RESOURCES}
     yield created
     with forced(created):
         created.destroy()
@@ -70,7 +70,7 @@ def test_what_a_killed_run_left_is_taken_over_and_changed_later_by_force_only(
     project: Throwaway, plane: ControlPlane
 ) -> None:
     project.configure(words='{"a": "2"}')
-    with pytest.raises(automation.CommandError, match=f'conflict with "{DEAD_RUN}"'):
+    with pytest.raises(Refused, match=f'conflict with "{DEAD_RUN}"'):
         project.up()
     with forced(project):
         project.up()
@@ -79,7 +79,7 @@ def test_what_a_killed_run_left_is_taken_over_and_changed_later_by_force_only(
 
 def test_what_kubectl_edited_is_taken_back(project: Throwaway, plane: ControlPlane) -> None:
     edit(plane, "kubectl-edit")
-    project.stack.up(refresh=True)
+    project.up("--refresh")
     assert live(plane, "deployment")["spec"]["revisionHistoryLimit"] == 3
 
 
@@ -89,8 +89,8 @@ def test_what_others_changed_is_taken_back_by_force_only(project: Throwaway, pla
         kubectl(plane.kubeconfig, "scale", "deployment/web", "--replicas=1", "--namespace=home")
     else:
         edit(plane, manager)
-    with pytest.raises(automation.CommandError, match=rf'conflict with "{manager.split()[0]}"'):
-        project.stack.up(refresh=True)
+    with pytest.raises(Refused, match=rf'conflict with "{manager.split()[0]}"'):
+        project.up("--refresh")
     with forced(project):
         project.up()
     spec = live(plane, "deployment")["spec"]
@@ -105,21 +105,20 @@ def test_a_key_taken_out_of_a_secret_is_gone(project: Throwaway, plane: ControlP
 
 def test_an_object_that_does_not_become_ready_is_kept_and_awaited_again(project: Throwaway) -> None:
     project.configure(replicas="1")
-    with pytest.raises(automation.CommandError, match="timed out waiting to be Ready"):
+    with pytest.raises(Refused, match="timed out waiting to be Ready"):
         project.up()
     project.configure(replicas="0")
-    assert project.up() == {"same": RESOURCES - 1, "update": 1}
+    assert project.up().counts == {"same": RESOURCES - 1, "update": 1}
 
 
 @contextmanager
 def forced(project: Throwaway) -> Iterator[None]:
     """What `enable_patch_force` means to providers that know it."""
-    variables = cast(dict[str, str], project.stack.workspace.env_vars)
-    variables["PULUMI_K8S_ENABLE_PATCH_FORCE"] = "true"
+    project.environment["PULUMI_K8S_ENABLE_PATCH_FORCE"] = "true"
     try:
         yield
     finally:
-        del variables["PULUMI_K8S_ENABLE_PATCH_FORCE"]
+        del project.environment["PULUMI_K8S_ENABLE_PATCH_FORCE"]
 
 
 def edit(plane: ControlPlane, manager: str) -> None:

@@ -8,9 +8,9 @@ import pytest
 from kubernetes import client
 
 from infra import names
-from local.cluster import simulated_nodes
 from loraserve.planning.pod_resources import Requests
 from tests.aws_objects import inventory
+from tests.engine import simulated_nodes
 from tests.engine.deployed import Deployment, World, eventually
 
 
@@ -45,7 +45,7 @@ def test_the_load_balancer_hands_connections_to_the_system_nodes(
     )["LoadBalancerTargetGroups"]
 
     assert balancer["Scheme"] == "internal"
-    assert prod.output("gatewayHostName") == balancer["DNSName"]
+    assert prod.outputs()["gatewayHostName"] == balancer["DNSName"]
     assert (listener["Port"], listener["Certificates"][0]["CertificateArn"]) == (443, certificate)
     assert [item["LoadBalancerTargetGroupARN"] for item in behind] == [listener["DefaultActions"][0]["TargetGroupArn"]]
     assert prod.up().touched == {}
@@ -88,11 +88,8 @@ def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Depl
     assert vllm_pods(world)
 
 
-def test_production_ends_well_once_its_protection_is_lifted(
-    world: World, prod: Deployment, before: set[str], certificate: str
-) -> None:
-    prod.configure(deletionProtection=False, gatewayCertificateArn=certificate)
-    prod.up()
+def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: Deployment, before: set[str]) -> None:
+    prod.change(deletionProtection=False)
     prod.destroy()
     assert inventory(world.cloud.client) == before
     assert world.left_behind("prod") == []

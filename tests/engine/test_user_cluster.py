@@ -23,7 +23,7 @@ import yaml
 from kubernetes import client
 
 from infra import names, versions
-from local.cluster import place, simulated_nodes, user_cluster
+from local.cluster import place, user_cluster
 from local.cluster.control_plane import ControlPlane
 from local.cluster.machine import Machine
 from local.cluster.user_cluster import UserCluster
@@ -35,6 +35,7 @@ from local.stack import LocalStack
 from local.tools.toolchain import Tool, ensure
 from local.tools.versions import VLLM_PYTHON_IMAGE
 from loraserve.planning.instance_types import SYSTEM_INSTANCE_TYPES
+from tests.engine import simulated_nodes
 
 KIND, K3D, OTHER, PRODUCTION = "kind-mine", "k3d-mine", "minikube", "production"
 GATEWAY = "127.0.0.1"
@@ -88,7 +89,8 @@ class Desktop:
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane.start(tmp_path_factory.mktemp("user-cluster"), die_with_parent=True) as started:
+    folder = tmp_path_factory.mktemp("user-cluster")
+    with ControlPlane.start(folder, die_with_parent=True) as started, simulated_nodes.kwok(started):
         core = client.CoreV1Api(started.client())
         for name in ("control-plane", "worker"):
             simulated_nodes.register(core, SYSTEM_INSTANCE_TYPES["m7i.large"], name)

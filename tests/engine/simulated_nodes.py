@@ -6,12 +6,19 @@ offers what an AL2023 node offers (allocatable, not capacity) and the DaemonSets
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import httpx
 from kubernetes.client import AppsV1Api, CoreV1Api, V1Node
 from kubernetes.client.exceptions import ApiException
 
 from infra import names
+from local.cluster.control_plane import ControlPlane
+from local.processes import Process, free_port
+from local.tools import toolchain
+from local.tools.toolchain import Tool
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType, InstanceType
 from loraserve.planning.pod_resources import GPU_NODE_DAEMONSETS, Requests
 
@@ -58,6 +65,32 @@ def node_manifest(instance: InstanceType, name: str, labels: dict[str, str] | No
         "spec": {"taints": taints},
         "status": {"capacity": capacity(instance), "allocatable": allocatable(instance)},
     }
+
+
+@contextmanager
+def kwok(control_plane: ControlPlane) -> Iterator[None]:
+    """Brings simulated nodes and their pods to life. It would take over a real node."""
+    address = f"127.0.0.1:{free_port()}"
+    flags = {
+        "kubeconfig": control_plane.kubeconfig,
+        "config": ",".join(map(str, toolchain.kwok_stages())),
+        "manage-nodes-with-annotation-selector": ",".join(f"{key}={value}" for key, value in SIMULATED.items()),
+        "server-address": address,
+    }
+    command = [toolchain.ensure(Tool.KWOK)[Tool.KWOK], *(f"--{name}={value}" for name, value in flags.items())]
+    process = Process.start(Tool.KWOK, command, control_plane.state / "kwok", die_with_parent=True)
+    try:
+        process.wait_until(lambda: _answers(f"http://{address}/healthz"))
+        yield
+    finally:
+        process.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def register(core: CoreV1Api, instance: InstanceType, name: str, labels: dict[str, str] | None = None) -> None:
