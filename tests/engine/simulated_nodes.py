@@ -75,6 +75,8 @@ def kwok(control_plane: ControlPlane) -> Iterator[None]:
         "kubeconfig": control_plane.kubeconfig,
         "config": ",".join(map(str, toolchain.kwok_stages())),
         "manage-nodes-with-annotation-selector": ",".join(f"{key}={value}" for key, value in SIMULATED.items()),
+        # Without leases the nodes count as lost after 50 s. For so long a new kwok leaves them to the one before it.
+        "node-lease-duration-seconds": 5,
         "server-address": address,
     }
     command = [toolchain.ensure(Tool.KWOK)[Tool.KWOK], *(f"--{name}={value}" for name, value in flags.items())]
