@@ -344,11 +344,18 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
 
 def release_monitor(world: World) -> bool:
     """Does an operator's work, late: takes the finalizer off. Returns whether its chart was there until then."""
-    eventually(lambda: "deletionTimestamp" in patch_monitor(world, {})["metadata"])
-    eventually(lambda: not serving_pods(world))  # by then the rest of the destroy has gone on
-    charts = [config_map["metadata"]["name"] for config_map in config_maps(world, names.MONITORING_NAMESPACE)]
-    patch_monitor(world, {"metadata": {"finalizers": None}})
+    try:
+        eventually(lambda: "deletionTimestamp" in patch_monitor(world, {})["metadata"])
+        eventually(lambda: names.GATEWAY not in services(world))  # by then the rest of the destroy has gone on
+        charts = [config_map["metadata"]["name"] for config_map in config_maps(world, names.MONITORING_NAMESPACE)]
+    finally:
+        patch_monitor(world, {"metadata": {"finalizers": None}})
     return f"{RECEIPT}{KUBE_PROMETHEUS_STACK.name}" in charts
+
+
+def services(world: World) -> list[str]:
+    found = world.plain(world.core.list_namespaced_service(names.SERVING_NAMESPACE))["items"]
+    return [service["metadata"]["name"] for service in found]
 
 
 def patch_monitor(world: World, patch: dict[str, Any]) -> dict[str, Any]:
