@@ -177,7 +177,6 @@ def gateway(folder: Path, behind: Upstream) -> Iterator[Gateway]:
         metrics_port=metrics_port,
         vllm_port=behind.vllm,
         agent_port=behind.agent,
-        max_waiting=HELD * 3,
     )
     command = (sys.executable, "-m", "loraserve", "gateway")
     with running("gateway", command, folder, environment) as process:

@@ -28,20 +28,11 @@ class GatewaySettings(ProcessSettings):
     vllm_port: Port = VLLM_PORT
     agent_port: Port = AGENT_PORT
 
-    max_body_bytes: Count = 4 << 20
-    body_seconds: Seconds = 30
-    """A request's body arrives within it."""
-    idle_seconds: Seconds = 30
-    """A connection without a request, or whose request's headers are not complete, is closed."""
     stall_seconds: Seconds = 180
     """vLLM sends nothing, or a client takes nothing, for so long: the exchange is given up."""
     pod_concurrency: Count = 256
     """Requests that all replicas together have running on one vLLM pod; more wait here, where waiting is fair."""
-    max_waiting: Count = 1000
-    max_waiting_bytes: Count = 64 << 20
     wait_seconds: Annotated[float, Field(ge=0)] = 540
     """How long a request is held: longer than a cold start, shorter than the official client's own limit of 600."""
-    cold_start_seconds: Seconds = 450
-    """How long a start from zero takes, until this replica has seen one."""
     drain_seconds: Seconds = 150
     """A stopping gateway lets running generations finish."""

@@ -30,7 +30,7 @@ class PublicApi:
         self._gateway = gateway
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._recorded], client_max_size=self._gateway.settings.max_body_bytes)
+        app = web.Application(middlewares=[self._recorded], client_max_size=self._gateway.bounds.body_bytes)
         app.router.add_get("/v1/models", self.models, allow_head=False)
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.complete)
@@ -67,14 +67,14 @@ class PublicApi:
         return key
 
     async def _read(self, request: web.Request) -> bytes:
-        settings = self._gateway.settings
-        if (request.content_length or 0) > settings.max_body_bytes:
-            raise TooLarge(f"The body may have {settings.max_body_bytes} bytes.")
+        bounds = self._gateway.bounds
+        if (request.content_length or 0) > bounds.body_bytes:
+            raise TooLarge(f"The body may have {bounds.body_bytes} bytes.")
         try:
-            async with asyncio.timeout(settings.body_seconds):
+            async with asyncio.timeout(bounds.body_seconds):
                 return await request.read()
         except TimeoutError:
-            raise TooSlow(f"The body did not arrive within {settings.body_seconds:g} s.") from None
+            raise TooSlow(f"The body did not arrive within {bounds.body_seconds:g} s.") from None
 
     @web.middleware
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:

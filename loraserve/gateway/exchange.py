@@ -11,6 +11,7 @@ from aiohttp import web
 
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key
+from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import Completion
 from loraserve.gateway.errors import AdapterUnavailable, ApiError, Asleep, Forbidden, UpstreamBroken, UpstreamTimeout
@@ -41,6 +42,7 @@ class Gateway:
     """Everything that requests share."""
 
     settings: GatewaySettings
+    bounds: Bounds
     keys: Keys
     limits: RateLimits
     pods: Pods

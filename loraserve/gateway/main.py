@@ -18,6 +18,7 @@ from loraserve.contract.environment import InvalidEnvironment
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.last_good import LastGood
 from loraserve.gateway.app import InnerApi, PublicApi
+from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping
 from loraserve.gateway.exchange import Gateway
@@ -33,6 +34,7 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 2.0
+_BOUNDS = Bounds()
 _CONNECT_SECONDS = 2.0
 _IDLE_UPSTREAM_SECONDS = 4.0
 """Shorter than vLLM's own 5, or a request would meet a connection that is just being closed."""
@@ -67,10 +69,10 @@ class Ports:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: GatewaySettings) -> AsyncIterator[Ports]:
+async def serving(settings: GatewaySettings, bounds: Bounds = _BOUNDS) -> AsyncIterator[Ports]:
     """A gateway that answers; at the end it lets running generations finish. Raises InvalidEnvironment."""
     async with contextlib.AsyncExitStack() as stack:
-        gateway = await _assemble(settings, stack)
+        gateway = await _assemble(settings, bounds, stack)
         inner_api = InnerApi(gateway)
         inner = web.AppRunner(inner_api.application(), access_log=None)
         public = web.AppRunner(
@@ -78,7 +80,7 @@ async def serving(settings: GatewaySettings) -> AsyncIterator[Ports]:
             access_log=None,
             handler_cancellation=True,
             auto_decompress=False,
-            keepalive_timeout=settings.idle_seconds,
+            keepalive_timeout=bounds.idle_seconds,
             lingering_time=_LINGER_SECONDS,
             shutdown_timeout=settings.drain_seconds,
         )
@@ -98,7 +100,7 @@ async def serving(settings: GatewaySettings) -> AsyncIterator[Ports]:
             await public.cleanup()
 
 
-async def _assemble(settings: GatewaySettings, stack: contextlib.AsyncExitStack) -> Gateway:
+async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib.AsyncExitStack) -> Gateway:
     """Everything but the HTTP servers."""
     metrics = Metrics()
     keys = Keys(settings.keys_file)
@@ -106,11 +108,11 @@ async def _assemble(settings: GatewaySettings, stack: contextlib.AsyncExitStack)
     http = await stack.enter_async_context(_upstream_session(settings))
     pods = Pods(http, settings.agent_port, settings.pod_concurrency)
     stack.push_async_callback(pods.close)
-    cold_starts = ColdStarts(pods, metrics, settings.cold_start_seconds, waiting=lambda: room.count)
+    cold_starts = ColdStarts(pods, metrics, bounds.cold_start_seconds, waiting=lambda: room.count)
     room = WaitingRoom(
         pods.place,
-        max_count=settings.max_waiting,
-        max_bytes=settings.max_waiting_bytes,
+        max_count=bounds.waiting,
+        max_bytes=bounds.waiting_bytes,
         retry_after=cold_starts.remaining,
     )
 
@@ -122,6 +124,7 @@ async def _assemble(settings: GatewaySettings, stack: contextlib.AsyncExitStack)
     metrics.follow(room.waiting, lambda: pods.running)
     gateway = Gateway(
         settings=settings,
+        bounds=bounds,
         keys=keys,
         limits=RateLimits(),
         pods=pods,

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from loraserve.contract.desired_state import Adapter, DesiredState
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, create_key
 from loraserve.contract.served_name import ServedName
+from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.main import serving
 
 BASE = "base-model"
@@ -231,6 +233,7 @@ class World:
     """Runs in a thread of its own; its methods may be called from tests."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
+        """`settings` are those of the gateway, and its bounds."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -241,7 +244,8 @@ class World:
         self.keys: list[Key] = [entry]
         self._write_keys()
         (folder / "token").write_text("the-token\n")
-        self._settings = settings
+        bounds = {name: settings.pop(name) for name in set(settings) & {field.name for field in fields(Bounds)}}
+        self._settings, self._bounds = settings, Bounds(**bounds)
         self._stop: asyncio.Event | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -291,7 +295,7 @@ class World:
             self._ended.result()
 
     async def _serve(self, started: asyncio.Event) -> None:
-        async with serving(GatewaySettings.from_environment(self._variables())) as ports:
+        async with serving(GatewaySettings.from_environment(self._variables()), self._bounds) as ports:
             self.url, self.inner_url = f"http://127.0.0.1:{ports.public}", f"http://127.0.0.1:{ports.inner}"
             self.tls_url = f"https://127.0.0.1:{ports.tls}"
             started.set()

@@ -215,7 +215,7 @@ def test_the_load_balancer_is_answered_in_tls(tmp_path: Path) -> None:
 
 
 def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
-    with world(tmp_path, max_body_bytes=1000) as at:
+    with world(tmp_path, body_bytes=1000) as at:
         at.start(adapter())
         declared = at.post(chat(more="x" * 1000))
         with at.client() as http:
@@ -551,7 +551,7 @@ def test_an_answer_is_honest_about_how_long_the_start_still_takes(tmp_path: Path
 
 
 def test_a_full_room_refuses_at_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    with world(tmp_path, max_waiting=2) as at:
+    with world(tmp_path, waiting=2) as at:
         other = at.add_key("team-b")
         at.pods[0].holds("faq@v1")
         at.start(adapter(), pods=0)
