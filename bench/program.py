@@ -44,12 +44,8 @@ def python(*arguments: str) -> None:
 @contextmanager
 def world() -> Iterator[World]:
     """An emulated AWS and a cluster, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        started = World.start(Path(folder))
-        try:
-            yield started
-        finally:
-            started.stop()
+    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder, World.run(Path(folder)) as started:
+        yield started
 
 
 def measure_stack(stack: str, **config: object) -> tuple[list[Result], Counter[str]]:
@@ -68,9 +64,9 @@ def measure_stack(stack: str, **config: object) -> tuple[list[Result], Counter[s
         ]
         return results, Counter(
             {
-                f"{stack}: created": runs["up"].count("create"),
+                f"{stack}: created": runs["up"].counts.get("create", 0),
                 f"{stack}: changed by the second up": len(runs["again"].touched),
-                f"{stack}: destroyed": runs["destroy"].count("delete"),
+                f"{stack}: destroyed": runs["destroy"].counts.get("delete", 0),
             }
         )
 
