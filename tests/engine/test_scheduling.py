@@ -36,10 +36,14 @@ def prod(world: World, before: set[str], certificate: str) -> Deployment:
 def test_the_load_balancer_hands_connections_to_the_system_nodes(
     world: World, prod: Deployment, certificate: str
 ) -> None:
-    elb, nodes = world.cloud.client("elbv2"), {"clusterName": "loraserve-prod", "nodegroupName": "system-nodes"}
+    elb, eks, cluster = world.cloud.client("elbv2"), world.cloud.client("eks"), "loraserve-prod"
     [balancer] = elb.describe_load_balancers()["LoadBalancers"]
     [listener] = elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
-    groups = world.cloud.client("eks").describe_nodegroup(**nodes)["nodegroup"]["resources"]["autoScalingGroups"]
+    (system,) = (
+        name for name in eks.list_nodegroups(clusterName=cluster)["nodegroups"] if name != names.GPU_NODE_GROUP
+    )
+    nodes = eks.describe_nodegroup(clusterName=cluster, nodegroupName=system)["nodegroup"]
+    groups = nodes["resources"]["autoScalingGroups"]
     behind = world.cloud.client("autoscaling").describe_load_balancer_target_groups(
         AutoScalingGroupName=groups[0]["name"]
     )["LoadBalancerTargetGroups"]
