@@ -190,7 +190,7 @@ _PARTS = {
 def _parts(pending: Iterable[Mapping[str, Any]], connect: Connect) -> Iterator[Leftover]:
     """Of what was under way, what is there: it is known by its place alone."""
     for creation in pending:
-        kind, inputs = creation["type"], creation["inputs"]
+        kind, inputs = creation["type"], creation.get("inputs", {})
         if kind in (ROUTE, ASSOCIATION):
             yield from _in_route_table(kind, inputs, connect)
         elif kind in _PARTS:

@@ -148,6 +148,11 @@ def test_it_prints_a_script_for_a_shell(aws: Connect, show: Show) -> None:
     ]
 
 
+def test_a_component_under_way_has_no_inputs_and_is_nothing_in_aws(aws: Connect) -> None:
+    component = {"urn": "urn:pulumi:dev::loraserve::loraserve:infra:Addons::addons", "custom": False}
+    assert listed(aws, state({**component, "type": "loraserve:infra:Addons"})) == set()
+
+
 def test_a_destroyed_stack_has_nothing_left(aws: Connect, show: Show) -> None:
     code, output = show(json.dumps({"version": 3, "deployment": {}}))
 
