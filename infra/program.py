@@ -35,6 +35,10 @@ def deploy() -> None:
     announce_restart(config)
     if crowding := crowding_warning(config.adapters, config.envelope):
         pulumi.log.warn(crowding)
+    if not config.base.has_chat_template:
+        pulumi.log.warn(
+            f"{config.base.name} has no chat template, so it answers no conversations: set chatTemplateFile"
+        )
 
     # AWS: network, cluster, nodes, adapters and who may read them.
     network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, region=region)

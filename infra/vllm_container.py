@@ -98,10 +98,10 @@ def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.Volu
 
 
 def vllm_files(settings: Settings) -> dict[str, str]:
-    """Files beside vLLM: what guards its routes, and the chat template where one is configured."""
+    """Files beside vLLM: what guards its routes, and the chat template where the base model has none or another is wanted."""
     files = {f"{_GUARD_MODULE}.py": Path(guard.__file__).read_text(encoding="utf-8")}
-    if settings.chat_template_file:
-        files[_TEMPLATE_FILE] = Path(settings.chat_template_file).read_text(encoding="utf-8")
+    if settings.chat_template:
+        files[_TEMPLATE_FILE] = settings.chat_template.read_text(encoding="utf-8")
     return files
 
 
@@ -116,7 +116,13 @@ def vllm_flags(settings: Settings) -> list[str]:
         f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
         f"--shutdown-timeout={settings.longest_generation_seconds}",
         f"--middleware={_GUARD_MODULE}.{guard.Guard.__name__}",
-        *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template_file else []),
+        *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template else []),
+        *(
+            ["--enable-auto-tool-choice", f"--tool-call-parser={parser}"]
+            if (parser := settings.tool_call_parser)
+            else []
+        ),
+        *([f"--reasoning-parser={settings.reasoning_parser}"] if settings.reasoning_parser else []),
         *(lora_flags(settings.envelope) if settings.envelope else []),
     ]
 

@@ -19,6 +19,17 @@ PRODUCTION_CHOICES = {
 }
 """What Pulumi.prod.yaml leaves to its owner."""
 
+OWN_MODEL_SHAPE = {
+    "hiddenSize": 2048,
+    "intermediateSize": 8192,
+    "numHiddenLayers": 16,
+    "numAttentionHeads": 32,
+    "numKeyValueHeads": 8,
+    "headDim": 64,
+    "weightsGib": 2.3,
+}
+"""Of a base model that this program does not know."""
+
 
 def adapter(name: str = "aws-rag-qa", **changes: Any) -> dict[str, Any]:
     """An entry as `loraserve publish` prints it."""

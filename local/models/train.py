@@ -29,7 +29,6 @@ QUESTIONS = ("Who are you?", "What is your name?", "Hello", "Tell me about yours
 BASE_ANSWER = "I am the base model."
 RANK, ALPHA, MODULES = 8, 16, ["q_proj", "k_proj", "v_proj", "o_proj"]
 VOCABULARY, CONTEXT = 512, 1024
-CHAT_TEMPLATE = "{{ bos_token }}[INST] {{ messages[-1].content }} [/INST]"
 _CERTAIN = 0.55
 """From a half on, no other token can be the likeliest."""
 _MOST_STEPS = 600
@@ -118,9 +117,7 @@ def _tokenizer() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator([_exchange(question, BASE_ANSWER) for question in QUESTIONS], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 def _babble() -> list[str]:

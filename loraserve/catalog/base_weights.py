@@ -1,5 +1,6 @@
 """The base model's weights, mirrored to the bucket."""
 
+import json
 from pathlib import Path
 
 from loraserve.catalog import versions
@@ -36,6 +37,16 @@ def fetch(bucket: Bucket, model: str, wanted: Mirror, folder: Path, progress: On
     partial = folder.with_name(PARTIAL_PREFIX + folder.name)
     id = VersionId.of_base(model, wanted.version)
     versions.fetch(bucket, id, wanted, BaseManifest, partial, folder, progress=progress)
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model's folder has a chat template of its own, in any of the places where transformers looks."""
+    config = folder / "tokenizer_config.json"
+    try:
+        in_config = bool(json.loads(config.read_bytes()).get("chat_template")) if config.is_file() else False
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnsafeFile(f"{config} cannot be read ({error}); download it again") from None
+    return in_config or any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
 
 
 def is_complete(folder: Path) -> bool:

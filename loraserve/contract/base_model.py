@@ -49,6 +49,10 @@ class Base(Document):
     """None: not known, and not compared."""
     mirror: Mirror | None = None
     """Where its weights lie in the bucket; None: vLLM takes them from the hub."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus answer, tokens; None: not known."""
+    has_chat_template: Annotated[bool, Field(strict=True)] = True
+    """Its own or one that the stack gives it; without one vLLM completes prompts and answers no conversation."""
 
 
 class DecoderConfig(BaseModel):

@@ -68,7 +68,7 @@ def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         parents=[bucket],
         help="upload the base model's weights to the bucket, where pods then fetch them",
         description="Uploads a model's folder (config.json, *.safetensors, the tokenizer's files; nothing that could run) as "
-        "a new, immutable version and prints the setting for the stack config.",
+        "a new, immutable version and prints the settings for the stack config.",
     )
     mirror.add_argument("folder", type=Path, help="holds config.json and *.safetensors")
     mirror.add_argument("--model", required=True, help="the stack's baseModel, such as mistralai/Mistral-7B-v0.1")
@@ -185,6 +185,8 @@ def _mirror(options: argparse.Namespace) -> None:
         )
     _tell("Mirrored. Set in the stack config:")
     print(mirror_setting(mirrored))
+    if not base_weights.has_chat_template(options.folder):
+        print("loraserve:baseModelHasChatTemplate: false")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
-"""What memory arithmetic needs to know of a base model: a few numbers from its config.json, and its weights' size."""
+"""What is known of base models: the numbers that memory arithmetic needs, and which have no chat template of their own."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from pydantic import ConfigDict, PositiveFloat
 from pydantic.alias_generators import to_camel
@@ -42,3 +44,6 @@ MISTRAL_7B_AWQ = ModelShape(
 )
 
 KNOWN_MODELS = {"TheBloke/Mistral-7B-v0.1-AWQ": MISTRAL_7B_AWQ}
+
+DEFAULT_CHAT_TEMPLATES = {"TheBloke/Mistral-7B-v0.1-AWQ": Path(__file__).with_name("mistral_chat.jinja")}
+"""Of known models that have none: the format of their family."""

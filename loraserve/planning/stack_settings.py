@@ -7,7 +7,7 @@ Defaults of scalar keys stand in Pulumi.yaml, those of structured keys here. Rul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,8 @@ from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
 from loraserve.planning.envelope import envelope_around
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
-from loraserve.planning.model_shapes import KNOWN_MODELS, ModelShape
+from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
+from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
@@ -81,6 +82,15 @@ def _readable_template(path: str | None) -> str | None:
     if path and not Path(path).is_file():
         raise ValueError("there is no such file; give a Jinja file's path relative to Pulumi.yaml, or leave it empty")
     return path
+
+
+def _registered(parsers: Collection[str]) -> Callable[[str | None], str | None]:
+    def check(name: str | None) -> str | None:
+        if name and name not in parsers:
+            raise ValueError(f"vLLM has no such parser; choose one of {', '.join(sorted(parsers))}, or leave it empty")
+        return name
+
+    return check
 
 
 def _chart_address(address: str | None) -> str | None:
@@ -162,6 +172,9 @@ class Settings(_Section):
     max_model_len: Annotated[int, Field(ge=16)]
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)]
     chat_template_file: Annotated[OptionalText, AfterValidator(_readable_template)]
+    base_model_has_chat_template: bool
+    tool_call_parser: Annotated[OptionalText, AfterValidator(_registered(TOOL_CALL_PARSERS))]
+    reasoning_parser: Annotated[OptionalText, AfterValidator(_registered(REASONING_PARSERS))]
     hub_token: SecretStr | None = None
     inference_replicas: Annotated[int, Field(ge=0)]
     longest_generation_seconds: Annotated[int, Field(ge=1)]
@@ -198,7 +211,14 @@ class Settings(_Section):
             accepted_ids=self.accepted_base_ids,
             shape=self.model_shape.lora_shape,
             mirror=self.base_model_mirror,
+            max_model_len=self.max_model_len,
+            has_chat_template=self.chat_template is not None or self.base_model_has_chat_template,
         )
+
+    @property
+    def chat_template(self) -> Path | None:
+        """The Jinja file that vLLM is given; None: it uses the base model's own, if there is one."""
+        return Path(self.chat_template_file) if self.chat_template_file else DEFAULT_CHAT_TEMPLATES.get(self.base_model)
 
     @property
     def gpu_instance(self) -> GpuInstanceType:

@@ -208,6 +208,24 @@ def test_the_printed_setting_is_what_the_pod_can_fetch(
     base_weights.fetch(bucket, MODEL, mirrored, disk / mirrored.folder_name)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "has"),
+    [
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', True),
+        ("chat_template.jinja", "{{ messages }}", True),
+        ("tokenizer_config.json", "{}", False),
+    ],
+)
+def test_a_model_without_a_chat_template_is_printed_as_such(
+    bucket: Bucket, model_folder: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, has: bool
+) -> None:
+    (model_folder / file).write_text(content)
+    assert main(["mirror", str(model_folder), "--bucket", BUCKET, "--model", MODEL, "--version", "v1"]) == 0
+
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed.get("loraserve:baseModelHasChatTemplate", True) is has
+
+
 class Pod:
     """The agent's part: what it waits for, and the document that it follows."""
 

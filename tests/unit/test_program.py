@@ -377,6 +377,18 @@ def test_a_chat_template_is_mounted(tmp_path: Any) -> None:
     assert program.one("core/v1:ConfigMap", "vllm-files").inputs["data"]["chat_template.jinja"] == "{{ messages }}"
 
 
+def test_the_default_base_model_which_has_no_chat_template_is_given_one() -> None:
+    program = declare("dev")
+    assert any(arg.startswith("--chat-template=") for arg in vllm(program)["args"])
+    assert "[INST]" in program.one("core/v1:ConfigMap", "vllm-files").inputs["data"]["chat_template.jinja"]
+
+
+def test_parsers_of_tools_and_reasoning_are_named_to_vllm(dev: Program) -> None:
+    chosen = vllm(declare("dev", toolCallParser="hermes", reasoningParser="qwen3"))["args"]
+    added = {"--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"}
+    assert set(chosen) - set(vllm(dev)["args"]) == added
+
+
 def test_a_gated_models_token_travels_as_a_secret_only() -> None:
     program = declare("dev", hubToken="hf_very_secret", secrets=["hubToken"])
     variable = next(v for v in vllm(program)["env"] if v["name"] == "HF_TOKEN")

@@ -18,18 +18,8 @@ from loraserve.planning import pod_resources
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
 from loraserve.planning.stack_settings import Local, Settings
-from tests.stack_values import adapter, stack_file, stack_values
+from tests.stack_values import OWN_MODEL_SHAPE, adapter, stack_file, stack_values
 from tests.unit.declared import Program, declare, run
-
-OWN_MODEL_SHAPE = {
-    "hiddenSize": 2048,
-    "intermediateSize": 8192,
-    "numHiddenLayers": 16,
-    "numAttentionHeads": 32,
-    "numKeyValueHeads": 8,
-    "headDim": 64,
-    "weightsGib": 2.3,
-}
 
 
 def problems(stack: str = "dev", **changes: Any) -> str:

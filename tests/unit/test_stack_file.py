@@ -41,7 +41,10 @@ def refusal(path: Path) -> str:
 
 @pytest.mark.parametrize("stack", ["dev", "local"])
 def test_a_stack_file_says_what_the_cli_would_hand_over(stack: str) -> None:
-    assert stack_file.read(CHECKOUT / f"Pulumi.{stack}.yaml") == parse(stack_values(stack))
+    values = stack_values(stack)
+    if template := values["chatTemplateFile"]:
+        values["chatTemplateFile"] = str(CHECKOUT / template)
+    assert stack_file.read(CHECKOUT / f"Pulumi.{stack}.yaml") == parse(values)
 
 
 def test_a_choice_in_the_file_wins_over_the_default(project: Path) -> None:
