@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import cast
+from collections.abc import Mapping
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -39,17 +40,11 @@ _READY_MARGIN_MINUTES = 15
 """On top of the start-up budget: a GPU node has to be bought and the image pulled."""
 
 
-def announce_restart(settings: Settings) -> None:
+def announce_restart(settings: Settings, last: Mapping[str, Any]) -> None:
     """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's envelope."""
-    itself = pulumi.StackReference(f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}")
-
-    def announce(outputs: dict[str, object]) -> None:
-        before = cast(dict[str, object] | None, outputs.get("envelope"))
-        reason = restart_reason(before, settings.envelope)
-        if reason and "cluster" in outputs and (settings.scaling_enabled or settings.inference_replicas):
-            pulumi.log.warn(f"this restarts vLLM: {reason}")
-
-    itself.outputs.apply(announce)
+    reason = restart_reason(last.get("envelope"), settings.envelope)
+    if reason and "cluster" in last and (settings.scaling_enabled or settings.inference_replicas):
+        pulumi.log.warn(f"this restarts vLLM: {reason}")
 
 
 class Inference(pulumi.ComponentResource):

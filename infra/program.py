@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
-from infra import names, preflight, settings, tags
+from infra import deployed, names, preflight, settings, tags
 from infra.adapter_bucket import AdapterBucket
 from infra.addons import Addons
 from infra.agent_container import ServingIdentity
@@ -29,10 +29,11 @@ def deploy() -> None:
     tags.tag_everything()
     config = settings.load()
     cluster_name = names.cluster_name(pulumi.get_stack())
+    region, last = aws.get_region().region, deployed.last_outputs()
+    deployed.refuse_to_replace(config, region, last)
     zones = preflight.check(config, cluster_name)
-    region = aws.get_region().region
     pulumi.log.info(cost.describe(config, region, len(zones)))
-    announce_restart(config)
+    announce_restart(config, last)
     if crowding := crowding_warning(config.adapters, config.envelope):
         pulumi.log.warn(crowding)
     if not config.base.has_chat_template:
@@ -146,5 +147,7 @@ def deploy() -> None:
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
+    pulumi.export("region", region)
+    pulumi.export("vpcCidr", str(config.vpc_cidr))
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
     pulumi.export("envelope", config.envelope.model_dump(mode="json") if config.envelope else None)

@@ -78,6 +78,7 @@ class _Aws(mocks.Mocks):
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
         answers: dict[str, dict[str, Any]] = {
+            "pulumi:pulumi:readStackOutputs": {"outputs": dict(self._last_outputs), "secretOutputNames": []},
             "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT, "arn": CALLER},
             "aws:eks/getClusters:getClusters": {"names": []},
             "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
@@ -91,8 +92,6 @@ class _Aws(mocks.Mocks):
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         outputs = {"name": args.name, "arn": f"arn:aws:mock:::{args.name}"} | args.inputs
         match args.typ:
-            case "pulumi:pulumi:StackReference":
-                outputs |= {"outputs": dict(self._last_outputs), "secretOutputNames": []}
             case "eks:index:Cluster":
                 outputs |= {"kubeconfigJson": "{}", "oidcIssuer": ISSUER, "clusterSecurityGroupId": "sg-1"}
             case "aws:eks/nodeGroup:NodeGroup":

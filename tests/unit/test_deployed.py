@@ -1,0 +1,33 @@
+"""What stands is not replaced by a changed setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.errors import ConfigError
+from tests.unit.declared import Program, run
+
+STANDS = {"cluster": "loraserve-dev", "region": "eu-central-1", "vpcCidr": "10.0.0.0/16"}
+
+
+@pytest.mark.parametrize(
+    ("last", "changes", "told"),
+    [
+        (STANDS, {"vpcCidr": "10.8.0.0/16"}, "loraserve:vpcCidr 10.8.0.0/16 is another than the 10.0.0.0/16"),
+        (STANDS | {"region": "us-east-1"}, {}, "aws:region eu-central-1 is another than the us-east-1"),
+    ],
+)
+def test_a_change_that_would_replace_the_network_is_refused_before_anything_is_declared(
+    last: dict[str, str], changes: dict[str, Any], told: str
+) -> None:
+    program = Program()
+    with pytest.raises(ConfigError, match=told) as refused:
+        run("dev", last_outputs=last, program=program, **changes)
+    assert "pulumi destroy" in str(refused.value)
+    assert program.resources == []
+
+
+def test_before_the_first_up_and_after_destroy_any_network_is_taken() -> None:
+    assert run("dev", vpcCidr="10.8.0.0/16").one("ec2/vpc:Vpc").inputs["cidrBlock"] == "10.8.0.0/16"
