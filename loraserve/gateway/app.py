@@ -129,6 +129,8 @@ class InnerApi:
             return web.Response(status=503, text="stopping\n")
         if self._gateway.routes.base is None:
             return web.Response(status=503, text="the desired state was not read yet\n")
+        if not self._gateway.keys.known:
+            return web.Response(status=503, text="the keys were not read yet; the log says why\n")
         return web.Response(text="ready\n")
 
     async def livez(self, _: web.Request) -> web.Response:

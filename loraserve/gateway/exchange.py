@@ -20,6 +20,7 @@ from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import Record, StreamMeter
 from loraserve.gateway.routing import Route, Routes
+from loraserve.gateway.upstream import BROKEN
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
 from loraserve.log import event
 
@@ -33,7 +34,8 @@ SERVER = "loraserve"
 MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
 _EVENT_STREAM = "text/event-stream"
-_COMMENT = b": waiting\n\n"
+_COMMENT = b": waiting\n"
+"""No blank line after it: OpenAI's Go client up to 3.30 takes one for the end of an event, and an event without data for broken."""
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 
@@ -167,7 +169,8 @@ class Exchange:
         url = f"http://{host(place.pod.address)}:{self._settings.vllm_port}{self._request.path}"
         payload = self._completion.payload(place.served)
         try:
-            async with self._gateway.http.post(url, data=payload, headers=self._upstream_headers()) as answer:
+            headers = self._upstream_headers()
+            async with self._gateway.http.post(url, data=payload, headers=headers, allow_redirects=False) as answer:
                 if answer.status == 200 and answer.content_type == _EVENT_STREAM:
                     return await self._pass_stream(answer)
                 return await self._pass_whole(answer, place)
@@ -177,7 +180,7 @@ class Exchange:
             raise _Unreachable from error
         except TimeoutError:
             raise UpstreamTimeout(f"The model sent nothing for {self._settings.stall_seconds:g} s.") from None
-        except aiohttp.ClientError as error:
+        except BROKEN as error:
             raise _Dropped from error
 
     def _upstream_headers(self) -> dict[str, str]:
@@ -196,6 +199,9 @@ class Exchange:
         if answer.status in (401, 403):
             log.error(event("vLLM refuses this gateway's key", pod=place.pod.address, status=answer.status))
             raise UpstreamBroken("The model does not accept this gateway.")
+        if 300 <= answer.status < 400:
+            log.error(event("vLLM redirects", pod=place.pod.address, status=answer.status))
+            raise UpstreamBroken("The model answered what is no answer.")
         if answer.status >= 400:
             if means_unknown_adapter(answer.status, body, place.served):
                 raise _Refused
@@ -210,6 +216,8 @@ class Exchange:
 
     async def _pass_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         chunk = await answer.content.readany()  # before the headers: until here, another attempt can be made
+        if not chunk:
+            raise _Dropped
         stream = await self._begin_stream()
         meter = StreamMeter(self._record, self._gateway.metrics)
         try:
@@ -219,7 +227,7 @@ class Exchange:
                 chunk = await answer.content.readany()
         except ClientGone:
             raise
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (*BROKEN, TimeoutError) as error:
             if not meter.between_events:
                 self._record.outcome = UpstreamBroken.code
                 raise ConnectionResetError("the answer broke off within an event") from error
@@ -262,12 +270,13 @@ class Exchange:
 
 
 def means_unknown_adapter(status: int, body: bytes, served: str) -> bool:
-    """Whether vLLM's error is about the adapter, not about the request."""
+    """Whether vLLM's error is about the adapter itself, in the words of vLLM 0.32.0. A client's request has no part in these."""
     if status not in (400, 404):
         return False
     try:
         error = json.loads(body)["error"]
         param, message = error.get("param"), str(error.get("message"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return param == "model" or served in message or "lora" in message.lower()
+    unknown = status == 404 and (param == "model" or message == f"The model `{served}` does not exist.")
+    return unknown or message.startswith(f"Loading lora {served} failed: No adapter found for ")

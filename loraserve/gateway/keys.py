@@ -28,6 +28,11 @@ class Keys:
         if self._ring.refresh(self._path.read_bytes) and self._ring.value:
             self._by_id = {key.id: key for key in self._ring.value.keys}
 
+    @property
+    def known(self) -> bool:
+        """Whether a readable document was there."""
+        return self._ring.value is not None
+
     def authenticate(self, authorization: str | None) -> Key:
         """The entry of a request's key. Raises Unauthorized."""
         scheme, _, presented = (authorization or "").partition(" ")

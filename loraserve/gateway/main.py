@@ -9,7 +9,6 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import aiohttp
 import uvloop
 from aiohttp import web
 
@@ -17,6 +16,7 @@ from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.environment import InvalidEnvironment
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.last_good import LastGood
+from loraserve.gateway import upstream
 from loraserve.gateway.app import InnerApi, PublicApi
 from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 2.0
 _BOUNDS = Bounds()
-_CONNECT_SECONDS = 2.0
-_IDLE_UPSTREAM_SECONDS = 4.0
-"""Shorter than vLLM's own 5, or a request would meet a connection that is just being closed."""
 _LINGER_SECONDS = 2.0
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """Far more than Python's 700: requests leave few cycles behind, and every collection is a pause for all of them."""
@@ -105,7 +102,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     metrics = Metrics()
     keys = Keys(settings.keys_file)
     keys.refresh()
-    http = await stack.enter_async_context(_upstream_session(settings))
+    http = await stack.enter_async_context(upstream.session(settings.stall_seconds))
     pods = Pods(http, settings.agent_port, settings.pod_concurrency)
     stack.push_async_callback(pods.close)
     cold_starts = ColdStarts(pods, metrics, bounds.cold_start_seconds, waiting=lambda: room.count)
@@ -136,16 +133,6 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     )
     _follow_everything(gateway, stack)
     return gateway
-
-
-def _upstream_session(settings: GatewaySettings) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_UPSTREAM_SECONDS),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent",),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=settings.stall_seconds),
-    )
 
 
 def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> None:

@@ -15,6 +15,7 @@ from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.routing import ANY_OTHER, Route
+from loraserve.gateway.upstream import BROKEN
 from loraserve.kubernetes import Manifest
 from loraserve.log import event
 
@@ -23,11 +24,14 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 FRESH_SECONDS = 5.0
 """What an agent said longer ago is not acted on."""
+SLOW_SECONDS = 60.0
+"""Unless it takes connections and only answers slowly: a pod that works hard is not asleep."""
 DOUBT_SECONDS = 3.0
 """Where vLLM's own answer contradicts its agent, the agent is believed again after so long: it has looked anew by then."""
 IMBALANCE = 1.25
 """An adapter stays on its pod until that one has so many times the average of running requests."""
-_ANSWER = aiohttp.ClientTimeout(total=2)
+_ANSWER = aiohttp.ClientTimeout(total=3, sock_connect=2)
+"""With the pause before it less than FRESH_SECONDS: slowness is noticed while the last answer still counts."""
 
 
 def endpoints(slices: Iterable[Manifest]) -> Iterator[tuple[str, bool]]:
@@ -49,6 +53,8 @@ class Pod:
     versions: dict[str, AdapterStatus] = field(default_factory=dict)
     """The adapters of `state` by served name."""
     heard_at: float = -math.inf
+    slow: bool = False
+    """Its agent took the last question, and did not answer in time."""
     running: int = 0
     """Requests of this replica."""
     doubted_until: float = -math.inf
@@ -60,7 +66,11 @@ class Pod:
         """Takes over what the agent said."""
         if state != self.state:
             self.state, self.versions = state, {status.served_name: status for status in state.adapters}
-        self.heard_at = now
+        self.heard_at, self.slow = now, False
+
+    def heard(self, now: float) -> bool:
+        """Whether what its agent said still counts."""
+        return now - self.heard_at <= (SLOW_SECONDS if self.slow else FRESH_SECONDS)
 
     def has(self, served: str, now: float) -> bool:
         """Whether a request for it may go there."""
@@ -133,10 +143,11 @@ class Pods:
         """Asks the agent now."""
         url = f"http://{host(pod.address)}:{self._agent_port}/v1/state"
         try:
-            async with self._http.get(url, timeout=_ANSWER, raise_for_status=True) as answer:
+            async with self._http.get(url, timeout=_ANSWER, raise_for_status=True, allow_redirects=False) as answer:
                 # An agent may be newer than this gateway.
                 pod.hear(AgentState.model_validate_json(await answer.read(), extra="ignore"), self._clock())
-        except (aiohttp.ClientError, TimeoutError, ValidationError) as error:
+        except (*BROKEN, TimeoutError, ValidationError) as error:
+            pod.slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
             log.debug(event("agent does not answer", address=pod.address, problem=error or type(error).__name__))
         self.on_change()
 
@@ -164,7 +175,7 @@ class Pods:
     def heard(self) -> list[Pod]:
         """Those whose agents have answered lately."""
         now = self._clock()
-        return [pod for pod in self._pods.values() if now - pod.heard_at <= FRESH_SECONDS]
+        return [pod for pod in self._pods.values() if pod.heard(now)]
 
     @property
     def awake(self) -> bool:

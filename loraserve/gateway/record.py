@@ -16,6 +16,8 @@ _EVENT_END = b"\n\n"
 _USAGE = b'"usage":'
 _USAGE_BYTES = 400
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d{1,9})')
+_ERROR_EVENT = re.compile(rb'^data: \{"error":(?:.*?"code":\s*(\d{3})\b)?', re.MULTILINE)
+"""As vLLM words it: a stream has only its events to tell that it failed."""
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":\s*(\d{1,9})')
 
 
@@ -113,7 +115,10 @@ class StreamMeter:
             self._gap.observe(now - self._last)
         self._last = now
         self._pieces += chunk.count(b"data: {")
-        self._end = (self._end + chunk)[-_USAGE_BYTES * 2 :]
+        recent = self._end + chunk
+        if failed := _ERROR_EVENT.search(recent):
+            self._record.outcome = f"vllm_{(failed[1] or b'error').decode()}"
+        self._end = recent[-_USAGE_BYTES * 2 :]
 
     def close(self) -> None:
         """The stream is over."""

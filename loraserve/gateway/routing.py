@@ -71,4 +71,4 @@ def _served(entries: list[Adapter], name: str, caller: str) -> tuple[str, ...]:
 
 def _share(text: str) -> int:
     """0 to 99, always the same for one text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]) % 100

@@ -66,6 +66,8 @@ class FakePod:
         self.known: set[str] = {BASE}
         """What vLLM answers to."""
         self.agent_up = True
+        self.agent_hangs = False
+        """It takes connections, and answers nothing."""
         self.behaviour: Callable[[web.Request, dict[str, Any]], Coroutine[Any, Any, web.StreamResponse]] | None = None
         """Answers a completion instead of the usual way."""
         self.requests: list[dict[str, Any]] = []
@@ -120,6 +122,8 @@ class FakePod:
                 await runner.cleanup()
 
     async def _state(self, _: web.Request) -> web.Response:
+        if self.agent_hangs:
+            await asyncio.Event().wait()
         if not self.agent_up:
             return web.Response(status=503)
         return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")
@@ -242,7 +246,7 @@ class World:
         self.pods = [FakePod(f"127.0.0.{last}", agent_port, vllm_port) for last in (1, 2, 3)]
         self.key, entry = create_key("team-a", ("*",), None)
         self.keys: list[Key] = [entry]
-        self._write_keys()
+        self.write_keys()
         (folder / "token").write_text("the-token\n")
         bounds = {name: settings.pop(name) for name in set(settings) & {field.name for field in fields(Bounds)}}
         self._settings, self._bounds = settings, Bounds(**bounds)
@@ -256,21 +260,22 @@ class World:
         """Before the world starts."""
         key, entry = create_key(tenant, models, requests_per_minute)
         self.keys.append(entry)
-        self._write_keys()
+        self.write_keys()
         return key
 
-    def _write_keys(self) -> None:
+    def write_keys(self) -> None:
         self.keys_file.write_text(KeyRing(keys=tuple(self.keys)).to_json())
 
     @property
     def keys_file(self) -> Path:
         return self._folder / "keys.json"
 
-    def start(self, *adapters: Adapter, pods: int = 1) -> None:
-        """Declares adapters; the first pods run, and the gateway has read the document when this returns."""
+    def start(self, *adapters: Adapter, pods: int = 1, ready: bool = True) -> None:
+        """Declares adapters; the first pods run, and the gateway has read everything when this returns."""
         self.run(self._surround(adapters, pods))
         self.run(self._start_gateway())
-        self.wait_until(lambda: self.inner("/readyz").status_code == 200)
+        if ready:
+            self.wait_until(lambda: self.inner("/readyz").status_code == 200)
 
     def surround(self, *adapters: Adapter, pods: int = 1) -> dict[str, str]:
         """Everything but the gateway; the environment that one needs here."""

@@ -89,6 +89,7 @@ def test_a_bad_document_never_replaces_a_good_one(file: Path, bad: str) -> None:
     file.unlink() if bad == "gone" else file.write_text(bad)
     keys.refresh()
     assert keys.authenticate(f"Bearer {key}") == entry
+    assert keys.known
 
     file.write_text(ring())
     keys.refresh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,6 +112,37 @@ def test_a_client_whose_timeout_is_shorter_than_the_start_leaves_nothing_behind(
     asleep.show_pods(1)
     asleep.wait_for_status("ready")
     assert not asleep.pods[0].requests
+
+
+@pytest.mark.usefixtures("fast_comments")
+@pytest.mark.parametrize("dispatches_empty_events", [True, False], ids=["older", "newer"])
+def test_a_held_stream_is_read_by_the_rules_of_openais_go_clients(
+    asleep: World, pool: ThreadPoolExecutor, dispatches_empty_events: bool
+) -> None:
+    held = pool.submit(asleep.post, {"model": "faq", "messages": MESSAGES, "stream": True})
+    asleep.wait_for_load(waiting=1)
+    asleep.run(asyncio.sleep(0.2))
+    asleep.show_pods(1)
+    content = held.result().text
+    assert content.count(": waiting") > 1
+    said = [
+        json.loads(event)["choices"][0]["delta"]["content"] for event in go_events(content, dispatches_empty_events)
+    ]
+    assert said == list(PIECES)
+
+
+def go_events(stream: str, dispatches_empty: bool) -> Iterator[str]:
+    """The data of every event until [DONE], as packages/ssestream of openai-go decodes them."""
+    data = ""
+    for line in stream.split("\n")[:-1]:
+        name, _, value = line.partition(":")
+        if name == "data":
+            data += value.removeprefix(" ") + "\n"
+        if not line and (data or dispatches_empty):
+            if data.startswith("[DONE]"):
+                return
+            yield data
+            data = ""
 
 
 @pytest.mark.usefixtures("fast_comments")

@@ -9,7 +9,7 @@ import pytest
 
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.gateway.errors import AdapterUnavailable
-from loraserve.gateway.pods import DOUBT_SECONDS, FRESH_SECONDS, Pod, Pods, endpoints
+from loraserve.gateway.pods import DOUBT_SECONDS, FRESH_SECONDS, SLOW_SECONDS, Pod, Pods, endpoints
 from loraserve.gateway.routing import ANY_OTHER, Route
 from tests.unit.gateway_world import BASE, endpoint_slice
 
@@ -82,6 +82,16 @@ def test_what_an_agent_said_too_long_ago_does_not_count() -> None:
     assert fleet.served(FAQ) is None
     pod.hear(pod.state, fleet.now)
     assert fleet.served(FAQ) == "faq@v2"
+
+
+def test_an_agent_that_only_answers_slowly_is_not_asleep_for_a_while() -> None:
+    fleet = Fleet()
+    pod = fleet.add("a", faq_v2=State.READY)
+    pod.slow = True
+    fleet.now = SLOW_SECONDS
+    assert fleet.served(FAQ) == "faq@v2"
+    fleet.now += 0.1
+    assert fleet.served(FAQ) is None
 
 
 def test_an_agent_whose_vllm_is_silent_has_nothing_ready() -> None:

@@ -46,6 +46,11 @@ def test_a_canary_gets_its_share_of_the_callers_and_each_stays_on_its_side() -> 
     assert 60 < Counter(first)["faq@v2"] < 140
 
 
+def test_a_caller_may_be_named_anything_that_json_can_say() -> None:
+    both = routes(adapter("faq", "v2", canary_percent=10), adapter("faq", "v1"))
+    assert both.resolve("faq", "team-a \ud800").model == "faq"
+
+
 def test_a_larger_share_moves_nobody_back() -> None:
     small = routes(adapter("faq", "v1"), adapter("faq", "v2", canary_percent=10))
     large = routes(adapter("faq", "v1"), adapter("faq", "v2", canary_percent=50))
