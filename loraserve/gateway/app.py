@@ -5,20 +5,30 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
 from loraserve.contract.keys import Key
 from loraserve.gateway.completion import Completion
-from loraserve.gateway.errors import ApiError, NoSuchPage, TooLarge, TooSlow, WrongMethod
+from loraserve.gateway.errors import ApiError, BadRequest, NoSuchPage, TooLarge, TooSlow, WrongMethod
 from loraserve.gateway.exchange import SERVER, Exchange, Gateway
 from loraserve.gateway.openapi import DOCUMENT
 from loraserve.gateway.record import CLIENT_GONE, OK, Record
+from loraserve.gateway.routing import no_such_model
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RECORD = web.RequestKey("record", Record)
+FORWARDED = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/tokenize",
+    "/detokenize",
+)
+"""What vLLM answers; each names its model in the body."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -31,33 +41,62 @@ class PublicApi:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._recorded], client_max_size=self._gateway.bounds.body_bytes)
-        app.router.add_get("/v1/models", self.models, allow_head=False)
-        app.router.add_post("/v1/completions", self.complete)
-        app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/models/{model:.+}", self.model)
+        for path in FORWARDED:
+            app.router.add_post(path, self.complete)
+        app.router.add_post("/v1/embeddings", self.embeddings)
         return app
+
+    async def health(self, _: web.Request) -> web.Response:
+        """That this replica lives; it says nothing about any model, and needs no key."""
+        return web.json_response({"status": "alive"})
 
     async def models(self, request: web.Request) -> web.Response:
         """Every model that the key allows, asleep or not."""
-        key, gateway = self._authenticate(request), self._gateway
-        models = [model for model in gateway.routes.models if key.allows(model)]
-        data = [
-            {
-                "id": model,
-                "object": "model",
-                "created": 0,
-                "owned_by": "loraserve",
-                "parent": None if model == gateway.routes.base else gateway.routes.base,
-                "status": gateway.pods.status(gateway.routes.resolve(model, key.tenant)),
-            }
-            for model in models
-        ]
+        key = self._authenticate(request)
+        data = [self._described(model, key) for model in self._gateway.routes.models if key.allows(model)]
         return web.json_response({"object": "list", "data": data})
 
+    async def model(self, request: web.Request) -> web.Response:
+        """One of them, or one version of it."""
+        key, model = self._authenticate(request), request.match_info["model"]
+        route = self._gateway.routes.resolve(model, key.tenant)
+        if not key.allows(route.model):
+            raise no_such_model(model)
+        return web.json_response(self._described(model, key))
+
+    def _described(self, model: str, key: Key) -> dict[str, Any]:
+        """OpenAI's fields, vLLM's `parent` and `max_model_len`, and a word on whether it is awake."""
+        routes, route = self._gateway.routes, self._gateway.routes.resolve(model, key.tenant)
+        return {
+            "id": model,
+            "object": "model",
+            "created": 0,
+            "owned_by": "loraserve",
+            "parent": None if model == routes.base else routes.base,
+            "max_model_len": routes.max_model_len,
+            "status": self._gateway.pods.status(route),
+        }
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """A completion, chat or not."""
+        """Whatever vLLM answers about one model."""
         key = self._authenticate(request)
         completion = Completion.parse(await self._read(request))
+        if completion.is_conversation and not self._gateway.routes.has_chat_template:
+            raise BadRequest(
+                f"{self._gateway.routes.base} has no chat template, so it and its adapters answer no conversations: call "
+                "/v1/completions, or ask the stack's operator to set chatTemplateFile."
+            )
         return await Exchange(self._gateway, request, request[RECORD], key, completion).run()
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        self._authenticate(request)
+        raise NoSuchPage(
+            "The models here generate text and make no embeddings: one vLLM does one or the other. Serve an embedding model "
+            "beside this stack."
+        )
 
     def _authenticate(self, request: web.Request) -> Key:
         """Before anything is read of the body."""
@@ -78,7 +117,9 @@ class PublicApi:
 
     @web.middleware
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every request ends in one record, every error in OpenAI's shape."""
+        """Every request ends in one record, every error in OpenAI's shape; only probes of health leave none."""
+        if request.match_info.handler == self.health:
+            return await handler(request)
         record = request[RECORD] = _new_record(request)
         try:
             response = await handler(request)
@@ -144,7 +185,7 @@ def _new_record(request: web.Request) -> Record:
     """Ids of the client's are kept where they have the form of ids."""
     given, trace = request.headers.get("X-Request-Id", ""), request.headers.get("traceparent", "")
     return Record(
-        path=request.path if request.match_info.http_exception is None else "other",
+        path=resource.canonical if (resource := request.match_info.route.resource) else "other",
         request_id=given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex,
         trace=trace.split("-")[1] if _TRACE_PARENT.fullmatch(trace) else None,
     )
@@ -163,4 +204,4 @@ def _as_api_error(error: web.HTTPException) -> ApiError:
         case web.HTTPRequestEntityTooLarge():
             return TooLarge("The body is too large.")
         case _:
-            return NoSuchPage("There is no such page; there are /v1/models, /v1/completions and /v1/chat/completions.")
+            return NoSuchPage(f"There is no such page; there are /v1/models, {', '.join(FORWARDED)} and /health.")

@@ -1,4 +1,4 @@
-"""The body of a completion request: as much of it as the gateway has to understand. The rest is vLLM's to judge."""
+"""The body of a request about one model: as much of it as the gateway has to understand. The rest is vLLM's to judge."""
 
 import json
 import math
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from loraserve.gateway.errors import BadRequest
+
+_KEPT_BY_A_SERVER = ("previous_response_id", "conversation", "background")
+"""Of /v1/responses: what only a server that stores responses could do."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class Completion:
     streams: bool
     user: str
     """The tenant's own user, where the request names one."""
+    is_conversation: bool
+    """Needs a chat template."""
     rest: bytes
     """Everything but the model, as JSON's inside of an object."""
 
@@ -25,13 +30,25 @@ class Completion:
             content = json.loads(body, parse_constant=_refuse, parse_float=_finite)
             if not isinstance(content, dict):
                 raise BadRequest("The body must be a JSON object.")
-            model, streams, user = content.pop("model", None), content.get("stream"), content.get("user")
+            model, streams = content.pop("model", None), content.get("stream")
+            user = content.get("user") or content.get("safety_identifier")
             rest = json.dumps(content)[1:-1].encode()
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"The body must be uncompressed JSON: {error}.") from None
         if not isinstance(model, str) or not model:
             raise BadRequest("`model` must be the name of a model, such as one that /v1/models lists.", param="model")
-        return cls(model, streams is True, user if isinstance(user, str) else "", rest)
+        for field in _KEPT_BY_A_SERVER:
+            if content.get(field):
+                raise BadRequest(
+                    f"`{field}` is not there: nothing is kept here, send the whole conversation.", param=field
+                )
+        return cls(
+            model,
+            streams=streams is True,
+            user=user if isinstance(user, str) else "",
+            is_conversation="messages" in content or "input" in content,
+            rest=rest,
+        )
 
     @property
     def size(self) -> int:

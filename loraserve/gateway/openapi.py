@@ -14,7 +14,8 @@ def _ref(schema: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
-def _completion(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
+def _forwarded(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
+    """`prompt`: what the body must have besides the model."""
     body = {
         "type": "object",
         "required": ["model", *prompt],
@@ -25,7 +26,8 @@ def _completion(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
                 "description": "A name that /v1/models lists, or name@version.",
             },
             "stream": {"type": "boolean"},
-            "user": {"type": "string", "description": "Keeps one end user on one side of a canary share."},
+            "user": _USER,
+            "safety_identifier": _USER,
             **prompt,
         },
     }
@@ -54,6 +56,32 @@ def _completion(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_USER = {"type": "string", "description": "Keeps one end user on one side of a canary share."}
+_HEALTH = {
+    "get": {
+        "summary": "That a replica of the gateway lives; it says nothing about models.",
+        "security": [],
+        "responses": {
+            "200": {"description": "It does.", "content": {"application/json": {"schema": {"type": "object"}}}}
+        },
+    }
+}
+_MODEL_PAGE = {
+    "get": {
+        "summary": "One model, or one version of it.",
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+        "responses": {
+            "200": {"description": "The model.", "content": {"application/json": {"schema": _ref("Model")}}},
+            **_answers(errors.BadRequest, errors.Unauthorized, errors.NoSuchModel),
+        },
+    }
+}
+_EMBEDDINGS = {
+    "post": {
+        "summary": "Refused: the models here generate text.",
+        "responses": _answers(errors.BadRequest, errors.Unauthorized, errors.NoSuchPage),
+    }
+}
 _MODELS = {
     "get": {
         "summary": "Every model that the key allows, asleep or not.",
@@ -68,6 +96,7 @@ _MODELS = {
 }
 
 _MESSAGES = {"type": "array", "items": {"type": "object"}}
+_TOKENS = {"type": "array", "items": {"type": "integer"}}
 _PROMPT = {"oneOf": [{"type": "string"}, {"type": "array"}]}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERROR = {
@@ -88,13 +117,14 @@ _ERROR = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["id", "object", "created", "owned_by", "parent", "status"],
+    "required": ["id", "object", "created", "owned_by", "parent", "max_model_len", "status"],
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
         "parent": _TEXT_OR_NULL,
+        "max_model_len": {"type": ["integer", "null"], "description": "Longest prompt plus answer, tokens."},
         "status": {"type": "string"},
     },
 }
@@ -104,9 +134,15 @@ DOCUMENT: dict[str, Any] = {
     "info": {"title": "loraserve", "version": "1"},
     "security": [{"key": []}],
     "paths": {
+        "/health": _HEALTH,
         "/v1/models": _MODELS,
-        "/v1/completions": _completion("Completes a prompt.", {"prompt": _PROMPT}),
-        "/v1/chat/completions": _completion("Answers a conversation.", {"messages": _MESSAGES}),
+        "/v1/models/{model}": _MODEL_PAGE,
+        "/v1/completions": _forwarded("Completes a prompt.", {"prompt": _PROMPT}),
+        "/v1/chat/completions": _forwarded("Answers a conversation.", {"messages": _MESSAGES}),
+        "/v1/responses": _forwarded("Answers a conversation, and keeps nothing of it.", {"input": _PROMPT}),
+        "/v1/embeddings": _EMBEDDINGS,
+        "/tokenize": _forwarded("The tokens of a prompt, or of messages, and their count.", {"prompt": _PROMPT}),
+        "/detokenize": _forwarded("The text of tokens.", {"tokens": _TOKENS}),
     },
     "components": {
         "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -115,8 +151,9 @@ DOCUMENT: dict[str, Any] = {
             "Models": {
                 "type": "object",
                 "required": ["object", "data"],
-                "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
+                "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}},
             },
+            "Model": _MODEL,
         },
     },
 }

@@ -15,10 +15,10 @@ CLIENT_GONE = "client_gone"
 _EVENT_END = b"\n\n"
 _USAGE = b'"usage":'
 _USAGE_BYTES = 400
-_PROMPT_TOKENS = re.compile(rb'"prompt_tokens":\s*(\d{1,9})')
+_PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,9})')
 _ERROR_EVENT = re.compile(rb'^data: \{"error":(?:.*?"code":\s*(\d{3})\b)?', re.MULTILINE)
 """As vLLM words it: a stream has only its events to tell that it failed."""
-_COMPLETION_TOKENS = re.compile(rb'"completion_tokens":\s*(\d{1,9})')
+_COMPLETION_TOKENS = re.compile(rb'"(?:completion|output)_tokens":\s*(\d{1,9})')
 
 
 @dataclass

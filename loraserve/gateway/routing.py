@@ -26,6 +26,8 @@ class Routes:
 
     def __init__(self, desired: DesiredState | None = None) -> None:
         self.base = desired.base.name if desired else None
+        self.max_model_len = desired.base.max_model_len if desired else None
+        self.has_chat_template = desired is None or desired.base.has_chat_template
         self._adapters: dict[str, list[Adapter]] = {}
         for adapter in desired.adapters if desired else ():
             self._adapters.setdefault(adapter.name, []).append(adapter)
@@ -46,7 +48,7 @@ class Routes:
         if asked.version is not None:
             entries = [entry for entry in entries if entry.version == asked.version]
         if not entries:
-            raise NoSuchModel(f"The model {model!r} does not exist; /v1/models lists those that do.", param="model")
+            raise no_such_model(model)
         served = _served(entries, asked.adapter, caller) if asked.version is None else (entries[0].served_name,)
         return Route(asked.adapter, served, falls_back=entries[0].fallback == "base")
 
@@ -57,6 +59,10 @@ class Routes:
     def fallback(self, route: Route) -> Route:
         """The base model in the adapter's stead; metrics and logs keep the adapter's name."""
         return replace(self.base_route(), model=route.model)
+
+
+def no_such_model(model: str) -> NoSuchModel:
+    return NoSuchModel(f"The model {model!r} does not exist; /v1/models lists those that do.", param="model")
 
 
 def _served(entries: list[Adapter], name: str, caller: str) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ network, reaches all of them.
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import json
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -23,12 +25,15 @@ OPEN_ROUTES = frozenset(
         ("GET", "/v1/models"),
         ("POST", "/v1/completions"),
         ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/responses"),
     }
 )
+OPEN_WITH_KEY = frozenset({("POST", "/tokenize"), ("POST", "/detokenize")})
+"""Not below /v1, so vLLM itself asks no key for them."""
 
 
 class Guard:
-    """Answers 404 to every call from another address that is not one of OPEN_ROUTES."""
+    """Answers 404 to every call from another address that is not one of these routes."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -52,7 +57,15 @@ def _is_local(scope: Message) -> bool:
 
 
 def _is_open(scope: Message) -> bool:
-    return scope["type"] == "http" and (scope["method"], scope["path"]) in OPEN_ROUTES
+    if scope["type"] != "http":
+        return False
+    route = (scope["method"], scope["path"])
+    return route in OPEN_ROUTES or (route in OPEN_WITH_KEY and _has_key(scope))
+
+
+def _has_key(scope: Message) -> bool:
+    expected = f"Bearer {os.environ['VLLM_API_KEY']}".encode()
+    return hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), expected)
 
 
 async def _not_found(path: str, send: Send) -> None:

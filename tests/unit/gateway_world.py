@@ -243,6 +243,8 @@ class World:
         self._thread.start()
         self._folder = folder
         agent_port, vllm_port = port_free_on_loopbacks(), port_free_on_loopbacks()
+        self.base = Base(name=BASE, max_model_len=4096)
+        """What is declared of the base model, from the next document on."""
         self.pods = [FakePod(f"127.0.0.{last}", agent_port, vllm_port) for last in (1, 2, 3)]
         self.key, entry = create_key("team-a", ("*",), None)
         self.keys: list[Key] = [entry]
@@ -329,7 +331,7 @@ class World:
         self._call(self._declare, adapters)
 
     def _declare(self, adapters: tuple[Adapter, ...]) -> None:
-        document = DesiredState(base=Base(name=BASE), bucket="adapters", adapters=adapters).to_json()
+        document = DesiredState(base=self.base, bucket="adapters", adapters=adapters).to_json()
         self._show_document(document)
 
     def show_document(self, document: str) -> None:

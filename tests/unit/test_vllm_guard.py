@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from loraserve.vllm_plugins.guard import OPEN_ROUTES, Guard
+from loraserve.vllm_plugins.guard import OPEN_ROUTES, OPEN_WITH_KEY, Guard
 
 POD = "10.0.3.7"
 
 
-def answer(path: str, method: str = "POST", client: str | None = POD, kind: str = "http") -> Any:
+def answer(path: str, method: str = "POST", client: str | None = POD, kind: str = "http", key: str = "") -> Any:
     """What the guard lets the server behind it say (200), or says itself."""
     sent: list[Any] = []
 
@@ -26,7 +26,10 @@ def answer(path: str, method: str = "POST", client: str | None = POD, kind: str 
         sent.append(message)
 
     address = (client, 1234) if client else None
-    scope = {"type": kind, "path": path, "client": address} | ({"method": method} if kind == "http" else {})
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    scope = {"type": kind, "path": path, "client": address, "headers": headers} | (
+        {"method": method} if kind == "http" else {}
+    )
     asyncio.run(Guard(server)(scope, receive, send))
     return sent[0].get("status", sent[0]["type"])
 
@@ -36,9 +39,17 @@ def test_inference_is_open_to_other_pods(method: str, path: str) -> None:
     assert answer(path, method) == 200
 
 
+@pytest.mark.parametrize(("method", "path"), sorted(OPEN_WITH_KEY))
+def test_where_vllm_asks_for_no_key_the_guard_does(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "vllm-key")
+    assert answer(path, method) == 404
+    assert answer(path, method, key="vllm-keY") == 404
+    assert answer(path, method, key="vllm-key") == 200
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/tokenize", "/v1/responses"],
+    ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/invocations", "/v1/messages"],
 )
 def test_all_else_is_not_there_for_other_pods_but_is_for_the_agent(path: str) -> None:
     assert answer(path) == 404
