@@ -128,7 +128,7 @@ def test_a_second_request_cannot_hide_in_the_first_ones_body(at: World) -> None:
 
 @schema.parametrize()
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_what_the_document_says_holds(case: schemathesis.Case, at: World) -> None:
     case.call_and_validate(
