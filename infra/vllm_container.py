@@ -114,6 +114,7 @@ def vllm_flags(settings: Settings) -> list[str]:
         *_device_flags(settings),
         f"--max-num-seqs={MAX_NUM_SEQS}",
         f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
+        "--scheduling-policy=priority",  # the gateway says which requests can wait
         f"--shutdown-timeout={settings.longest_generation_seconds}",
         f"--middleware={_GUARD_MODULE}.{guard.Guard.__name__}",
         *([f"--chat-template={_FILES_DIR}/{_TEMPLATE_FILE}"] if settings.chat_template else []),

@@ -20,6 +20,8 @@ class Completion:
     """The tenant's own user, where the request names one."""
     is_conversation: bool
     """Needs a chat template."""
+    is_patient: bool
+    """OpenAI's flex tier: it takes what interactive requests leave."""
     rest: bytes
     """Everything but the model, as JSON's inside of an object."""
 
@@ -47,6 +49,7 @@ class Completion:
             streams=streams is True,
             user=user if isinstance(user, str) else "",
             is_conversation="messages" in content or "input" in content,
+            is_patient=content.get("service_tier") == "flex",
             rest=rest,
         )
 

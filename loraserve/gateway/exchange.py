@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import aiohttp
 from aiohttp import web
@@ -89,7 +89,9 @@ class Exchange:
 
     async def run(self) -> web.StreamResponse:
         """Raises ApiError while there is a status left to send, ConnectionError where nobody is left to send it to."""
-        route = self._gateway.routes.resolve(self._completion.model, self._caller())
+        route = replace(
+            self._gateway.routes.resolve(self._completion.model, self._caller()), is_patient=self._completion.is_patient
+        )
         self._record.model = route.model
         if not self._key.allows(route.model):
             raise Forbidden(f"This key may not call {route.model!r}.", param="model")
@@ -191,6 +193,8 @@ class Exchange:
             "Content-Type": "application/json",
             "Accept-Encoding": "identity",
             "X-Request-Id": self._record.request_id,
+            # vLLM believes it before the body's `priority`, which a client could set; less is sooner.
+            "X-Vllm-Priority": "1" if self._completion.is_patient else "0",
             **{name: given[name] for name in _TRACE_HEADERS if name in given},
         }
 

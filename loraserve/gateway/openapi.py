@@ -28,6 +28,7 @@ def _forwarded(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
             "stream": {"type": "boolean"},
             "user": _USER,
             "safety_identifier": _USER,
+            "service_tier": {"type": "string", "description": "`flex` takes what interactive requests leave."},
             **prompt,
         },
     }

@@ -163,7 +163,7 @@ class Pods:
         """Room for a request, or None where it has to wait. Raises AdapterUnavailable where waiting cannot help."""
         for candidates in self._candidates(route):
             if candidates:
-                return self._least_surprising(candidates)
+                return self._least_surprising(candidates, route.is_patient)
         self._give_up_hopeless(route)
         return None
 
@@ -205,9 +205,9 @@ class Pods:
             else:
                 yield [(pod, other) for pod in heard for other in _others(pod, route) if pod.has(other, now)]
 
-    def _least_surprising(self, candidates: list[tuple[Pod, str]]) -> Place | None:
+    def _least_surprising(self, candidates: list[tuple[Pod, str]], is_patient: bool) -> Place | None:
         """The pod where this adapter is at home, unless it is full or far busier than the others."""
-        share = max(1, self._concurrency // self.replicas)
+        share = max(1, self._concurrency // (2 if is_patient else 1) // self.replicas)
         bound = IMBALANCE * (sum(pod.running for pod, _ in candidates) + 1) / len(candidates)
         at_home = sorted(candidates, key=lambda candidate: _affinity(*candidate), reverse=True)
         for pod, served in at_home:

@@ -19,6 +19,8 @@ class Route:
     served: tuple[str, ...]
     """Names under which vLLM may have it, the best first."""
     falls_back: bool = False
+    is_patient: bool = False
+    """Takes no more than half of a pod's places, so that some are free for who is not."""
 
 
 class Routes:
@@ -58,7 +60,7 @@ class Routes:
 
     def fallback(self, route: Route) -> Route:
         """The base model in the adapter's stead; metrics and logs keep the adapter's name."""
-        return replace(self.base_route(), model=route.model)
+        return replace(self.base_route(), model=route.model, is_patient=route.is_patient)
 
 
 def no_such_model(model: str) -> NoSuchModel:

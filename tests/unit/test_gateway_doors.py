@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,12 @@ def at(tmp_path: Path) -> Iterator[World]:
     with world(tmp_path) as made:
         made.pods[0].holds("faq@v1")
         yield made
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
 
 
 @pytest.fixture
@@ -143,6 +151,27 @@ def test_users_are_kept_on_their_side_of_a_canary_by_either_name(at: World) -> N
     by_identifier = [at.post(chat(safety_identifier=user)).headers["x-loraserve-model"] for user in users]
     assert by_user == by_identifier
     assert set(by_user) == {"faq@v1", "faq@v2"}
+
+
+def test_who_can_wait_says_so_by_openais_own_word_and_nobody_gets_ahead_by_vllms(serving: World) -> None:
+    with client(serving) as made:
+        made.chat.completions.create(model="faq", messages=[{"role": "user", "content": "Hi"}], service_tier="flex")
+    serving.post(chat(priority=-5), **{"X-Vllm-Priority": "-5"})
+    assert [headers["x-vllm-priority"] for headers in serving.pods[0].headers] == ["1", "0"]
+
+
+def test_who_can_wait_leaves_half_of_the_places_to_who_cannot(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    with world(tmp_path, pod_concurrency=4) as at:
+        at.pods[0].holds("faq@v1")
+        at.pods[0].go_on = asyncio.Semaphore(0)
+        at.start(adapter())
+        at.wait_for_status("ready")
+        patient = [pool.submit(at.post, chat(stream=True, service_tier="flex")) for _ in range(4)]
+        at.wait_for_load(waiting=2, running=2)
+        hasty = [pool.submit(at.post, chat(stream=True)) for _ in range(2)]
+        at.wait_for_load(waiting=2, running=4)
+        at.pods[0].permit(100)
+        assert [future.result().status_code for future in (*hasty, *patient)] == [200] * 6
 
 
 def test_pages_of_other_origins_may_not_call(serving: World) -> None:

@@ -383,6 +383,10 @@ def test_the_default_base_model_which_has_no_chat_template_is_given_one() -> Non
     assert "[INST]" in program.one("core/v1:ConfigMap", "vllm-files").inputs["data"]["chat_template.jinja"]
 
 
+def test_vllm_heeds_the_priorities_that_the_gateway_gives(dev: Program) -> None:
+    assert "--scheduling-policy=priority" in vllm(dev)["args"]
+
+
 def test_parsers_of_tools_and_reasoning_are_named_to_vllm(dev: Program) -> None:
     chosen = vllm(declare("dev", toolCallParser="hermes", reasoningParser="qwen3"))["args"]
     added = {"--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"}
