@@ -108,7 +108,7 @@ class Gateway(pulumi.ComponentResource):
         return {
             "forward": f"kubectl --namespace {SERVING_NAMESPACE} port-forward service/{GATEWAY} {GATEWAY_PORT}",
             "url": f"http://localhost:{GATEWAY_PORT}/v1",
-            "newKeyCommand": "python -m loraserve key <tenant>",
+            "newKeyCommand": "loraserve key <tenant>",
         }
 
     def _metadata(self) -> k8s.meta.v1.ObjectMetaArgsDict:

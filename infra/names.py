@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from loraserve.contract.addresses import ADAPTER_PREFIX as ADAPTER_PREFIX
 from loraserve.contract.addresses import AGENT_PORT as AGENT_PORT
 from loraserve.contract.addresses import BASE_MODEL_PREFIX as BASE_MODEL_PREFIX
+from loraserve.contract.addresses import DESIRED_STATE as DESIRED_STATE
+from loraserve.contract.addresses import DESIRED_STATE_FILE as DESIRED_STATE_FILE
+from loraserve.contract.addresses import GATEWAY as GATEWAY
 from loraserve.contract.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
 from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
 from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
@@ -27,7 +30,6 @@ VLLM_API_KEY = "api-key"
 HUB_TOKEN = "hub-token"
 """The key of Secret `vllm` that vLLM fetches a gated base model with."""
 
-GATEWAY = "gateway"
 GATEWAY_LABELS = {"app": "gateway", "component": "inference"}
 GATEWAY_SELECTOR = {"app": "gateway"}
 GATEWAY_CLIENT_LABELS = {"loraserve-client": "true"}
@@ -102,6 +104,3 @@ BASE_DIR = "/mnt/base"
 ADAPTERS_VOLUME, BASE_VOLUME, TMP_VOLUME = "adapters", "base", "tmp"
 """What agent and vLLM both mount."""
 DESIRED_STATE_DIR = "/etc/loraserve"
-DESIRED_STATE_FILE = "desired.json"
-DESIRED_STATE = "desired-state"
-"""The ConfigMap's name, which the agent's Role grants by."""

@@ -18,7 +18,7 @@ def gateway_rules() -> list[dict[str, Any]]:
             "AdapterAnsweredByBase",
             f"sum by (model) (increase({metrics.GATEWAY_FALLBACKS}[10m])) > 0",
             "The base model answers for {{ $labels.model }}.",
-            "`python -m loraserve status` says why the adapter does not.",
+            "`loraserve status` says why the adapter does not.",
         ),
         _rule(
             "GatewayRefusesRequests",

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from loraserve.catalog import versions
-from loraserve.catalog.bucket import Bucket, OnProgress
-from loraserve.catalog.files import PARTIAL_PREFIX, FileEntry, write
+from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.files import PARTIAL_PREFIX, FileEntry, OnProgress, write
 from loraserve.catalog.gate import CONFIG_FILE, FILE_LIMITS, UnsafeAdapter, inspect
 from loraserve.catalog.manifest import MANIFEST_FILE, AdapterManifest
 from loraserve.catalog.versions import VersionId

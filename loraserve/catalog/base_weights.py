@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from loraserve.catalog import versions
-from loraserve.catalog.bucket import Bucket, OnProgress
-from loraserve.catalog.files import MAX_FILE_BYTES, PARTIAL_PREFIX, FileEntry, UnsafeFile
+from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.files import MAX_FILE_BYTES, PARTIAL_PREFIX, FileEntry, OnProgress, UnsafeFile
 from loraserve.catalog.manifest import DATA_SUFFIXES, MANIFEST_FILE, WEIGHTS_SUFFIX, BaseManifest
 from loraserve.catalog.safetensors import BrokenSafetensors, tensors_of
 from loraserve.catalog.versions import VersionId
@@ -24,7 +24,8 @@ def publish(bucket: Bucket, folder: Path, model: str, version: str, progress: On
     for path in paths:
         if path.suffix == WEIGHTS_SUFFIX:
             _check_whole(path)
-    manifest = BaseManifest.of(model=model, version=version, files={path.name: FileEntry.read(path) for path in paths})
+    files = {path.name: FileEntry.read(path, progress=progress) for path in paths}
+    manifest = BaseManifest.of(model=model, version=version, files=files)
     versions.publish(bucket, VersionId.of_base(model, version), folder, manifest, progress)
     return manifest.entry(manifest.digest)
 

@@ -28,7 +28,8 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 
-from loraserve.catalog.files import FileEntry
+from loraserve.catalog.aws_errors import explain
+from loraserve.catalog.files import FileEntry, OnProgress
 from loraserve.errors import LoraserveError
 
 ATTEMPTS = 4
@@ -39,9 +40,6 @@ WORKERS = 8
 
 _TRANSIENT_ERRORS = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
 _TRANSIENT_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
-
-OnProgress = Callable[[str, int, int], None]
-"""Told (file name, bytes done so far, bytes in all) while a file is transferred."""
 
 T = TypeVar("T")
 
@@ -89,7 +87,7 @@ class Bucket:
             retries={"total_max_attempts": 1},
             max_pool_connections=4 * WORKERS,
         )
-        self._s3 = _session(region, role).client("s3", config=config)
+        self._s3 = _client(region, role, config)
 
     def url(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
@@ -117,7 +115,7 @@ class Bucket:
 
     def upload(self, key: str, path: Path, entry: FileEntry, progress: OnProgress) -> None:
         """A file, as an object. Raises VersionExists unless it is there with the same bytes."""
-        tally = _Tally(path.name, entry.size, progress)
+        tally = _Tally(f"uploading {path.name}", entry.size, progress)
         if len(entry.parts) == 1:
             self._create(key, entry.checksum, lambda: self._put(key, _read(path, entry.span(0)), entry.checksum))
         else:
@@ -129,7 +127,7 @@ class Bucket:
 
         Raises ObjectMissing, DigestMismatch; OSError when the disk fails.
         """
-        tally = _Tally(target.name, entry.size, progress)
+        tally = _Tally(f"downloading {target.name}", entry.size, progress)
         resumed = target.exists()
         with target.open("ab") as file:
             file.truncate(entry.size)
@@ -210,7 +208,7 @@ class Bucket:
 
     def verify(self, key: str, entry: FileEntry, progress: OnProgress) -> None:
         """Reads every byte of an object, and keeps none. Raises ObjectMissing, DigestMismatch."""
-        tally = _Tally(key.rpartition("/")[2], entry.size, progress)
+        tally = _Tally(f"reading {key}", entry.size, progress)
 
         def check(part: int) -> None:
             self._call(key, lambda: self._read_part(key, entry, part, lambda chunk: None))
@@ -272,14 +270,19 @@ class Bucket:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _session(region: str | None, role: str | None) -> boto3.Session:
-    session = boto3.Session(region_name=region)
-    if not role:
-        return session
+def _client(region: str | None, role: str | None, config: Config) -> Any:
+    try:
+        session = boto3.Session(region_name=region)
+        return (_as_role(session, role) if role else session).client("s3", config=config)
+    except BotoCoreError as error:  # a profile or a region that is not there
+        raise CatalogUnavailable(explain(error)) from error
+
+
+def _as_role(session: boto3.Session, role: str) -> boto3.Session:
     try:
         given = session.client("sts").assume_role(RoleArn=role, RoleSessionName="loraserve")["Credentials"]
     except (BotoCoreError, ClientError) as error:
-        raise CatalogUnavailable(f"{role} cannot be assumed: {error}") from error
+        raise CatalogUnavailable(f"{role} cannot be assumed: {explain(error)}") from error
     return boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], session.region_name)
 
 
@@ -359,7 +362,7 @@ def _is_transient(error: BotoCoreError | ClientError) -> bool:
 
 def _translate(error: BotoCoreError | ClientError, url: str) -> Exception:
     if not isinstance(error, ClientError):
-        return CatalogUnavailable(f"{url}: {error}")
+        return CatalogUnavailable(f"{url}: {explain(error)}")
     code = error.response["Error"]["Code"]
     if code in ("NoSuchUpload", "InvalidPart", "PreconditionFailed"):
         return _Overtaken(code)
@@ -368,12 +371,10 @@ def _translate(error: BotoCoreError | ClientError, url: str) -> Exception:
             return CatalogUnavailable(f"{url}: there is no such bucket; check its name and the AWS account")
         case 404:
             return ObjectMissing(f"{url} does not exist; publish this version, or correct model and version")
-        case 403:
-            return CatalogUnavailable(f"{url}: access denied ({code}); check the role's policy and the bucket's")
         case 416:
             return _wrong_size(url, "less")
-        case status:
-            return CatalogUnavailable(f"{url}: S3 answered {status} {code}")
+        case _:
+            return CatalogUnavailable(f"{url}: {explain(error)}")
 
 
 def _status(error: ClientError) -> int:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Self
@@ -21,6 +22,9 @@ MAX_PARTS = 10_000
 MAX_FILE_BYTES = PART_BYTES * MAX_PARTS
 PARTIAL_PREFIX = ".partial-"
 """Starts the names of folders that are not whole yet."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Told (what is done, such as "uploading model.safetensors"; bytes done so far; bytes in all) while a file is gone through."""
 
 
 class UnsafeFile(LoraserveError):
@@ -46,12 +50,14 @@ class FileEntry(Document):
         return self
 
     @classmethod
-    def read(cls, path: Path, max_bytes: int = MAX_FILE_BYTES) -> Self:
+    def read(cls, path: Path, max_bytes: int = MAX_FILE_BYTES, progress: OnProgress = lambda *_: None) -> Self:
         """Raises UnsafeFile."""
         parts = []
         with open_regular(path, max_bytes) as file:
+            size = os.fstat(file.fileno()).st_size
             while content := file.read(PART_BYTES):
                 parts.append(hashlib.sha256(content).hexdigest())
+                progress(f"reading {path.name}", file.tell(), size)
             if not parts:
                 raise UnsafeFile(f"{path.name} is empty; save it again")
             return cls(size=file.tell(), parts=tuple(parts))

@@ -7,8 +7,8 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from loraserve.catalog.bucket import Bucket, DigestMismatch, ObjectMissing, OnProgress
-from loraserve.catalog.files import digest_of
+from loraserve.catalog.bucket import Bucket, DigestMismatch, ObjectMissing
+from loraserve.catalog.files import OnProgress, digest_of
 from loraserve.catalog.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, AdapterManifest, BaseManifest, Manifest
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX

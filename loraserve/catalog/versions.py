@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from loraserve.catalog.bucket import Bucket, DigestMismatch, OnProgress, VersionExists
-from loraserve.catalog.files import check_room, digest_of, put_in_place, write
+from loraserve.catalog.bucket import Bucket, DigestMismatch, VersionExists
+from loraserve.catalog.files import OnProgress, check_room, digest_of, put_in_place, write
 from loraserve.catalog.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 from loraserve.contract.base_model import Mirror
@@ -75,7 +75,7 @@ def fetch(
     Files arrive in `partial`, where good parts of an earlier attempt stay, and are shown to `check` before they move.
     Raises ObjectMissing, DigestMismatch, UnsafeFile, DiskFull, CatalogUnavailable; OSError when the disk fails.
     """
-    content = _pinned_manifest(bucket, id, entry.digest)
+    content = pinned_manifest(bucket, id, entry.digest)
     manifest = schema.parse(content)
     manifest.check_entry(entry)
     partial.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,8 @@ def holds(folder: Path, digest: str) -> bool:
         return False
 
 
-def _pinned_manifest(bucket: Bucket, id: VersionId, digest: str) -> bytes:
+def pinned_manifest(bucket: Bucket, id: VersionId, digest: str) -> bytes:
+    """With the digest that the stack config pins. Raises ObjectMissing, DigestMismatch, CatalogUnavailable."""
     content = bucket.read(id.key(MANIFEST_FILE), MAX_MANIFEST_BYTES)
     if digest_of(content) != digest:
         raise DigestMismatch(

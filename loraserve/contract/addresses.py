@@ -9,6 +9,12 @@ STACK_TAG = f"{PROJECT}/stack"
 SERVING_NAMESPACE = "ml-models"
 VLLM_SELECTOR = {"app": "vllm"}
 """Labels of vLLM's pods."""
+GATEWAY = "gateway"
+"""The Service that clients call."""
+DESIRED_STATE = "desired-state"
+"""The ConfigMap with the desired state, which the agent's Role grants by name."""
+DESIRED_STATE_FILE = "desired.json"
+"""Its one key."""
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """As pods ask for it and nodes offer it."""

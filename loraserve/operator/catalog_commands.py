@@ -1,279 +1,331 @@
-"""`loraserve check | publish | mirror | list | show | verify | diff | gc`: an operator's hold on the bucket."""
+"""`loraserve check | publish | mirror | list | show | verify | diff | gc`: what a publisher and an operator do to the bucket."""
 
-import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
-from rich.text import Text
+import click
 
 from loraserve.catalog import adapters, base_weights, garbage, listing
-from loraserve.catalog.bucket import Bucket, OnProgress
+from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.files import UnsafeFile
 from loraserve.catalog.gate import inspect, notes
 from loraserve.catalog.manifest import AdapterManifest
-from loraserve.contract.base_model import Base, read_base
-from loraserve.contract.document import Document
+from loraserve.contract.base_model import Base, Mirror, read_base
 from loraserve.errors import LoraserveError
+from loraserve.operator.terminal import (
+    add_row,
+    busy,
+    json_option,
+    plain,
+    print_json,
+    print_table,
+    progress_bars,
+    stack_config_entry,
+    stack_config_setting,
+    table,
+    tell,
+)
 from loraserve.planning import stack_file
 
 GRACE_DAYS = 30
-PIPED_WIDTH = 200
-"""Of a table that no terminal shows."""
+_PATH = click.Path(path_type=Path)
+
+_bucket = click.option("--bucket", "bucket_name", required=True, metavar="NAME", help="The stack's adapter bucket.")
+_adapter_folder = click.argument("folder", type=_PATH)
 
 
-def add_to(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    bucket = argparse.ArgumentParser(add_help=False)
-    bucket.add_argument("--bucket", required=True, help="the stack's adapter bucket")
-
-    check = commands.add_parser(
-        "check",
-        help="say whether a PEFT folder can be published and served; needs no bucket",
-        description="Passes a PEFT folder through the gate that publishing and every download pass. Nothing is uploaded.",
-    )
-    check.add_argument("folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors")
-    _add_base(check)
-    check.set_defaults(command=_check)
-
-    publish = commands.add_parser(
-        "publish",
-        parents=[bucket],
-        help="upload a PEFT folder as a new adapter version",
-        description="Checks a PEFT folder, uploads it as a new, immutable version and prints the entry for the stack "
-        "config. Credentials, region and AWS_ENDPOINT_URL are read as the AWS SDK does.",
-    )
-    publish.add_argument("folder", type=Path, help="holds adapter_config.json and adapter_model.safetensors")
-    publish.add_argument("--model", required=True, help="folder in the catalog, such as mistral-7b-aws-rag-qa")
-    publish.add_argument("--version", required=True, help="such as v1; a version can be published only once")
-    publish.add_argument("--name", help="what clients call the adapter (default: MODEL)")
-    _add_base(publish)
-    publish.add_argument(
-        "--probe-prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="a prompt on which it answers otherwise than the base model; repeatable",
-    )
-    publish.add_argument("--probe-prompts", type=Path, metavar="FILE", help="such prompts, one per line")
-    publish.set_defaults(command=_publish)
-
-    mirror = commands.add_parser(
-        "mirror",
-        parents=[bucket],
-        help="upload the base model's weights to the bucket, where pods then fetch them",
-        description="Uploads a model's folder (config.json, *.safetensors, the tokenizer's files; nothing that could run) as "
-        "a new, immutable version and prints the settings for the stack config.",
-    )
-    mirror.add_argument("folder", type=Path, help="holds config.json and *.safetensors")
-    mirror.add_argument("--model", required=True, help="the stack's baseModel, such as mistralai/Mistral-7B-v0.1")
-    mirror.add_argument("--version", required=True, help="such as v1; a version can be mirrored only once")
-    mirror.set_defaults(command=_mirror)
-
-    listing = commands.add_parser("list", parents=[bucket], help="what the bucket holds")
-    listing.add_argument("model", nargs="?", help="only its versions")
-    listing.set_defaults(command=_list)
-
-    show = commands.add_parser(
-        "show", parents=[bucket], help="one version's manifest, and its entry for the stack config"
-    )
-    show.add_argument("model")
-    show.add_argument("version")
-    show.set_defaults(command=_show)
-
-    verify = commands.add_parser("verify", parents=[bucket], help="read published versions again, byte by byte")
-    verify.add_argument("model", nargs="?", help="only its versions (default: all)")
-    verify.add_argument("version", nargs="?", help="only this one")
-    verify.set_defaults(command=_verify)
-
-    diff = commands.add_parser("diff", parents=[bucket], help="what differs between two versions of a model")
-    diff.add_argument("model")
-    diff.add_argument("version")
-    diff.add_argument("other", metavar="OTHER_VERSION")
-    diff.set_defaults(command=_diff)
-
-    gc = commands.add_parser(
-        "gc",
-        parents=[bucket],
-        help="find, and with --yes delete, versions that no stack names and uploads that were never finished",
-        description="Name every stack config and desired state that uses the bucket: what they name is kept. What is "
-        "deleted can be brought back for 90 days: see docs/operations.md.",
-    )
-    gc.add_argument(
-        "--keep", type=Path, action="append", required=True, metavar="FILE", help="such as Pulumi.prod.yaml; repeatable"
-    )
-    gc.add_argument(
-        "--days",
-        type=int,
-        default=GRACE_DAYS,
-        help="leave what changed later than this many days ago (default: %(default)s)",
-    )
-    gc.add_argument("--role", metavar="ARN", help="the only one that may delete: `pulumi stack output catalogGcRole`")
-    gc.add_argument("--yes", action="store_true", help="delete what was found (without it, it is only shown)")
-    gc.set_defaults(command=_gc)
-
-
-def _add_base(command: argparse.ArgumentParser) -> None:
-    base = command.add_mutually_exclusive_group()
-    base.add_argument(
+def _base_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    base = click.option(
         "--base",
+        "base_source",
         metavar="JSON|PATH",
-        help="what it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared)",
+        help="What it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared).",
     )
-    base.add_argument("--stack-file", type=Path, metavar="FILE", help="the same, from a stack's Pulumi.<stack>.yaml")
+    file = click.option(
+        "--stack-file",
+        "base_file",
+        type=_PATH,
+        metavar="FILE",
+        help="The same, from a stack's Pulumi.<stack>.yaml.",
+    )
+    return base(file(command))
 
 
-def _base(options: argparse.Namespace) -> Base | None:
-    if options.stack_file:
-        return stack_file.read(options.stack_file).base
-    return read_base(options.base) if options.base else None
+def _base(source: str | None, file: Path | None) -> Base | None:
+    if source and file:
+        raise click.UsageError("--base and --stack-file say the same: give one of them")
+    if file:
+        return stack_file.read(file).base
+    return read_base(source) if source else None
 
 
-def _check(options: argparse.Namespace) -> None:
-    base = _base(options)
-    facts = inspect(options.folder, base)
-    for note in notes(options.folder):
-        _tell(f"Note: {note}")
+@click.command()
+@_adapter_folder
+@_base_options
+@json_option
+def check(folder: Path, base_source: str | None, base_file: Path | None, as_json: bool) -> None:
+    """Say whether a PEFT folder can be published and served; needs no bucket.
+
+    Passes FOLDER (adapter_config.json, adapter_model.safetensors) through the gate that publishing and every download
+    pass. Nothing is uploaded.
+    """
+    base = _base(base_source, base_file)
+    with busy(f"reading the weights in {folder}"):
+        facts, noted = inspect(folder, base), notes(folder)
+    if as_json:
+        print_json(plain(facts) | {"fits": base and base.name, "notes": noted})
+        return
+    for note in noted:
+        tell(f"Note: {note}")
     if not base:
-        _tell("Not compared with a base model: name one with --base or --stack-file.")
+        tell("Not compared with a base model: name one with --base or --stack-file.")
     trained_on = facts.base_model or "a model that it does not name"
-    print(
-        f"{options.folder} can be published: rank {facts.rank} on {', '.join(facts.target_modules)}, trained on {trained_on}"
+    click.echo(
+        f"{folder} can be published: rank {facts.rank} on {', '.join(facts.target_modules)}, trained on {trained_on}"
         + (f", fits {base.name}" if base else "")
     )
 
 
-def _publish(options: argparse.Namespace) -> None:
-    base = _base(options)
-    for note in notes(options.folder):
-        _tell(f"Note: {note}")
-    prompts = _probe_prompts(options)
-    with _progress_bars("uploading") as progress:
-        adapter = adapters.publish(
-            Bucket(options.bucket),
-            options.folder,
-            options.model,
-            options.version,
-            options.name,
-            progress,
-            base=base,
-            probe_prompts=prompts,
+@click.command()
+@_adapter_folder
+@_bucket
+@click.option("--model", required=True, help="Folder in the catalog, such as mistral-7b-aws-rag-qa.")
+@click.option("--version", required=True, help="Such as v1; a version can be published only once.")
+@click.option("--name", help="What clients call the adapter (default: MODEL).")
+@_base_options
+@click.option(
+    "--probe-prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="A prompt on which it answers otherwise than the base model; repeatable.",
+)
+@click.option("--probe-prompts", "prompts_file", type=_PATH, metavar="FILE", help="Such prompts, one per line.")
+@json_option
+def publish(
+    folder: Path,
+    bucket_name: str,
+    model: str,
+    version: str,
+    name: str | None,
+    base_source: str | None,
+    base_file: Path | None,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Upload a PEFT folder as a new adapter version.
+
+    Checks FOLDER, uploads it as a new, immutable version and prints the entry for the stack config. Credentials, region
+    and AWS_ENDPOINT_URL are read as the AWS SDK does.
+    """
+    base = _base(base_source, base_file)
+    prompts = (*prompts, *_lines(prompts_file))
+    for note in notes(folder):
+        tell(f"Note: {note}")
+    with progress_bars() as progress:
+        entry = adapters.publish(
+            Bucket(bucket_name), folder, model, version, name, progress, base=base, probe_prompts=prompts
         )
-    _tell("Published. Add to the stack config's list of adapters:")
-    print(stack_config_entry(adapter))
-
-
-def _probe_prompts(options: argparse.Namespace) -> list[str]:
-    if not options.probe_prompts:
-        return options.probe_prompt
-    try:
-        lines = options.probe_prompts.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise UnsafeFile(f"--probe-prompts {options.probe_prompts} cannot be read: {error}") from None
-    return [*options.probe_prompt, *filter(None, lines)]
-
-
-def _mirror(options: argparse.Namespace) -> None:
-    with _progress_bars("uploading") as progress:
-        mirrored = base_weights.publish(
-            Bucket(options.bucket), options.folder, options.model, options.version, progress
-        )
-    _tell("Mirrored. Set in the stack config:")
-    print(mirror_setting(mirrored))
-    if not base_weights.has_chat_template(options.folder):
-        print("loraserve:baseModelHasChatTemplate: false")
-
-
-def _list(options: argparse.Namespace) -> None:
-    table = Table("model", "version", "kind", "MB", "last change (UTC)", box=None, pad_edge=False)
-    for version in listing.versions(Bucket(options.bucket), options.model):
-        kind = version.id.kind if version.published else f"{version.id.kind}, unfinished"
-        _add_row(table, version.id.model, version.id.version, kind, _megabytes(version), _day(version.changed_at))
-    _print(table)
-
-
-def _show(options: argparse.Namespace) -> None:
-    bucket = Bucket(options.bucket)
-    found = listing.find(bucket, options.model, options.version)
-    manifest, digest = listing.read_manifest(bucket, found.id)
-    _tell(json.dumps(json.loads(manifest.to_json()), indent=2))
-    if isinstance(manifest, AdapterManifest):
-        print(stack_config_entry(manifest.entry(options.model, options.model, options.version, digest)))
-    else:
-        print(mirror_setting(manifest.entry(digest)))
-
-
-def _verify(options: argparse.Namespace) -> int:
-    bucket = Bucket(options.bucket)
-    wanted = [v for v in listing.versions(bucket, options.model, options.version) if v.published]
-    if options.version and not wanted:
-        listing.find(bucket, options.model, options.version)
-    damaged = 0
-    for version in wanted:
-        try:
-            with _progress_bars(f"{version.id} reading") as progress:
-                listing.verify(bucket, version, progress)
-        except LoraserveError as error:
-            damaged += 1
-            print(f"{version.id}: DAMAGED\n{error}")
-        else:
-            print(f"{version.id}: good")
-    return 1 if damaged else 0
-
-
-def _diff(options: argparse.Namespace) -> None:
-    bucket = Bucket(options.bucket)
-    one, other = (listing.find(bucket, options.model, version).id for version in (options.version, options.other))
-    table = Table("fact", one.version, other.version, box=None, pad_edge=False)
-    for difference in listing.differences(bucket, one, other):
-        _add_row(table, *difference)
-    _print(table)
-
-
-def _gc(options: argparse.Namespace) -> None:
-    kept = garbage.named_versions(options.keep)
-    bucket = Bucket(options.bucket, role=options.role)
-    found = garbage.find_garbage(bucket, kept, datetime.now(UTC), timedelta(days=options.days))
-    table = Table("what nobody names", "MB", "last change (UTC)", box=None, pad_edge=False)
-    for version in found.versions:
-        _add_row(table, str(version.id), _megabytes(version), _day(version.changed_at))
-    for upload in found.uploads:
-        _add_row(table, f"unfinished upload of {upload.key}", "", _day(upload.begun_at))
-    if not found:
-        _tell(f"Nothing to delete: all is named, or changed in the last {options.days} days.")
+    if as_json:
+        print_json(plain(entry))
         return
-    _print(table)
-    if options.yes:
-        garbage.delete(bucket, found)
-        _tell("Deleted.")
-    else:
-        _tell("Only shown; delete it with --yes.")
+    tell("Published. Add to the stack config's list of adapters:")
+    click.echo(stack_config_entry(entry))
 
 
-def stack_config_entry(entry: Document) -> str:
-    """YAML, one item of a list."""
-    return "- " + "\n  ".join(_yaml_lines(entry))
+def _lines(file: Path | None) -> list[str]:
+    if not file:
+        return []
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeError) as error:
+        raise UnsafeFile(f"--probe-prompts {file} cannot be read: {error}") from None
 
 
-def mirror_setting(mirror: Document) -> str:
+@click.command()
+@click.argument("folder", type=_PATH)
+@_bucket
+@click.option("--model", required=True, help="The stack's baseModel, such as mistralai/Mistral-7B-v0.1.")
+@click.option("--version", required=True, help="Such as v1; a version can be mirrored only once.")
+@json_option
+def mirror(folder: Path, bucket_name: str, model: str, version: str, as_json: bool) -> None:
+    """Upload the base model's weights to the bucket, where pods then fetch them.
+
+    Uploads a model's FOLDER (config.json, *.safetensors, the tokenizer's files; nothing that could run) as a new,
+    immutable version and prints the settings for the stack config.
+    """
+    with progress_bars() as progress:
+        mirrored = base_weights.publish(Bucket(bucket_name), folder, model, version, progress)
+    has_template = base_weights.has_chat_template(folder)
+    if as_json:
+        print_json({"baseModelMirror": plain(mirrored), "baseModelHasChatTemplate": has_template})
+        return
+    tell("Mirrored. Set in the stack config:")
+    click.echo(mirror_setting(mirrored))
+    if not has_template:
+        click.echo("loraserve:baseModelHasChatTemplate: false")
+
+
+def mirror_setting(mirror: Mirror) -> str:
     """YAML, one key of a stack config."""
-    return "loraserve:baseModelMirror:\n  " + "\n  ".join(_yaml_lines(mirror))
+    return stack_config_setting("baseModelMirror", mirror)
 
 
-def _yaml_lines(document: Document) -> list[str]:
-    """JSON values, so that a version such as 1.0 stays text."""
-    content = document.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return [f"{key}: {json.dumps(value)}" for key, value in content.items()]
+@click.command("list")
+@click.argument("model", required=False)
+@_bucket
+@json_option
+def list_versions(model: str | None, bucket_name: str, as_json: bool) -> None:
+    """Show what the bucket holds, or only MODEL's versions."""
+    found = listing.versions(Bucket(bucket_name), model)
+    if as_json:
+        print_json([_described(version) for version in found])
+        return
+    rows = table("model", "version", "kind", "MB", "last change (UTC)")
+    for version in found:
+        kind = version.id.kind if version.published else f"{version.id.kind}, unfinished"
+        add_row(rows, version.id.model, version.id.version, kind, _megabytes(version), _day(version.changed_at))
+    print_table(rows)
 
 
-def _tell(text: str) -> None:
-    """Not part of what a script reads."""
-    print(text, file=sys.stderr)
+@click.command()
+@click.argument("model")
+@click.argument("version")
+@_bucket
+@json_option
+def show(model: str, version: str, bucket_name: str, as_json: bool) -> None:
+    """Show one version's manifest, and its entry for the stack config."""
+    bucket = Bucket(bucket_name)
+    found = listing.find(bucket, model, version)
+    manifest, digest = listing.read_manifest(bucket, found.id)
+    content = json.loads(manifest.to_json())
+    if isinstance(manifest, AdapterManifest):
+        entry = manifest.entry(model, model, version, digest)
+        text = stack_config_entry(entry)
+    else:
+        entry = manifest.entry(digest)
+        text = mirror_setting(entry)
+    if as_json:
+        print_json({"manifest": content, "entry": plain(entry)})
+        return
+    tell(json.dumps(content, indent=2))
+    click.echo(text)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.argument("version", required=False)
+@_bucket
+@json_option
+def verify(model: str | None, version: str | None, bucket_name: str, as_json: bool) -> int:
+    """Read published versions again, byte by byte: all, MODEL's, or one.
+
+    Exit code 1: something is damaged.
+    """
+    bucket = Bucket(bucket_name)
+    wanted = [v for v in listing.versions(bucket, model, version) if v.published]
+    if model and version and not wanted:
+        listing.find(bucket, model, version)
+    problems: dict[listing.Version, str | None] = {}
+    for each in wanted:
+        problems[each] = _damage(bucket, each)
+        if not as_json:
+            problem = problems[each]
+            click.echo(f"{each.id}: DAMAGED\n{problem}" if problem else f"{each.id}: good")
+    if as_json:
+        print_json([_described(each) | {"problem": problem} for each, problem in problems.items()])
+    return 1 if any(problems.values()) else 0
+
+
+def _damage(bucket: Bucket, version: listing.Version) -> str | None:
+    try:
+        with progress_bars() as progress:
+            listing.verify(bucket, version, progress)
+    except LoraserveError as error:
+        return str(error)
+    return None
+
+
+@click.command()
+@click.argument("model")
+@click.argument("version")
+@click.argument("other", metavar="OTHER_VERSION")
+@_bucket
+@json_option
+def diff(model: str, version: str, other: str, bucket_name: str, as_json: bool) -> None:
+    """Show what differs between two versions of a model."""
+    bucket = Bucket(bucket_name)
+    before, after = (listing.find(bucket, model, each).id for each in (version, other))
+    found = list(listing.differences(bucket, before, after))
+    if as_json:
+        print_json({fact: [one, another] for fact, one, another in found})
+        return
+    rows = table("fact", version, other)
+    for difference in found:
+        add_row(rows, *difference)
+    print_table(rows)
+
+
+@click.command()
+@_bucket
+@click.option(
+    "--keep", type=_PATH, multiple=True, required=True, metavar="FILE", help="Such as Pulumi.prod.yaml; repeatable."
+)
+@click.option("--days", default=GRACE_DAYS, show_default=True, help="Leave what changed later than this many days ago.")
+@click.option("--role", metavar="ARN", help="The only one that may delete: `pulumi stack output catalogGcRole`.")
+@click.option("--yes", is_flag=True, help="Delete what was found (without it, it is only shown).")
+@json_option
+def gc(bucket_name: str, keep: tuple[Path, ...], days: int, role: str | None, yes: bool, as_json: bool) -> None:
+    """Find, and with --yes delete, versions that no stack names and uploads that were never finished.
+
+    Name every stack config and desired state that uses the bucket: what they name is kept. What is deleted can be brought
+    back for 90 days: see docs/operations.md.
+    """
+    kept = garbage.named_versions(keep)
+    bucket = Bucket(bucket_name, role=role)
+    with busy("looking through the bucket"):
+        found = garbage.find_garbage(bucket, kept, datetime.now(UTC), timedelta(days=days))
+    if as_json:
+        uploads = [{"key": upload.key, "begunAt": upload.begun_at.isoformat()} for upload in found.uploads]
+        print_json({"versions": [_described(each) for each in found.versions], "uploads": uploads, "deleted": yes})
+    elif found:
+        _print_garbage(found)
+    if not found:
+        tell(f"Nothing to delete: all is named, or changed in the last {days} days.")
+    elif yes:
+        with busy("deleting"):
+            garbage.delete(bucket, found)
+        tell("Deleted.")
+    else:
+        tell("Only shown; delete it with --yes.")
+
+
+def _print_garbage(found: garbage.Garbage) -> None:
+    rows = table("what nobody names", "MB", "last change (UTC)")
+    for version in found.versions:
+        add_row(rows, str(version.id), _megabytes(version), _day(version.changed_at))
+    for upload in found.uploads:
+        add_row(rows, f"unfinished upload of {upload.key}", "", _day(upload.begun_at))
+    print_table(rows)
+
+
+COMMANDS = (check, publish, mirror, list_versions, show, verify, diff, gc)
+
+
+def _described(version: listing.Version) -> dict[str, Any]:
+    """For a machine."""
+    return {
+        "kind": version.id.kind,
+        "model": version.id.model,
+        "version": version.id.version,
+        "published": version.published,
+        "sizeBytes": version.size_bytes,
+        "changedAt": version.changed_at.isoformat(),
+    }
 
 
 def _megabytes(version: listing.Version) -> str:
@@ -282,37 +334,3 @@ def _megabytes(version: listing.Version) -> str:
 
 def _day(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    """Without rich's markup: the words come from the bucket."""
-    table.add_row(*(Text(cell) for cell in cells))
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
-
-
-@contextmanager
-def _progress_bars(doing: str) -> Iterator[OnProgress]:
-    """Bars on a terminal, one line per file elsewhere."""
-    if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            tasks = {}
-
-            def update(file: str, done: int, total: int) -> None:
-                if file not in tasks:
-                    tasks[file] = bars.add_task(file, total=total)
-                bars.update(tasks[file], completed=done)
-
-            yield update
-    else:
-        announced: set[str] = set()
-
-        def announce(file: str, done: int, total: int) -> None:
-            if file not in announced:
-                announced.add(file)
-                _tell(f"{doing} {file} ({total / 1e6:.1f} MB)")
-
-        yield announce

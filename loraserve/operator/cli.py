@@ -1,74 +1,186 @@
-"""`loraserve`: what an operator and the pod run."""
+"""`loraserve`: what publishers, operators and the pods run."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
+import click
+from click.shell_completion import get_completion_class
+
 from loraserve import log
-from loraserve.contract.addresses import SERVING_NAMESPACE
+from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from loraserve.errors import LoraserveError
 from loraserve.operator import catalog_commands
+from loraserve.operator.kubectl import Kubectl, context_option
+from loraserve.operator.terminal import (
+    busy,
+    json_option,
+    plain,
+    print_json,
+    print_table,
+    stack_config_entry,
+    tell,
+)
+
+PROGRAM = "loraserve"
+_COMPLETION_VARIABLE = "_LORASERVE_COMPLETE"
+
+_namespace = click.option("--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where vLLM runs.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage, by argparse; see also `leftovers`)."""
-    options = _parser().parse_args(arguments)
+    """The exit code: 0, or 1 after a clear error on stderr (2 for wrong usage; see also `leftovers`)."""
     try:
-        return options.command(options) or 0
+        return cli.main(arguments, PROGRAM, _COMPLETION_VARIABLE, standalone_mode=False) or 0
+    except click.ClickException as wrong_usage:
+        wrong_usage.show()
+        return wrong_usage.exit_code
+    except click.Abort:
+        return 130
     except LoraserveError as error:
-        print(f"loraserve: {error}", file=sys.stderr)
-        return 1
+        tell(f"loraserve: {error}")
     except ModuleNotFoundError as error:
-        print(f"loraserve: {error.name} is missing here: pip install 'loraserve[server]'", file=sys.stderr)
-        return 1
+        tell(f"loraserve: {error.name} is missing here: pip install 'loraserve[server]'")
+    return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loraserve", description="Serve many LoRA adapters on one base model.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    catalog_commands.add_to(commands)
-
-    agent = commands.add_parser("agent", help="run the sidecar of one vLLM (settings come from the environment)")
-    agent.set_defaults(command=_agent)
-
-    gateway = commands.add_parser("gateway", help="run the door in front of vLLM (settings come from the environment)")
-    gateway.set_defaults(command=_gateway)
-
-    key = commands.add_parser(
-        "key",
-        help="make an API key for a tenant",
-        description="Shows the key once, on stderr, and prints the entry for the stack config's gatewayKeys, which holds "
-        "only a digest. Rotate by adding a second entry, revoke by removing one.",
-    )
-    key.add_argument("tenant", help="whose key it is, such as team-a")
-    key.add_argument(
-        "--models", nargs="+", default=["*"], metavar="NAME", help="what it may call (default: everything)"
-    )
-    key.add_argument("--requests-per-minute", type=int, metavar="N", help="over all replicas (default: unlimited)")
-    key.set_defaults(command=_key)
-
-    status = commands.add_parser(
-        "status",
-        help="show what every vLLM pod holds",
-        description="Shows every pod's adapters, their state and last use. The cluster is the one that kubectl talks to.",
-    )
-    status.add_argument("--namespace", default=SERVING_NAMESPACE, help="where vLLM runs (default: %(default)s)")
-    status.set_defaults(command=_status)
-
-    leftovers = commands.add_parser(
-        "leftovers",
-        help="show what a stack has in AWS and not in its state, as the commands that delete it",
-        description="Reads a state from standard input (pulumi stack export --stack dev | python -m loraserve leftovers dev), "
-        "looks in AWS for what is not in it, and prints a shell script to read. Exit code 2: something is left.",
-    )
-    leftovers.add_argument("stack", help="such as dev; its file Pulumi.dev.yaml says which region and account")
-    leftovers.set_defaults(command=_leftovers)
-    return parser
+def _version() -> str:
+    try:
+        return metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:
+        return "of a checkout"
 
 
-def _agent(_: argparse.Namespace) -> None:
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they are defined, not by the alphabet."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(_version(), prog_name=PROGRAM)
+def cli() -> None:
+    """Serve many LoRA adapters on one base model."""
+
+
+for _command in catalog_commands.COMMANDS:
+    cli.add_command(_command)
+
+
+@cli.command()
+@context_option
+@_namespace
+@json_option
+def status(context: str | None, namespace: str, as_json: bool) -> None:
+    """Show what every vLLM pod holds: adapters, their state and last use.
+
+    While the model sleeps: what is declared, and whether its bytes are in the bucket.
+    """
+    from loraserve.operator import status as looking
+
+    found = looking.read(Kubectl(context), namespace)
+    if as_json:
+        print_json(found.plain())
+    elif found.pods:
+        print_table(looking.pods_table(found.pods))
+    elif found.declared is None:
+        click.echo(f"Nothing of loraserve is deployed in namespace {namespace}.")
+    else:
+        click.echo(f"No pod of vLLM in namespace {namespace}: it is scaled to zero. A request wakes it, to serve:")
+        print_table(looking.declared_table(found.declared))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("prompt")
+@click.option(
+    "--url", envvar="OPENAI_BASE_URL", help="Of the API, ends in /v1 (default: the gateway, by `kubectl port-forward`)."
+)
+@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@context_option
+@_namespace
+@json_option
+def ask(model: str, prompt: str, url: str | None, key: str, context: str | None, namespace: str, as_json: bool) -> None:
+    """Ask a model, or an adapter, one question; a sleeping one is woken, which takes minutes."""
+    if url:
+        _ask(url, key, model, prompt, as_json)
+        return
+    with Kubectl(context).forward(namespace, GATEWAY, GATEWAY_PORT) as forwarded:
+        _ask(f"{forwarded}/v1", key, model, prompt, as_json)
+
+
+def _ask(url: str, key: str, model: str, prompt: str, as_json: bool) -> None:
+    from loraserve.operator import ask as asking
+
+    waiting = busy(f"waiting for {model}")
+    if as_json:
+        with waiting:
+            answer = asking.ask_whole(url, key, model, prompt)
+        print_json(answer)
+        return
+    pieces = asking.ask(url, key, model, prompt)
+    with waiting:
+        first = next(pieces, "")
+    for piece in (first, *pieces):
+        click.echo(piece, nl=False)
+    click.echo()
+
+
+@cli.command()
+@click.argument("tenant")
+@click.option(
+    "--models", default="*", metavar="NAMES", help="What it may call, with commas in between (default: everything)."
+)
+@click.option("--requests-per-minute", type=int, metavar="N", help="Over all replicas (default: unlimited).")
+@json_option
+def key(tenant: str, models: str, requests_per_minute: int | None, as_json: bool) -> None:
+    """Make an API key for TENANT, such as team-a.
+
+    Shows the key once, on stderr, and prints the entry for the stack config's gatewayKeys, which holds only a digest.
+    Rotate by adding a second entry, revoke by removing one.
+    """
+    from loraserve.contract.keys import create_key
+
+    secret, entry = create_key(tenant, tuple(models.split(",")), requests_per_minute)
+    if as_json:
+        print_json({"key": secret, "entry": plain(entry)})
+        return
+    tell(f"The key, shown only now: {secret}\nAdd to the stack config's gatewayKeys:")
+    click.echo(stack_config_entry(entry))
+
+
+@cli.command()
+@click.argument("stack")
+def leftovers(stack: str) -> int:
+    """Show what a stack has in AWS and not in its state, as the commands that delete it.
+
+    STACK is such as dev; its file Pulumi.dev.yaml says which region and account. Reads a state from standard input (pulumi
+    stack export --stack dev | loraserve leftovers dev), looks in AWS for what is not in it, and prints a shell script to
+    read. Exit code 2: something is left.
+    """
+    from loraserve.operator.leftovers import show
+
+    export = "" if sys.stdin.isatty() else sys.stdin.read()
+    return 2 if show(stack, export, Path()) else 0
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion of these commands.
+
+    In ~/.bashrc or ~/.zshrc: eval "$(loraserve completion bash)"; in fish: loraserve completion fish | source
+    """
+    script = get_completion_class(shell)
+    assert script
+    click.echo(script(cli, {}, PROGRAM, _COMPLETION_VARIABLE).source())
+
+
+@cli.command()
+def agent() -> None:
+    """Run the sidecar of one vLLM (settings come from the environment)."""
     from loraserve.agent.main import run  # `publish` needs none of the agent's libraries
     from loraserve.contract.agent_settings import AgentSettings
 
@@ -76,30 +188,11 @@ def _agent(_: argparse.Namespace) -> None:
     run(AgentSettings.from_environment(os.environ))
 
 
-def _gateway(_: argparse.Namespace) -> None:
+@cli.command()
+def gateway() -> None:
+    """Run the door in front of vLLM (settings come from the environment)."""
     from loraserve.contract.gateway_settings import GatewaySettings
     from loraserve.gateway.main import run  # an operator's shell needs none of the gateway's libraries
 
     log.configure()
     run(GatewaySettings.from_environment(os.environ))
-
-
-def _key(options: argparse.Namespace) -> None:
-    from loraserve.contract.keys import create_key
-
-    key, entry = create_key(options.tenant, tuple(options.models), options.requests_per_minute)
-    print(f"The key, shown only now: {key}\nAdd to the stack config's gatewayKeys:", file=sys.stderr)
-    print(catalog_commands.stack_config_entry(entry))
-
-
-def _status(options: argparse.Namespace) -> None:
-    from loraserve.operator.status import show
-
-    show(options.namespace)
-
-
-def _leftovers(options: argparse.Namespace) -> int:
-    from loraserve.operator.leftovers import show
-
-    export = "" if sys.stdin.isatty() else sys.stdin.read()
-    return 2 if show(options.stack, export, Path()) else 0

@@ -66,7 +66,7 @@ class State:
     @classmethod
     def read(cls, export: str, stack: str) -> State:
         """Raises LeftoversError for anything but a state of this stack."""
-        hint = f"pipe it in: pulumi stack export --stack {stack} | python -m loraserve leftovers {stack}"
+        hint = f"pipe it in: pulumi stack export --stack {stack} | loraserve leftovers {stack}"
         try:
             deployment = json.loads(export)["deployment"]
             resources = tuple(deployment.get("resources") or ())

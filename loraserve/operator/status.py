@@ -1,30 +1,28 @@
-"""`loraserve status`: what every vLLM pod holds, as its agent reports it, in one table."""
+"""`loraserve status`: what every vLLM pod holds, as its agent reports it; what is declared, where there is no pod."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from loraserve.contract.addresses import AGENT_PORT, VLLM_SELECTOR
+from loraserve.catalog import versions
+from loraserve.catalog.bucket import Bucket, CatalogUnavailable
+from loraserve.catalog.versions import VersionId
+from loraserve.contract.addresses import AGENT_PORT, DESIRED_STATE, DESIRED_STATE_FILE, VLLM_SELECTOR
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.desired_state import DesiredState
 from loraserve.errors import LoraserveError
+from loraserve.operator.kubectl import Kubectl, KubectlFailed
 
 SELECTOR = ",".join(f"{key}={value}" for key, value in VLLM_SELECTOR.items())
-WIDTH_OF_A_FILE = 160
 _PRINT_STATE = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{AGENT_PORT}/v1/state').read().decode())"
 _STYLES = {State.READY: "green", State.QUARANTINED: "red", State.DRAINING: "dim"}
-
-
-class StatusUnavailable(LoraserveError):
-    """kubectl, the cluster or an agent did not answer."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,63 @@ class PodStatus:
     problem: str | None = None
     """Why there is no state."""
 
-
-def show(namespace: str) -> None:
-    """Prints the table. The cluster is the one that kubectl talks to. Raises StatusUnavailable."""
-    pods = read(namespace)
-    if not pods:
-        print(f"No pod of vLLM in namespace {namespace}: it is scaled to zero, or not deployed there.")
-        return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
-    console.print(table(pods, now=time.time()))
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        state = self.state and self.state.model_dump(mode="json", by_alias=True)
+        return {"name": self.name, "state": state, "problem": self.problem}
 
 
-def read(namespace: str) -> list[PodStatus]:
-    """Asks the agent of every pod of vLLM. Raises StatusUnavailable."""
-    pods = json.loads(_kubectl("get", "pods", "--selector", SELECTOR, "--output=json", "--namespace", namespace))
+@dataclass(frozen=True)
+class Declared:
+    """A version that the stack declares, and whether its bytes are in the bucket."""
+
+    name: str
+    version: str
+    problem: str | None
+    """Why they cannot be served; None: they are there, as they were published."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"name": self.name, "version": self.version, "published": self.problem is None, "problem": self.problem}
+
+
+@dataclass(frozen=True)
+class Status:
+    pods: list[PodStatus]
+    declared: list[Declared] | None
+    """Asked for where there is no pod. None: nothing is deployed there."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "pods": [pod.plain() for pod in self.pods],
+            "declared": self.declared and [version.plain() for version in self.declared],
+        }
+
+
+def read(kubectl: Kubectl, namespace: str) -> Status:
+    """Asks the agent of every pod of vLLM. Raises KubectlFailed."""
+    pods = json.loads(kubectl.run("get", "pods", "--selector", SELECTOR, "--output=json", "--namespace", namespace))
     names = sorted(pod["metadata"]["name"] for pod in pods["items"])
     with ThreadPoolExecutor() as together:
-        return list(together.map(lambda name: _read_pod(namespace, name), names))
+        found = list(together.map(lambda name: _read_pod(kubectl, namespace, name), names))
+    return Status(found, None if found else _read_declared(kubectl, namespace))
 
 
-def table(pods: list[PodStatus], now: float) -> Table:
-    shown = Table("Pod", "Adapter", "Version", "State", "Last use", header_style="bold")
+def pods_table(pods: list[PodStatus]) -> Table:
+    shown, now = Table("Pod", "Adapter", "Version", "State", "Last use", header_style="bold"), time.time()
     for pod in pods:
         for row in _rows(pod, now):
             shown.add_row(*row)
         shown.add_section()
+    return shown
+
+
+def declared_table(declared: list[Declared]) -> Table:
+    shown = Table("Adapter", "Version", "In the bucket", header_style="bold")
+    for version in declared:
+        problem = f"[red]{escape(version.problem)}[/]" if version.problem else "[green]as published[/]"
+        shown.add_row(version.name, version.version, problem)
     return shown
 
 
@@ -92,30 +122,51 @@ def _ago(moment: float | None, now: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _read_pod(namespace: str, name: str) -> PodStatus:
+def _read_pod(kubectl: Kubectl, namespace: str, name: str) -> PodStatus:
     try:
-        return PodStatus(name, AgentState.model_validate_json(_ask_agent(namespace, name), by_alias=True))
-    except StatusUnavailable as error:
+        return PodStatus(name, AgentState.model_validate_json(_ask_agent(kubectl, namespace, name), by_alias=True))
+    except KubectlFailed as error:
         return PodStatus(name, None, str(error))
     except ValidationError:
         return PodStatus(name, None, "its agent is of another version of loraserve than this one")
 
 
-def _ask_agent(namespace: str, pod: str) -> str:
+def _ask_agent(kubectl: Kubectl, namespace: str, pod: str) -> str:
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}:{AGENT_PORT}/proxy/v1/state"
     try:
-        return _kubectl("get", "--raw", path, "--request-timeout=5s")
-    except StatusUnavailable:
+        return kubectl.run("get", "--raw", path, "--request-timeout=5s")
+    except KubectlFailed:
         # Where a NetworkPolicy keeps the API server from the pod, the kubelet still gets in.
         command = ("python3", "-c", _PRINT_STATE)
-        return _kubectl("exec", pod, "--namespace", namespace, "--container=agent", "--", *command)
+        return kubectl.run("exec", pod, "--namespace", namespace, "--container=agent", "--", *command)
 
 
-def _kubectl(*arguments: str) -> str:
+def _read_declared(kubectl: Kubectl, namespace: str) -> list[Declared] | None:
+    """What pods would serve. Raises KubectlFailed, InvalidDesiredState."""
+    maps = ("get", "configmap", DESIRED_STATE, "--namespace", namespace, "--ignore-not-found", "--output=json")
+    found = kubectl.run(*maps)
+    if not found.strip():
+        return None
+    desired = DesiredState.parse(json.loads(found)["data"][DESIRED_STATE_FILE])
+    wanted = [
+        (adapter.name, adapter.version, VersionId.of_adapter(adapter), adapter.digest) for adapter in desired.adapters
+    ]
+    if mirror := desired.base.mirror:
+        base = desired.base.name
+        wanted.insert(0, (base, mirror.version, VersionId.of_base(base, mirror.version), mirror.digest))
     try:
-        done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise StatusUnavailable("kubectl is not installed; install it, and set its kubeconfig to the cluster") from None
-    if done.returncode:
-        raise StatusUnavailable(f"kubectl {arguments[0]}: {done.stderr.strip()}")
-    return done.stdout
+        bucket = Bucket(desired.bucket, desired.region)
+    except CatalogUnavailable as error:
+        return [Declared(name, version, str(error)) for name, version, *_ in wanted]
+    with ThreadPoolExecutor() as together:
+        problems = together.map(lambda each: _problem(bucket, each[2], each[3]), wanted)
+        return [Declared(name, version, problem) for (name, version, *_), problem in zip(wanted, problems, strict=True)]
+
+
+def _problem(bucket: Bucket, id: VersionId, digest: str) -> str | None:
+    """Why this version cannot be served. Its manifest is uploaded last: where it is, the files are."""
+    try:
+        versions.pinned_manifest(bucket, id, digest)
+    except LoraserveError as error:
+        return str(error)
+    return None

@@ -37,7 +37,7 @@ def _unique_adapters(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
 
 
 def _unique_keys(keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    _refuse_duplicates([key.id for key in keys], "keys", "make a new one with `python -m loraserve key`")
+    _refuse_duplicates([key.id for key in keys], "keys", "make a new one with `loraserve key`")
     return keys
 
 

@@ -182,8 +182,9 @@ def test_progress_reaches_the_end_both_ways(bucket: Bucket, source: Path, target
     bucket.upload(KEY, source, entry, lambda *told: seen.append(told))
     bucket.download(KEY, entry, target, lambda *told: seen.append(told))
 
-    name, size = source.name, len(CONTENT)
-    assert [told for told in seen if told[1] == size] == [(name, size, size)] * 2
+    size = len(CONTENT)
+    doings = [f"uploading {source.name}", f"downloading {target.name}"]
+    assert [told for told in seen if told[1] == size] == [(doing, size, size) for doing in doings]
     assert all(0 < done <= total == size for _, done, total in seen)
 
 

@@ -238,3 +238,17 @@ def test_gc_acts_as_the_role_it_is_given(
 def test_a_role_that_cannot_be_assumed_is_named(s3: Any) -> None:
     with pytest.raises(CatalogUnavailable, match="gc cannot be assumed"):
         Bucket(BUCKET, role="gc")
+
+
+def test_a_machine_reads_every_answer_as_json(run: Run, stack: Callable[..., Path], v1: Adapter, v2: Adapter) -> None:
+    listed = json.loads(run("list", "--json"))
+    assert [(each["model"], each["version"], each["published"]) for each in listed] == [
+        ("rag-qa", "v1", True),
+        ("rag-qa", "v2", True),
+    ]
+    assert Adapter.model_validate(json.loads(run("show", "rag-qa", "v1", "--json"))["entry"]) == v1
+    assert [each["problem"] for each in json.loads(run("verify", "--json"))] == [None, None]
+    assert json.loads(run("diff", "rag-qa", "v1", "v2", "--json"))["rank"] == ["8", "16"]
+    found = json.loads(run("gc", "--keep", str(stack(v1)), "--days", "-1", "--json"))
+    assert [(each["model"], each["version"]) for each in found["versions"]] == [("rag-qa", "v2")]
+    assert found["deleted"] is False

@@ -183,7 +183,7 @@ def test_a_tenants_keys_do_not_share_one_bucket_with_another_tenant() -> None:
 
 
 def test_the_command_shows_the_key_once_and_prints_the_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["key", "team-a", "--models", "faq", "legal", "--requests-per-minute", "600"]) == 0
+    assert main(["key", "team-a", "--models", "faq,legal", "--requests-per-minute", "600"]) == 0
     shown = capsys.readouterr()
     key = next(word for word in shown.err.split() if word.startswith("lsk-"))
 

@@ -133,3 +133,17 @@ def test_check_says_what_base_model_a_folder_fits(tmp_path: Path, capsys: pytest
     output = capsys.readouterr()
     assert output.out.endswith("fits acme/tiny\n")
     assert output.err == ""
+
+
+def test_a_pipeline_reads_what_check_and_publish_say_as_json(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "peft")
+
+    assert main(["check", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rank"], facts["fits"], facts["notes"]) == (8, None, [])
+
+    assert publish(folder, "--json") == 0
+    entry = Adapter.model_validate(json.loads(capsys.readouterr().out))
+    assert (entry.name, entry.rank) == ("rag-qa", 8)

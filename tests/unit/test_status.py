@@ -7,14 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from loraserve.catalog import adapters, base_weights
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
+from loraserve.contract.base_model import Base
+from loraserve.contract.desired_state import DesiredState
 from loraserve.operator.cli import main
+from loraserve.operator.kubectl import Kubectl
 from loraserve.operator.status import PodStatus, read
+from tests.unit.adapters_and_vllm import BUCKET, safetensors_of, write_adapter
 
+pytest_plugins = ["tests.unit.catalog_fixtures"]
+
+CONTEXT = "other"
 KUBECTL = """#!{python}
 import pathlib, sys
 arguments = [argument.replace("/", "_") for argument in sys.argv[1:]]
 answers = pathlib.Path(__file__).parent / "answers"
+if arguments[0] == "--context":
+    answers /= arguments[1]
+    arguments = arguments[2:]
 command = arguments[0]
 asked = f"{{command}} {{arguments[2] if '--raw' in arguments else arguments[1]}}"
 answer = answers / asked
@@ -24,19 +36,24 @@ print(answer.read_text())
 """
 
 
-class Kubectl:
+class FakeKubectl:
     """Its answers by command and what is asked for; an error to everything else."""
 
     def __init__(self, folder: Path) -> None:
         self._answers = folder / "answers"
-        self._answers.mkdir()
+        (self._answers / CONTEXT).mkdir(parents=True)
         executable = folder / "kubectl"
         executable.write_text(KUBECTL.format(python=sys.executable))
         executable.chmod(0o755)
 
-    def pods(self, *names: str) -> None:
+    def pods(self, *names: str, context: str = "") -> None:
         items = [{"metadata": {"name": name}} for name in names]
-        self._answer("get pods", json.dumps({"items": items}))
+        self._answer(f"{context}/get pods" if context else "get pods", json.dumps({"items": items}))
+
+    def desired(self, document: str | None) -> None:
+        """As `get --ignore-not-found` prints it."""
+        found = json.dumps({"data": {"desired.json": document}}) if document else ""
+        self._answer("get configmap", found)
 
     def state(self, pod: str, state: AgentState, *, through: str = "proxy") -> None:
         path = f"_api_v1_namespaces_ml-models_pods_{pod}:9090_proxy_v1_state"
@@ -47,16 +64,16 @@ class Kubectl:
 
 
 @pytest.fixture
-def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubectl:
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKubectl:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    return Kubectl(tmp_path)
+    return FakeKubectl(tmp_path)
 
 
 def state(*adapters: AdapterStatus) -> AgentState:
     return AgentState(base="mistral", ready=True, slots=Slots(total=4, used=len(adapters)), adapters=adapters)
 
 
-def test_one_table_shows_every_pods_adapters(kubectl: Kubectl, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_table_shows_every_pods_adapters(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]) -> None:
     ready = AdapterStatus(name="faq", version="v2", state=State.READY, last_used=1.0)
     bad = AdapterStatus(name="legal", version="v1", state=State.QUARANTINED, reason="it is a [pickle]")
     kubectl.pods("vllm-b", "vllm-a")
@@ -74,32 +91,87 @@ def test_one_table_shows_every_pods_adapters(kubectl: Kubectl, capsys: pytest.Ca
     assert rows[3][0] == "vllm-b"
 
 
-def test_an_agent_the_api_server_cannot_reach_is_asked_from_inside_its_pod(kubectl: Kubectl) -> None:
+def test_an_agent_the_api_server_cannot_reach_is_asked_from_inside_its_pod(kubectl: FakeKubectl) -> None:
     kubectl.pods("vllm-a")
     kubectl.state("vllm-a", state(), through="exec")
 
-    assert read("ml-models") == [PodStatus("vllm-a", state())]
+    assert read(Kubectl(), "ml-models").pods == [PodStatus("vllm-a", state())]
 
 
-def test_a_pod_that_does_not_answer_hides_no_other(kubectl: Kubectl) -> None:
+def test_a_pod_that_does_not_answer_hides_no_other(kubectl: FakeKubectl) -> None:
     kubectl.pods("vllm-a", "vllm-b")
     kubectl.state("vllm-b", state())
 
-    silent, answering = read("ml-models")
+    silent, answering = read(Kubectl(), "ml-models").pods
 
     assert "Error from server" in (silent.problem or "")
     assert answering.state == state()
 
 
-def test_a_model_at_zero_replicas_is_no_error(kubectl: Kubectl, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_reads_the_same_as_json(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]) -> None:
+    kubectl.pods("vllm-a", "vllm-b")
+    kubectl.state("vllm-a", state(AdapterStatus(name="faq", version="v2", state=State.READY)))
+
+    assert main(["status", "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    answering, silent = told["pods"]
+    assert (answering["state"]["adapters"][0]["name"], answering["problem"]) == ("faq", None)
+    assert silent["state"] is None
+    assert "Error from server" in silent["problem"]
+    assert told["declared"] is None
+
+
+def test_a_context_of_the_kubeconfig_is_the_cluster_that_is_asked(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubectl.pods("vllm-a")
+    kubectl.pods("vllm-z", context=CONTEXT)
+
+    assert main(["status", "--context", CONTEXT]) == 0
+    assert "vllm-z" in capsys.readouterr().out
+
+
+def test_a_sleeping_model_is_told_by_what_is_declared_and_whether_its_bytes_are_there(
+    kubectl: FakeKubectl, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = adapters.publish(bucket, write_adapter(tmp_path / "peft"), "faq", "v1")
+    other = there.model_copy(update={"name": "other", "digest": "sha256:" + "0" * 64})
+    absent = there.model_copy(update={"name": "absent", "model": "absent"})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "base/model.safetensors").write_bytes(safetensors_of({"w": [4, 4]}))
+    base = Base(name="acme/tiny", mirror=base_weights.publish(bucket, tmp_path / "base", "acme/tiny", "w1"))
     kubectl.pods()
+    kubectl.desired(DesiredState(base=base, bucket=BUCKET, adapters=(there, other, absent)).to_json())
 
     assert main(["status"]) == 0
-    assert "scaled to zero" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.splitlines() if "│" in line]
+    assert "scaled to zero" in told
+    assert ["acme/tiny", "w1", "as published"] in rows
+    assert ["faq", "v1", "as published"] in rows
+
+    assert main(["status", "--json"]) == 0
+    declared = {each["name"]: each for each in json.loads(capsys.readouterr().out)["declared"]}
+    published = {name: each["published"] for name, each in declared.items()}
+    assert published == {"acme/tiny": True, "faq": True, "other": False, "absent": False}
+    assert "does not exist" in declared["absent"]["problem"]
+    assert "the stack config pins" in declared["other"]["problem"]
+
+
+def test_a_namespace_without_a_stack_is_no_sleeping_model(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubectl.pods()
+    kubectl.desired(None)
+
+    assert main(["status"]) == 0
+    assert "Nothing of loraserve is deployed in namespace ml-models" in capsys.readouterr().out
 
 
 def test_a_cluster_that_does_not_answer_is_one_clear_error(
-    kubectl: Kubectl, capsys: pytest.CaptureFixture[str]
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["status"]) == 1
     assert capsys.readouterr().err.startswith("loraserve: kubectl get: Error from server")

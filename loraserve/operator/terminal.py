@@ -1,0 +1,93 @@
+"""What the commands print: results to stdout, for people or as JSON; all else to stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from loraserve.catalog.files import OnProgress
+from loraserve.contract.document import Document
+
+PIPED_WIDTH = 200
+"""Of a table that no terminal shows."""
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a machine.")
+
+
+def tell(text: str) -> None:
+    """Not part of what a script reads."""
+    click.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def plain(document: Document) -> dict[str, Any]:
+    """As JSON has it; what says no more than its default is left out."""
+    return document.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def stack_config_entry(entry: Document) -> str:
+    """YAML, one item of a list."""
+    return "- " + "\n  ".join(_yaml_lines(entry))
+
+
+def stack_config_setting(key: str, value: Document) -> str:
+    """YAML, one key of a stack config."""
+    return f"loraserve:{key}:\n  " + "\n  ".join(_yaml_lines(value))
+
+
+def _yaml_lines(document: Document) -> list[str]:
+    """JSON values, so that a version such as 1.0 stays text."""
+    return [f"{key}: {json.dumps(value)}" for key, value in plain(document).items()]
+
+
+def table(*heads: str) -> Table:
+    return Table(*heads, box=None, pad_edge=False)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Without rich's markup: the words come from the bucket."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def print_table(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def busy(doing: str) -> AbstractContextManager[object]:
+    """A sign of life on a terminal, for what takes seconds or minutes."""
+    return Console(stderr=True).status(doing)
+
+
+@contextmanager
+def progress_bars() -> Iterator[OnProgress]:
+    """Bars on a terminal, one line per file elsewhere."""
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            tasks = {}
+
+            def update(doing: str, done: int, total: int) -> None:
+                if doing not in tasks:
+                    tasks[doing] = bars.add_task(doing, total=total)
+                bars.update(tasks[doing], completed=done)
+
+            yield update
+    else:
+        announced: set[str] = set()
+
+        def announce(doing: str, done: int, total: int) -> None:
+            if doing not in announced:
+                announced.add(doing)
+                tell(f"{doing} ({total / 1e6:.1f} MB)")
+
+        yield announce
