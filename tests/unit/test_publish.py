@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +87,8 @@ def test_prompts_that_cannot_be_read_are_named(s3: Any, tmp_path: Path, capsys: 
     assert "no-file cannot be read" in capsys.readouterr().err
 
 
-@pytest.fixture
-def stack_file(tmp_path: Path) -> Path:
-    """The local stack's, whose base model is 256 wide."""
-    for file in ("Pulumi.yaml", "Pulumi.local.yaml"):
-        shutil.copy(CHECKOUT / file, tmp_path)
-    return tmp_path / "Pulumi.local.yaml"
+STACK_FILE = str(CHECKOUT / "Pulumi.local.yaml")
+"""Of a base model that is 256 wide."""
 
 
 def test_check_says_that_a_folder_can_be_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,14 +109,14 @@ def test_check_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_check_and_publish_compare_with_the_base_model_of_a_stack_file(
-    s3: Any, tmp_path: Path, stack_file: Path, capsys: pytest.CaptureFixture[str]
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_adapter(tmp_path / "peft")
 
-    assert main(["check", str(folder), "--stack-file", str(stack_file)]) == 1
+    assert main(["check", str(folder), "--stack-file", STACK_FILE]) == 1
     assert "_proj of loraserve/tiny-mistral is 256 wide there" in capsys.readouterr().err
 
-    assert publish(folder, "--stack-file", str(stack_file)) == 1
+    assert publish(folder, "--stack-file", STACK_FILE) == 1
     assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET), "a version is not burnt on the wrong base"
 
 
