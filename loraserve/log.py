@@ -1,12 +1,21 @@
 """Logs for people: one line per event, `2026-01-31T12:00:00Z INFO adapter ready adapter=a@v1`."""
 
 import logging
+import re
 import sys
 import time
 
+_SECRET = re.compile(r"(lsk-[A-Za-z0-9._]+-|Bearer\s+)[^\s'\"]+", re.IGNORECASE)
+"""API keys, wherever they got into a message or a traceback."""
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _SECRET.sub(r"\1...", super().format(record))
+
 
 def configure() -> None:
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = _Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)

@@ -98,6 +98,13 @@ class PublicApi:
             "beside this stack."
         )
 
+    def refuse(self, error: ApiError) -> web.Response:
+        """The answer to what never became a request; it has its record too."""
+        record = Record(path="other", request_id=uuid.uuid4().hex)
+        response = _refuse(record, error)
+        record.finish(self._gateway.metrics)
+        return response
+
     def _authenticate(self, request: web.Request) -> Key:
         """Before anything is read of the body."""
         key = self._gateway.keys.authenticate(request.headers.get("Authorization"))
@@ -126,6 +133,9 @@ class PublicApi:
             record.status = response.status
         except (ApiError, web.HTTPException) as error:
             response = _refuse(record, error if isinstance(error, ApiError) else _as_api_error(error))
+        except web.RequestPayloadError:
+            response = _refuse(record, BadRequest("The body is not framed as the headers say."))
+            response.force_close()
         except (ConnectionError, asyncio.CancelledError):
             if record.outcome == OK:
                 record.outcome = CLIENT_GONE
@@ -156,6 +166,10 @@ class InnerApi:
         }.items():
             app.router.add_get(path, handler)
         return app
+
+    def refuse(self, error: ApiError) -> web.Response:
+        """The answer to what never became a request."""
+        return web.Response(status=error.status, body=error.body(), content_type="application/json")
 
     async def scale(self, _: web.Request) -> web.Response:
         """What KEDA sums over the replicas."""

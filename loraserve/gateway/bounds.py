@@ -10,6 +10,11 @@ class Bounds:
     """A request's body arrives within it."""
     idle_seconds: float = 30
     """A connection without a request, or whose request's headers are not complete, is closed."""
+    connections: int = 2048
+    """With TLS handshakes; where there are more, the oldest one that asks for nothing makes room."""
+    head_bytes: int = 16 << 10
+    """A request's line and headers."""
+    handshake_seconds: float = 10
     waiting: int = 1000
     """Requests that are held at once."""
     waiting_bytes: int = 64 << 20

@@ -73,6 +73,13 @@ class TooLarge(ApiError):
     status, kind, code = 413, "invalid_request_error", "request_too_large"
 
 
+class HeadTooLarge(ApiError):
+    status, kind, code = 431, "invalid_request_error", "headers_too_large"
+
+    def __init__(self) -> None:
+        super().__init__("The request's headers are too large.")
+
+
 class RateLimited(ApiError):
     status, kind, code = 429, "requests", "rate_limit_exceeded"
 

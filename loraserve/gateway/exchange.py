@@ -35,7 +35,7 @@ MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
 _EVENT_STREAM = "text/event-stream"
 _COMMENT = b": waiting\n"
-"""No blank line after it: OpenAI's Go client up to 3.30 takes one for the end of an event, and an event without data for broken."""
+"""No blank line after it: OpenAI's Go client, in older versions, takes one for the end of an event, and an event without data for broken."""
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 

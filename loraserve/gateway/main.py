@@ -5,7 +5,6 @@ import contextlib
 import gc
 import logging
 import signal
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,7 +12,6 @@ import uvloop
 from aiohttp import web
 
 from loraserve.contract.desired_state import DesiredState
-from loraserve.contract.environment import InvalidEnvironment
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.last_good import LastGood
 from loraserve.gateway import upstream
@@ -26,6 +24,7 @@ from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
+from loraserve.gateway.server import Clients, Refuse
 from loraserve.gateway.tls import self_signed
 from loraserve.gateway.waiting_room import WaitingRoom
 from loraserve.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
@@ -35,7 +34,6 @@ log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 2.0
 _BOUNDS = Bounds()
-_LINGER_SECONDS = 2.0
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """Far more than Python's 700: requests leave few cycles behind, and every collection is a pause for all of them."""
 
@@ -70,31 +68,33 @@ async def serving(settings: GatewaySettings, bounds: Bounds = _BOUNDS) -> AsyncI
     """A gateway that answers; at the end it lets running generations finish. Raises InvalidEnvironment."""
     async with contextlib.AsyncExitStack() as stack:
         gateway = await _assemble(settings, bounds, stack)
-        inner_api = InnerApi(gateway)
-        inner = web.AppRunner(inner_api.application(), access_log=None)
+        public_api, inner_api = PublicApi(gateway), InnerApi(gateway)
         public = web.AppRunner(
-            PublicApi(gateway).application(),
-            access_log=None,
-            handler_cancellation=True,
-            auto_decompress=False,
-            keepalive_timeout=bounds.idle_seconds,
-            lingering_time=_LINGER_SECONDS,
-            shutdown_timeout=settings.drain_seconds,
+            public_api.application(), handler_cancellation=True, shutdown_timeout=settings.drain_seconds
         )
-        stack.push_async_callback(inner.cleanup)
-        await public.setup()
-        await inner.setup()
+        inner = web.AppRunner(inner_api.application())
+        inner_clients = await _clients(inner, inner_api.refuse, bounds, stack)
+        clients = await _clients(public, public_api.refuse, bounds, stack)
         ports = Ports(
-            public=await _listen(public, settings.port),
-            inner=await _listen(inner, settings.metrics_port),
-            tls=None if settings.tls_port is None else await _listen(public, settings.tls_port, self_signed()),
+            public=clients.listen(settings.port),
+            inner=inner_clients.listen(settings.metrics_port),
+            tls=None if settings.tls_port is None else clients.listen(settings.tls_port, self_signed()),
         )
         try:
             yield ports
         finally:
             inner_api.stopping = True
             gateway.room.close(Stopping("This gateway is being replaced; try again.", retry_after=1))
-            await public.cleanup()
+
+
+async def _clients(runner: web.AppRunner, refuse: Refuse, bounds: Bounds, stack: contextlib.AsyncExitStack) -> Clients:
+    """In the end it stops listening first, then lets running requests finish."""
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    assert runner.server
+    clients = Clients(runner.server, refuse, bounds)
+    stack.callback(clients.stop_listening)
+    return clients
 
 
 async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib.AsyncExitStack) -> Gateway:
@@ -170,12 +170,3 @@ async def _refresh_keys(keys: Keys) -> None:
     while True:
         await asyncio.sleep(KEYS_SECONDS)
         keys.refresh()
-
-
-async def _listen(runner: web.AppRunner, port: int, tls: ssl.SSLContext | None = None) -> int:
-    """The port; 0 takes a free one."""
-    try:
-        await web.TCPSite(runner, "0.0.0.0", port, ssl_context=tls).start()
-    except OSError as error:
-        raise InvalidEnvironment(f"cannot listen on port {port}: {error.strerror}") from None
-    return runner.addresses[-1][1]

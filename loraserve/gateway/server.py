@@ -1,0 +1,192 @@
+"""The HTTP server's side: clients' connections, bounded, and the answer where what came is no request.
+
+aiohttp's own answer to that shows the line it stumbled over, which may hold a key, in the log and to the client.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import StreamReader, web
+from aiohttp.http import HttpProcessingError, HttpRequestParser
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+
+from loraserve.contract.environment import InvalidEnvironment
+from loraserve.gateway.bounds import Bounds
+from loraserve.gateway.errors import ApiError, BadRequest, HeadTooLarge
+from loraserve.log import event
+
+log = logging.getLogger(__name__)
+
+_ACCEPTED_AT_ONCE = 64
+_BACKLOG = 1024
+_LINGER_SECONDS = 2.0
+_FIELD_BYTES = 8190
+_READ_BYTES = 1 << 16
+
+Refuse = Callable[[ApiError], web.Response]
+"""Answers, and accounts for, what never became a request."""
+
+
+class Clients:
+    """The open connections of one API, on all its ports."""
+
+    def __init__(self, server: web.Server, refuse: Refuse, bounds: Bounds) -> None:
+        self._server = server
+        self._refuse = refuse
+        self._bounds = bounds
+        self._listening: list[socket.socket] = []
+        self._open: dict[Connection, asyncio.Task[None]] = {}
+        """And how each began; the oldest is the first."""
+
+    def listen(self, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """The port; 0 takes a free one. Raises InvalidEnvironment."""
+        listening = socket.socket()
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("0.0.0.0", port))
+            listening.listen(_BACKLOG)
+        except OSError as error:
+            listening.close()
+            raise InvalidEnvironment(f"cannot listen on port {port}: {error.strerror}") from None
+        self._listening.append(listening)
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening, tls)
+        return listening.getsockname()[1]
+
+    def stop_listening(self) -> None:
+        for listening in self._listening:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
+
+    def forget(self, connection: "Connection") -> None:
+        """It has ended."""
+        self._open.pop(connection, None)
+
+    def _accept(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                client, _ = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            if len(self._open) >= self._bounds.connections and not self._make_room():
+                client.close()
+                continue
+            client.setblocking(False)
+            connection = Connection(self._server, self._refuse, self._bounds, self.forget)
+            self._open[connection] = asyncio.create_task(self._begin(connection, client, tls))
+
+    async def _begin(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
+        timeout = self._bounds.handshake_seconds if tls else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, client, ssl=tls, ssl_handshake_timeout=timeout
+            )
+        except (OSError, asyncio.CancelledError):  # no TLS, none in time, or it had to make room
+            self.forget(connection)
+
+    def _make_room(self) -> bool:
+        """Closes the oldest connection that asks for nothing."""
+        idle = next((connection for connection in self._open if connection.idle), None)
+        if idle is None:
+            return False
+        self._open[idle].cancel()  # where its handshake is under way
+        idle.force_close()
+        self.forget(idle)
+        return True
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    def __init__(
+        self, server: web.Server, refuse: Refuse, bounds: Bounds, ended: Callable[["Connection"], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=bounds.idle_seconds,
+            lingering_time=_LINGER_SECONDS,
+        )
+        self._refuse = refuse
+        self._ended = ended
+        self._parser = _Parser(self, loop, bounds.head_bytes)
+        # A client that asks before it has its answer gets no more than one request into memory.
+        self._max_msg_queue_size, self._msg_queue_resume_size = 1, 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self._request_in_progress and not self._messages
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._ended(self)
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What did not become a request; or the client is gone, which needs no answer."""
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if isinstance(exc, HttpProcessingError):
+            problem = HeadTooLarge() if isinstance(exc, LineTooLong) else BadRequest("This is no valid HTTP request.")
+        else:
+            problem = ApiError("The gateway failed; its log says why.")
+            self.log_exception("", exc_info=exc)
+        answer = self._refuse(problem)
+        answer.force_close()
+        return answer
+
+    def log_exception(self, *_: Any, exc_info: BaseException | None = None, **__: Any) -> None:
+        """Without the text of the exception: it may quote what the client sent."""
+        log.error(event("a request failed", problem=type(exc_info).__name__))
+
+
+class _Parser:
+    """aiohttp's, with a bound on a request's head as a whole: its own are per field."""
+
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, head_bytes: int) -> None:
+        self._parser = HttpRequestParser(
+            connection,
+            loop,
+            _READ_BYTES,
+            max_line_size=_FIELD_BYTES,
+            max_field_size=_FIELD_BYTES,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=1,
+        )
+        self._head_bytes = head_bytes
+        self._received = 0
+        """Bytes of a head that is not complete."""
+        self._body: StreamReader = EMPTY_PAYLOAD
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> Any:
+        try:
+            messages, upgraded, tail = self._parser.feed_data(data)
+        except HttpProcessingError:
+            if self._body.is_eof():
+                raise
+            # The request is being answered: its handler is told, where aiohttp would let it wait for the rest of the body.
+            self._body.set_exception(web.RequestPayloadError())
+            self._body.feed_eof()
+            return (), False, b""
+        if messages:
+            message, self._body = messages[-1]
+            size, self._received = sum(len(name) + len(value) for name, value in message.raw_headers), 0
+        else:
+            self._received = self._received + len(data) if self._body.is_eof() else 0
+            size = self._received
+        if size > self._head_bytes:
+            raise LineTooLong("", self._head_bytes)
+        return messages, upgraded, tail

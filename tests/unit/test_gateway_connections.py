@@ -1,0 +1,158 @@
+"""Connections before they hold a request: what comes on them is answered in OpenAI's shape, and there are only so many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from loraserve import log
+from tests.unit.gateway_world import World, adapter, chat, world
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[World]:
+    with world(tmp_path) as made:
+        made.pods[0].holds("faq@v1")
+        made.start(adapter())
+        made.wait_for_status("ready")
+        yield made
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Iterator[World]:
+    """Three connections at most."""
+    with world(tmp_path, connections=3, tls_port=0) as made:
+        made.pods[0].holds("faq@v1")
+        made.start(adapter())
+        made.wait_for_status("ready")
+        yield made
+
+
+def connect(url: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+    client.settimeout(10)
+    return client
+
+
+def answer_to(at: World, *pieces: bytes, pause: float = 0) -> bytes:
+    """Everything that comes until the gateway closes."""
+    with connect(at.url) as client:
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(pause)
+        return b"".join(iter(lambda: client.recv(65_536), b""))
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "loraserve.access"]
+
+
+UNREADABLE = {
+    "a stray CR": (b"Authorization: Bearer %s\r", 400),
+    "a NUL": (b"Authorization: Bearer %s\x00", 400),
+    "over 8 KiB": (b"Authorization: Bearer %s" + b"x" * 9000, 431),
+    "folded": (b"Authorization: Bearer %s\r\n folded", 400),
+    "no colon": (b"Authorization Bearer %s", 400),
+    "a name that is none": (b"Bearer %s\x01: x", 400),
+    "named twice": (b"Host: x\r\nAuthorization: Bearer %s", 400),
+    "many small ones": (b"Authorization: Bearer %s" + b"".join(b"\r\nX-%d: " % n + b"y" * 400 for n in range(50)), 431),
+    "too many": (b"Authorization: Bearer %s" + b"".join(b"\r\nX-%d: y" % n for n in range(200)), 400),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_headers_that_cannot_be_read_are_an_error_in_openais_shape_without_the_key(
+    at: World, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    header, status = UNREADABLE[kind]
+    line = header.replace(b"%s", at.key.encode())
+    body = answer_to(at, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nConnection: close\r\n\r\n")
+
+    head, _, content = body.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert b"Content-Type: application/json" in head
+    assert json.loads(content)["error"].keys() == {"message", "type", "param", "code"}
+    (record,) = records(caplog)
+    assert f"status={status}" in record
+    secret = at.key.split("-", 2)[2]
+    assert secret not in body.decode("latin-1")
+    assert secret not in caplog.text
+
+
+def test_no_key_gets_into_the_log_by_any_message() -> None:
+    key = "lsk-0a1b2c3d-" + "s3cret_-" * 5
+    try:
+        raise ValueError(f"Authorization: Bearer {key}")
+    except ValueError as error:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 0, f"id={key}", None, (ValueError, error, error.__traceback__)
+        )
+    shown = log._Formatter("%(message)s").format(record)
+    assert "Traceback" in shown
+    assert "s3cret" not in shown
+
+
+def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(at: World) -> None:
+    body = answer_to(at, b"GET /v1/models HTTP/1.1\r\n", *[b"X-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(17)])
+    assert body.split()[1] == b"431"
+
+
+@pytest.mark.parametrize("pause", [0, 0.1], ids=["all at once", "while it is being answered"])
+def test_a_body_that_is_badly_framed_is_refused_at_once_and_once(
+    at: World, caplog: pytest.LogCaptureFixture, pause: float
+) -> None:
+    caplog.set_level(logging.INFO)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.key}\r\n"
+    began = time.monotonic()
+    answer = answer_to(at, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), b'2\r\n{"\r\n', b"zz\r\n", pause=pause)
+    assert re.findall(rb"HTTP/1\.\d (\d+)", answer) == [b"400"]
+    assert time.monotonic() - began < 5
+    assert len(records(caplog)) == 1
+
+
+def test_requests_that_come_before_their_turn_are_answered_in_order(at: World) -> None:
+    body = json.dumps(chat()).encode()
+    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.key}\r\nContent-Length: {len(body)}\r\n"
+    first = f"POST /v1/chat/completions {head}\r\n".encode() + body
+    last = f"POST /v1/completions {head}Connection: close\r\n\r\n".encode() + body
+    assert answer_to(at, first * 5 + last).count(b"HTTP/1.1 200") == 6
+
+
+def test_where_there_are_too_many_connections_the_oldest_idle_one_makes_room(few: World) -> None:
+    idle = [connect(few.url) for _ in range(3)]
+    assert few.post(chat()).status_code == 200
+    assert idle[0].recv(1) == b""
+    idle[2].sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert idle[2].recv(1), "the newest is still there"
+    for client in idle:
+        client.close()
+
+
+def test_handshakes_that_never_come_make_room_too(few: World) -> None:
+    silent = [connect(few.tls_url) for _ in range(6)]
+    headers = {"Authorization": f"Bearer {few.key}"}
+    assert httpx.get(f"{few.tls_url}/v1/models", headers=headers, verify=False, trust_env=False).status_code == 200
+    for client in silent:
+        client.close()
+
+
+def test_a_connection_whose_request_is_being_answered_is_never_cut_for_another(few: World) -> None:
+    few.pods[0].go_on = asyncio.Semaphore(0)
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(few.post, chat(stream=True)) for _ in range(3)]
+        few.wait_for_load(running=3)
+        with pytest.raises(httpx.TransportError):
+            few.post(chat())
+        few.pods[0].permit(100)
+        assert [future.result().status_code for future in running] == [200] * 3
