@@ -13,6 +13,7 @@ from infra.names import (
     DESIRED_STATE,
     DESIRED_STATE_FILE,
     GATEWAY,
+    GATEWAY_CLIENT_LABELS,
     GATEWAY_LABELS,
     GATEWAY_METRICS_PORT,
     GATEWAY_PORT,
@@ -69,6 +70,19 @@ def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDic
     )
 
 
+def how_to_call(client_namespaces: Sequence[str]) -> dict[str, str]:
+    """How a person, and a pod of the same cluster, reach the models."""
+    [(label, value)] = GATEWAY_CLIENT_LABELS.items()
+    all_of = f", and all in the namespaces {', '.join(client_namespaces)}" if client_namespaces else ""
+    return {
+        "forward": f"kubectl --namespace {SERVING_NAMESPACE} port-forward service/{GATEWAY} {GATEWAY_PORT}",
+        "url": f"http://localhost:{GATEWAY_PORT}/v1",
+        "urlInCluster": f"http://{GATEWAY}.{SERVING_NAMESPACE}:{GATEWAY_PORT}/v1",
+        "podsThatMayCall": f"those with the label {label}={value}{all_of}",
+        "newKeyCommand": "loraserve key <tenant>",
+    }
+
+
 class Gateway(pulumi.ComponentResource):
     """The gateway's Deployment, what it may see of the cluster, and the Service that clients call."""
 
@@ -101,15 +115,6 @@ class Gateway(pulumi.ComponentResource):
             opts=self._child,
         )
         self.register_outputs({"service": self.service.metadata.name})
-
-    @staticmethod
-    def commands() -> dict[str, str]:
-        """How a person reaches the models."""
-        return {
-            "forward": f"kubectl --namespace {SERVING_NAMESPACE} port-forward service/{GATEWAY} {GATEWAY_PORT}",
-            "url": f"http://localhost:{GATEWAY_PORT}/v1",
-            "newKeyCommand": "loraserve key <tenant>",
-        }
 
     def _metadata(self) -> k8s.meta.v1.ObjectMetaArgsDict:
         return {"name": GATEWAY, "namespace": self._namespace, "labels": GATEWAY_LABELS}

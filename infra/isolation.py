@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -60,6 +61,7 @@ class Isolation(pulumi.ComponentResource):
         *,
         namespace: pulumi.Input[str],
         api_server: ApiServer,
+        client_namespaces: Sequence[str] = (),
         load_balancer_cidr: IPv4Network | None = None,
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
@@ -71,7 +73,7 @@ class Isolation(pulumi.ComponentResource):
         self._create("default-deny", everyone, ingress=[], egress=[])
         self._create("allow-dns", everyone, egress=[{"to": [_dns_pods()], "ports": _dns_ports()}])
         self._guard_vllm()
-        self._guard_gateway(api_server, load_balancer_cidr)
+        self._guard_gateway(api_server, client_namespaces, load_balancer_cidr)
         if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
             for selector in (VLLM_SELECTOR, GATEWAY_SELECTOR):
                 self._create(f"{selector['app']}-to-local-servers", selector, egress=[{"to": [_internet()]}])
@@ -87,7 +89,10 @@ class Isolation(pulumi.ComponentResource):
         )
         self._create("metrics-from-prometheus", VLLM_SELECTOR, ingress=[_from(_prometheus(), AGENT_PORT)])
 
-    def _guard_gateway(self, api_server: ApiServer, load_balancer_cidr: IPv4Network | None) -> None:
+    def _guard_gateway(
+        self, api_server: ApiServer, client_namespaces: Sequence[str], load_balancer_cidr: IPv4Network | None
+    ) -> None:
+        """Clients are the pods that say so by their label, and all pods of the namespaces that the stack names."""
         addresses: list[net.NetworkPolicyPeerArgsDict] = [{"ip_block": {"cidr": cidr}} for cidr in api_server.cidrs]
         self._create(
             "gateway-out",
@@ -99,6 +104,7 @@ class Isolation(pulumi.ComponentResource):
         )
         ingress = [
             _from({"namespace_selector": {}, "pod_selector": {"match_labels": GATEWAY_CLIENT_LABELS}}, GATEWAY_PORT),
+            *(_from({"namespace_selector": _namespace(name)}, GATEWAY_PORT) for name in client_namespaces),
             _from(_prometheus(), GATEWAY_METRICS_PORT),
             _from(_system_pods(KEDA_OPERATOR_LABELS), GATEWAY_METRICS_PORT),
         ]
@@ -137,6 +143,10 @@ def _pods(labels: dict[str, str]) -> net.NetworkPolicyPeerArgsDict:
     return {"pod_selector": {"match_labels": labels}}
 
 
+def _namespace(name: str) -> k8s.meta.v1.LabelSelectorArgsDict:
+    return {"match_labels": {_NAMESPACE_LABEL: name}}
+
+
 def _internet() -> net.NetworkPolicyPeerArgsDict:
     """S3, STS and the model hub are outside the cluster, which no namespace selector can name."""
     return {"ip_block": {"cidr": "0.0.0.0/0", "except_": [METADATA_ADDRESS]}}
@@ -148,14 +158,14 @@ def _dns_pods() -> net.NetworkPolicyPeerArgsDict:
 
 def _system_pods(labels: dict[str, str]) -> net.NetworkPolicyPeerArgsDict:
     return {
-        "namespace_selector": {"match_labels": {_NAMESPACE_LABEL: SYSTEM_NAMESPACE}},
+        "namespace_selector": _namespace(SYSTEM_NAMESPACE),
         "pod_selector": {"match_labels": labels},
     }
 
 
 def _prometheus() -> net.NetworkPolicyPeerArgsDict:
     return {
-        "namespace_selector": {"match_labels": {_NAMESPACE_LABEL: MONITORING_NAMESPACE}},
+        "namespace_selector": _namespace(MONITORING_NAMESPACE),
         "pod_selector": {"match_labels": {"app.kubernetes.io/name": "prometheus"}},
     }
 

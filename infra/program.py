@@ -11,7 +11,7 @@ from infra.addons import Addons
 from infra.agent_container import ServingIdentity
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
-from infra.gateway import Gateway
+from infra.gateway import Gateway, how_to_call
 from infra.iam import WorkloadRole, read_prefixes
 from infra.images import loraserve_image
 from infra.inference import Inference, announce_restart
@@ -89,6 +89,7 @@ def deploy() -> None:
         "isolation",
         namespace=serving_namespace,
         api_server=eks_api_server(config.vpc_cidr),
+        client_namespaces=config.gateway_client_namespaces,
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
         emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
@@ -141,7 +142,7 @@ def deploy() -> None:
         )
         pulumi.export("grafana", grafana_commands())
 
-    pulumi.export("model", gateway.commands())
+    pulumi.export("model", how_to_call(config.gateway_client_namespaces))
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))

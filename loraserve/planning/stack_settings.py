@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
@@ -51,6 +52,17 @@ def _refuse_duplicates(names: Sequence[str], what: str, fix: str) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two {what} have the name {', '.join(twice)}: {fix}")
+
+
+def _known_namespaces(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+            raise ValueError(f"{name!r} is no Kubernetes namespace: give lower-case letters, digits and inner hyphens")
+    if SERVING_NAMESPACE in names:
+        raise ValueError(
+            f"{SERVING_NAMESPACE} is where the model runs, which no pod of it leaves: give the clients' own"
+        )
+    return names
 
 
 def _certificate(arn: str | None) -> str | None:
@@ -186,6 +198,7 @@ class Settings(_Section):
     gateway_replicas: Annotated[int, Field(ge=2)]
     gateway_wait_seconds: Annotated[int, Field(ge=1)]
     gateway_keys: Annotated[tuple[Key, ...], AfterValidator(_unique_keys)] = ()
+    gateway_client_namespaces: Annotated[tuple[str, ...], AfterValidator(_known_namespaces)] = ()
     gateway_certificate_arn: Annotated[OptionalText, AfterValidator(_certificate)]
 
     adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = ()

@@ -80,6 +80,7 @@ def test_up_ends_with_vllm_scheduled_on_the_gpu_node(world: World, dev: Deployme
 
 def test_up_tells_how_to_reach_what_it_made(world: World, outputs: dict[str, Any]) -> None:
     assert names.GATEWAY in outputs["model"]["forward"]
+    assert "loraserve-client=true" in outputs["model"]["podsThatMayCall"]
     assert outputs["kubeconfigCommand"] == "aws eks update-kubeconfig --name loraserve-dev --region eu-central-1"
     world.cloud.client("s3").head_bucket(Bucket=outputs["adapterBucket"])
 

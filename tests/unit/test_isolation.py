@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infra import names
+from infra.gateway import how_to_call
 from tests.unit.declared import Program, declare
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
@@ -174,6 +175,29 @@ def test_what_one_end_may_send_the_other_end_takes(policies: list[dict[str, Any]
     ours = {"vllm", "gateway"}
     inside = {pair for pair in MAY_ENTER if {pair[0], pair[1]} <= ours}
     assert inside == {pair for pair in MAY_LEAVE if {pair[0], pair[1]} <= ours}
+
+
+def test_a_namespace_of_clients_adds_its_pods_to_those_with_the_label_and_nobody_else() -> None:
+    program = declare("dev", gatewayClientNamespaces=["default"])
+    rendered = [resource.inputs for resource in program.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    everybody = EVERYBODY | {"third": Pod("team-b", {"app": "notebook"})}
+    admitted = {
+        (name, port)
+        for name, who in everybody.items()
+        for port in PORTS
+        if allowed(rendered, "Ingress", GATEWAY, who, port)
+    }
+    before = {(source, port) for source, target, port in MAY_ENTER if target == "gateway"}
+    inside = {name for name, who in EVERYBODY.items() if isinstance(who, Pod) and who.namespace == "default"}
+    assert inside >= {"stranger-elsewhere", "impostor"}
+    assert admitted - before == {(name, names.GATEWAY_PORT) for name in inside} - before
+    assert not allowed(rendered, "Ingress", VLLM, STRANGER_ELSEWHERE, names.VLLM_PORT)
+
+
+def test_the_outputs_say_which_pods_may_call() -> None:
+    assert how_to_call([])["urlInCluster"] == "http://gateway.ml-models:8080/v1"
+    assert how_to_call([])["podsThatMayCall"] == "those with the label loraserve-client=true"
+    assert how_to_call(["team-a", "team-b"])["podsThatMayCall"].endswith(", and all in the namespaces team-a, team-b")
 
 
 def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:

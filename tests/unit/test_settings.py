@@ -120,6 +120,11 @@ def test_what_only_a_local_stack_has_needs_a_local_section() -> None:
         assert f"loraserve:{key} is not a known key" in problems(**{key: "cpu"})
 
 
+def test_namespaces_of_clients_are_namespaces_and_not_the_models_own() -> None:
+    assert "'Team A' is no Kubernetes namespace: give" in problems(gatewayClientNamespaces=["team-a", "Team A"])
+    assert "ml-models is where the model runs" in problems(gatewayClientNamespaces=["ml-models"])
+
+
 def test_the_emulated_account_is_motos() -> None:
     assert EMULATED_ACCOUNT == DEFAULT_ACCOUNT_ID
 
