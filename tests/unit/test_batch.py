@@ -1,0 +1,213 @@
+"""A file of requests: each is answered, whatever happens on the way, and the results are in the file's order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from loraserve.operator import batch
+from loraserve.operator.batch import BatchStopped, InvalidBatch, Outcome, read_rows
+from tests.unit.gateway_world import BASE, World, adapter, error, world
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[World]:
+    with world(tmp_path) as made:
+        made.pods[0].holds("faq@v1")
+        yield made
+
+
+@pytest.fixture
+def serving(at: World) -> World:
+    at.start(adapter())
+    at.wait_for_status("ready")
+    return at
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_PAUSE_SECONDS", 0.05)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "results.jsonl"
+
+
+def row(name: str, **body: Any) -> dict[str, Any]:
+    asked = {"model": "faq", "messages": [{"role": "user", "content": name}]} | body
+    return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": asked}
+
+
+def written(folder: Path, *rows: dict[str, Any]) -> list[batch.Row]:
+    file = folder / "batch.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    return read_rows(file)
+
+
+def run(at: World, rows: list[batch.Row], output: Path, **more: Any) -> Outcome:
+    more = {"connect": lambda: contextlib.nullcontext(at.url), "key": at.key, "concurrency": 4} | more
+    return batch.run(rows, output, **more)
+
+
+def results(output: Path) -> dict[str, dict[str, Any]]:
+    """By custom_id, in the file's order."""
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return {line["custom_id"]: line for line in lines}
+
+
+def asked(at: World) -> list[str]:
+    return [request["messages"][0]["content"] for request in at.pods[0].requests]
+
+
+def behave(at: World, answer: Callable[[str], web.Response | None]) -> None:
+    """`answer` is given a row's custom_id; None: the usual answer."""
+    pod = at.pods[0]
+
+    async def behaviour(_: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return answer(body["messages"][0]["content"]) or pod._whole(body)
+
+    pod.behaviour = behaviour
+
+
+def test_results_are_in_the_files_order_with_each_rows_error(serving: World, tmp_path: Path, output: Path) -> None:
+    behave(serving, lambda name: error(400, "This is too long.") if name == "row-3" else None)
+    rows = written(tmp_path, *(row(f"row-{number}") for number in range(20)))
+
+    assert run(serving, rows, output) == Outcome(answered=19, refused=1, given_up=0)
+
+    found = results(output)
+    assert list(found) == [f"row-{number}" for number in range(20)]
+    assert found["row-0"]["response"]["status_code"] == 200
+    assert found["row-0"]["response"]["body"]["choices"][0]["message"]["content"] == "faq@v1 says hello"
+    assert found["row-3"]["response"]["status_code"] == 400
+    assert found["row-3"]["response"]["body"]["error"]["message"] == "This is too long."
+    assert [path.name for path in tmp_path.glob("results*")] == [output.name]
+
+
+def test_its_requests_come_after_interactive_ones(serving: World, tmp_path: Path, output: Path) -> None:
+    run(serving, written(tmp_path, row("waits"), row("does not", service_tier="default")), output)
+    priorities = {
+        name: pod["x-vllm-priority"] for name, pod in zip(asked(serving), serving.pods[0].headers, strict=True)
+    }
+    assert priorities == {"waits": "1", "does not": "0"}
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(serving: World, tmp_path: Path, output: Path) -> None:
+    rows = written(tmp_path, *(row(f"row-{number}") for number in range(6)))
+
+    def die(done: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(serving, rows, output, concurrency=1, on_progress=die)
+    with output.with_name("results.jsonl.partial").open("ab") as torn:
+        torn.write(b'{"row": "cut sho')
+    assert not output.exists()
+    serving.pods[0].requests.clear()
+
+    changed = written(tmp_path, row("row-0", temperature=0), *(row(f"row-{number}") for number in range(1, 6)))
+    assert run(serving, changed, output) == Outcome(answered=6, refused=0, given_up=0)
+    assert not {"row-1", "row-2"} & set(asked(serving)), "these had their answer"
+    assert {"row-0", "row-5"} <= set(asked(serving)), "the first was changed since"
+    assert list(results(output)) == [f"row-{number}" for number in range(6)]
+
+
+def test_a_sleeping_model_is_woken_once_for_all_rows(at: World, tmp_path: Path, output: Path) -> None:
+    at.start(adapter(), pods=0)
+    rows = written(tmp_path, *(row(f"row-{number}") for number in range(12)))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, at, rows, output)
+        at.wait_for_load(waiting=4)
+        at.show_pods(1)
+        assert running.result() == Outcome(answered=12, refused=0, given_up=0)
+    assert "loraserve_gateway_cold_starts_total 1.0" in at.inner("/metrics").text
+    assert sorted(asked(at)) == sorted(f"row-{number}" for number in range(12))
+
+
+def test_temporary_failures_are_tried_again_when_the_gateway_says_so(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world(tmp_path) as at:
+        limited = at.add_key("team-b", requests_per_minute=60)
+        at.pods[0].holds("faq@v1")
+        at.start(adapter())
+        at.wait_for_status("ready")
+        rows = written(tmp_path, *(row(f"row-{number}") for number in range(62)))
+        assert run(at, rows, output, key=limited) == Outcome(answered=62, refused=0, given_up=0)
+
+
+def test_a_lost_way_to_the_gateway_is_made_anew(serving: World, tmp_path: Path, output: Path) -> None:
+    ways = iter(["http://127.0.0.1:9", serving.url])
+    outcome = run(
+        serving, written(tmp_path, row("a"), row("b")), output, connect=lambda: contextlib.nullcontext(next(ways))
+    )
+    assert outcome == Outcome(answered=2, refused=0, given_up=0)
+
+
+def test_what_cannot_be_answered_now_is_given_up_and_tried_by_the_next_run(
+    serving: World, tmp_path: Path, output: Path
+) -> None:
+    broken = threading.Event()
+    broken.set()
+    behave(serving, lambda name: error(503, "No room.") if name == "b" and broken.is_set() else None)
+    rows = written(tmp_path, row("a"), row("b"))
+
+    assert run(serving, rows, output, patience_seconds=0) == Outcome(answered=1, refused=0, given_up=1)
+    assert results(output)["b"]["error"] == {"code": "given_up", "message": "No room."}
+
+    broken.clear()
+    serving.pods[0].requests.clear()
+    assert run(serving, rows, output) == Outcome(answered=2, refused=0, given_up=0)
+    assert asked(serving) == ["b"]
+    assert results(output)["b"]["error"] is None
+
+
+def test_finished_results_are_not_overwritten(serving: World, tmp_path: Path, output: Path) -> None:
+    rows = written(tmp_path, row("a"))
+    run(serving, rows, output)
+    with pytest.raises(InvalidBatch, match="is there already"):
+        run(serving, rows, output)
+
+
+def test_two_runs_do_not_write_to_one_file(serving: World, tmp_path: Path, output: Path) -> None:
+    with batch.Journal(output.with_name("results.jsonl.partial")), pytest.raises(InvalidBatch, match="another run"):
+        run(serving, written(tmp_path, row("a")), output)
+
+
+def test_a_wrong_key_or_model_is_told_once_before_anything_is_asked(
+    serving: World, tmp_path: Path, output: Path
+) -> None:
+    rows = written(tmp_path, row("a"), row("b", model="faq@v1"), row("c", model="nobody"))
+    with pytest.raises(InvalidBatch, match=f"nobody: choose from {BASE}, faq"):
+        run(serving, rows, output)
+    with pytest.raises(BatchStopped, match="key is not valid"):
+        run(serving, rows, output, key="lsk-wrong")
+    assert not serving.pods[0].requests
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "batch.jsonl"
+    lines = [
+        json.dumps(row("a")),
+        "{",
+        json.dumps(row("b") | {"url": "/v1/embeddings"}),
+        "",
+        json.dumps(row("c", stream=True)),
+        json.dumps(row("a")),
+    ]
+    file.write_text("\n".join(lines))
+    with pytest.raises(InvalidBatch) as refused:
+        read_rows(file)
+    told = str(refused.value)
+    for part in ("line 2: ", "line 3: url: ", "line 5: body: ", "custom_id 'a' stands in several lines"):
+        assert part in told
