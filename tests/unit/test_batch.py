@@ -15,6 +15,7 @@ from aiohttp import web
 
 from loraserve.operator import batch
 from loraserve.operator.batch import BatchStopped, InvalidBatch, Outcome, read_rows
+from loraserve.operator.cli import main
 from tests.unit.gateway_world import BASE, World, adapter, error, world
 
 
@@ -193,6 +194,18 @@ def test_a_wrong_key_or_model_is_told_once_before_anything_is_asked(
     with pytest.raises(BatchStopped, match="key is not valid"):
         run(serving, rows, output, key="lsk-wrong")
     assert not serving.pods[0].requests
+
+
+def test_the_command_writes_beside_the_file_and_its_exit_code_tells_of_errors(
+    serving: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(serving, lambda name: error(400, "Too long.") if name == "b" else None)
+    written(tmp_path, row("a"), row("b"))
+    words = ["batch", str(tmp_path / "batch.jsonl"), "--url", f"{serving.url}/v1", "--key", serving.key]
+    assert main([*words, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"output": str(tmp_path / "batch.results.jsonl"), "answered": 1, "refused": 1, "given_up": 0}
+    assert list(results(Path(told["output"]))) == ["a", "b"]
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""`loraserve batch | page`: what applications' people do with the served models."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
+from loraserve.operator.kubectl import Kubectl, context_option
+from loraserve.operator.terminal import json_option, print_json, tell
+
+PAGE_PORT = 8090
+
+_namespace = click.option("--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where the gateway runs.")
+_url = click.option(
+    "--url", envvar="OPENAI_BASE_URL", help="Of the API, ends in /v1 (default: the gateway, by `kubectl port-forward`)."
+)
+
+
+def _gateway(url: str | None, context: str | None, namespace: str) -> AbstractContextManager[str]:
+    """Its URL, without /v1, for as long as it is used."""
+    if url:
+        return nullcontext(url.rstrip("/").removesuffix("/v1"))
+    return Kubectl(context).forward(namespace, GATEWAY, GATEWAY_PORT)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where results go (default: beside FILE, NAME.results.jsonl)."
+)
+@click.option("--concurrency", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests at once.")
+@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@_url
+@context_option
+@_namespace
+@json_option
+def batch(
+    file: Path,
+    output: Path | None,
+    concurrency: int,
+    key: str,
+    url: str | None,
+    context: str | None,
+    namespace: str,
+    as_json: bool,
+) -> int:
+    """Answer every request of FILE, which has OpenAI's batch format, below interactive traffic.
+
+    Results are in the order of FILE, in OpenAI's format, each with its answer or its error. A sleeping model is woken
+    once. A run that was interrupted or killed goes on with the same command. Exit code 1: some rows have errors.
+    """
+    from loraserve.operator import batch as batches
+
+    rows = batches.read_rows(file)
+    output = output or file.with_name(f"{file.stem}.results.jsonl")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("answered", total=len(rows))
+        try:
+            outcome = batches.run(
+                rows,
+                output,
+                lambda: _gateway(url, context, namespace),
+                key,
+                concurrency=concurrency,
+                on_progress=lambda done: progress.update(task, completed=done),
+            )
+        except KeyboardInterrupt:
+            tell("Interrupted: the same command goes on from here.")
+            raise
+    if as_json:
+        print_json({"output": str(output), **vars(outcome)})
+    else:
+        tell(f"{output}: {outcome.answered} answered, {outcome.refused} refused, {outcome.given_up} given up.")
+    if outcome.given_up:
+        tell("The same command tries those again that were given up.")
+    return 1 if outcome.refused or outcome.given_up else 0
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=PAGE_PORT, show_default=True, help="Of this machine.")
+@_url
+@context_option
+@_namespace
+def page(port: int, url: str | None, context: str | None, namespace: str) -> None:
+    """Serve a page to try models in a browser: base model and adapter side by side, as they answer.
+
+    The page asks for an API key, such as `loraserve key` makes. It is served on this machine only, until Ctrl-C.
+    """
+    from loraserve.operator.page_server import PageServer
+
+    with _gateway(url, context, namespace) as gateway, PageServer(gateway, port) as server:
+        tell(f"Open {server.url} (Ctrl-C ends it)")
+        server.serve_forever()
+
+
+COMMANDS = (batch, page)
