@@ -15,15 +15,15 @@ from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
 from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
 from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
+from loraserve.contract.addresses import VLLM as VLLM
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
 from loraserve.contract.addresses import VLLM_SELECTOR as VLLM_SELECTOR
+from loraserve.contract.addresses import VLLM_SERVICE as VLLM_SERVICE
 from loraserve.contract.addresses import cluster_name as cluster_name
 
 MONITORING_NAMESPACE = "ai-platform"
 SYSTEM_NAMESPACE = "kube-system"
 
-VLLM = "vllm"
-VLLM_SERVICE = "vllm-service"
 VLLM_LABELS = VLLM_SELECTOR | {"component": "inference"}
 VLLM_API_KEY = "api-key"
 """The key of Secret `vllm` that everything in front of vLLM shares."""

@@ -20,6 +20,7 @@ from infra.monitoring.stack import Monitoring, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
 from infra.scaling import Scaling
+from loraserve.monitoring import rules
 from loraserve.planning import cost
 from loraserve.planning.envelope import crowding_warning
 
@@ -138,6 +139,11 @@ def deploy() -> None:
             volume_gib=config.prometheus_volume_gib,
             volume_driver=volume_driver,
             chart_mirror=config.chart_repository,
+            rule_groups=rules.groups(
+                config.objective_of,
+                cold_start_seconds=config.gateway_wait_seconds,
+                cost=cost.hourly_cost(config, region, len(zones)),
+            ),
             opts=in_cluster,
         )
         pulumi.export("grafana", grafana_commands())

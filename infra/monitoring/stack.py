@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pulumi
@@ -10,10 +11,12 @@ import pulumi_random as random
 
 from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, on_gpu_nodes, requesting
 from infra.isolation import create_namespace
-from infra.monitoring.alerts import gateway_alerts
-from infra.monitoring.dashboard import dashboard_json
+from infra.monitoring.grafana import dashboard_json
+from infra.monitoring.rules import prometheus_rule
 from infra.monitoring.scraping import service_monitor
 from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
+from loraserve.monitoring import dashboards
+from loraserve.monitoring.rules import Group
 from loraserve.planning import pod_resources
 from loraserve.planning.pod_resources import Requests
 
@@ -109,6 +112,7 @@ class Monitoring(pulumi.ComponentResource):
         volume_gib: int,
         volume_driver: pulumi.Resource | None,
         chart_mirror: str | None,
+        rule_groups: Iterable[Group],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
@@ -137,7 +141,7 @@ class Monitoring(pulumi.ComponentResource):
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
         service_monitor(VLLM, VLLM_SELECTOR, serving_namespace, after_operator)
         service_monitor(GATEWAY, GATEWAY_SELECTOR, serving_namespace, after_operator)
-        gateway_alerts(serving_namespace, after_operator)
+        prometheus_rule(rule_groups, serving_namespace, after_operator)
         DCGM_EXPORTER.install(
             mirror=chart_mirror,
             namespace=namespace,
@@ -147,9 +151,9 @@ class Monitoring(pulumi.ComponentResource):
             depends_on=[operator],
         )
         k8s.core.v1.ConfigMap(
-            "vllm-dashboard",
-            metadata={"name": "vllm-dashboard", "namespace": namespace, "labels": {_DASHBOARD_LABEL: "1"}},
-            data={"vllm.json": dashboard_json()},
+            "dashboards",
+            metadata={"name": "loraserve-dashboards", "namespace": namespace, "labels": {_DASHBOARD_LABEL: "1"}},
+            data={f"{dashboard.uid}.json": dashboard_json(dashboard) for dashboard in dashboards.ALL},
             opts=child,
         )
         self.register_outputs({})

@@ -45,6 +45,8 @@ class GoModule:
     siblings_version: str | None = None
     """Published version of the modules that this one's own go.mod takes from its source tree."""
     replace: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What to leave out, in the module's own words."""
     embedded: tuple[str, ...] = ()
     """Files of the module that its main.go embeds."""
     files: tuple[str, ...] = ()
@@ -163,7 +165,7 @@ def _fetch(go: _Go, module: GoModule) -> None:
             shutil.copy(origin / name, source)
         _put(module, (origin / name for name in module.files))
     if module.programs:
-        go.run("list", "-deps", *module.programs.values(), cwd=source)
+        go.run("list", *_tags(module), "-deps", *module.programs.values(), cwd=source)
 
 
 def _compile(go: _Go, module: GoModule, programs: Sequence[str], say: Say) -> None:
@@ -174,7 +176,7 @@ def _compile(go: _Go, module: GoModule, programs: Sequence[str], say: Say) -> No
     variable = module.version_variable
     linker = "-s -w" + (f" -X {variable}={module.stamp or module.version}" if variable else "")
     packages = {program: module.programs[program] for program in programs}
-    options = ["-ldflags", linker, "-gcflags=all=-dwarf=false", "-o", f"{results}/"]
+    options = [*_tags(module), "-ldflags", linker, "-gcflags=all=-dwarf=false", "-o", f"{results}/"]
     command = [go.executable, "build", *options, *packages.values()]
     with awaited(f"compiling {module.name} {module.version}", say, usually=f"{module.minutes} min from nothing"):
         try:
@@ -183,6 +185,10 @@ def _compile(go: _Go, module: GoModule, programs: Sequence[str], say: Say) -> No
             raise ProcessError(f"{module.name} could not be built. {error}") from None
     for program, package in packages.items():
         _put_as(module, results / _result_name(package), program)
+
+
+def _tags(module: GoModule) -> list[str]:
+    return [f"-tags={','.join(module.tags)}"] if module.tags else []
 
 
 def _result_name(package: str) -> str:

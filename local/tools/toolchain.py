@@ -42,6 +42,7 @@ class Tool(StrEnum):
     ETCD = "etcd"
     KWOK = "kwok"
     KUBECTL = "kubectl"
+    PROMTOOL = "promtool"
     VEGETA = "vegeta"
 
 
@@ -133,6 +134,15 @@ _PROMETHEUS_OPERATOR = GoModule(
         for plural in ("servicemonitors", "prometheusrules")
     ),
 )
+_PROMETHEUS = GoModule(
+    "prometheus",
+    "github.com/prometheus/prometheus",
+    versions.PROMETHEUS,
+    programs={Tool.PROMTOOL: "github.com/prometheus/prometheus/cmd/promtool"},
+    minutes=3,
+    # Its ways to find targets bring the SDK of every cloud.
+    tags=("remove_all_sd",),
+)
 _VEGETA = GoModule(
     "vegeta",
     "github.com/tsenart/vegeta/v12",
@@ -141,7 +151,18 @@ _VEGETA = GoModule(
     minutes=2,
 )
 
-MODULES = (_COREDNS, _ETCD, _KUBERNETES, _PULUMI, _PULUMI_KUBERNETES, _KEDA, _KWOK, _PROMETHEUS_OPERATOR, _VEGETA)
+MODULES = (
+    _COREDNS,
+    _ETCD,
+    _KUBERNETES,
+    _PULUMI,
+    _PULUMI_KUBERNETES,
+    _KEDA,
+    _KWOK,
+    _PROMETHEUS_OPERATOR,
+    _PROMETHEUS,
+    _VEGETA,
+)
 """In the order in which they are built: CoreDNS's image is made beside the other builds."""
 
 _BUILDING_GB_A_MINUTE = 0.35

@@ -7,7 +7,10 @@ STACK_TAG = f"{PROJECT}/stack"
 """Key of the tag that names the stack, on everything in AWS."""
 
 SERVING_NAMESPACE = "ml-models"
-VLLM_SELECTOR = {"app": "vllm"}
+VLLM = "vllm"
+VLLM_SERVICE = "vllm-service"
+VLLM_SELECTOR = {"app": VLLM}
+GATEWAY = "gateway"
 """Labels of vLLM's pods."""
 GATEWAY = "gateway"
 """The Service that clients call."""

@@ -14,8 +14,9 @@ from loraserve.gateway.completion import Completion
 from loraserve.gateway.errors import ApiError, BadRequest, NoSuchPage, TooLarge, TooSlow, WrongMethod
 from loraserve.gateway.exchange import SERVER, Exchange, Gateway
 from loraserve.gateway.openapi import DOCUMENT
-from loraserve.gateway.record import CLIENT_GONE, OK, Record
+from loraserve.gateway.record import CLIENT_GONE, Record
 from loraserve.gateway.routing import no_such_model
+from loraserve.monitoring.metrics import OK
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,8 @@ class ColdStarts:
     ) -> None:
         self._pods = pods
         self._metrics = metrics
+        for phase in PHASES:
+            metrics.cold_start_phase.labels(phase)
         self._waiting = waiting
         self._clock = clock
         self._expected = assumed_seconds

@@ -29,6 +29,15 @@ class Keys:
             self._by_id = {key.id: key for key in self._ring.value.keys}
 
     @property
+    def problem(self) -> str | None:
+        """Why the newest document is not followed."""
+        return self._ring.problem
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        return frozenset(key.tenant for key in self._by_id.values())
+
+    @property
     def known(self) -> bool:
         """Whether a readable document was there."""
         return self._ring.value is not None

@@ -119,6 +119,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
 
     pods.on_change = on_change
     metrics.follow(room.waiting, lambda: pods.running)
+    metrics.waiting_limit.set(bounds.waiting)
     gateway = Gateway(
         settings=settings,
         bounds=bounds,
@@ -145,7 +146,7 @@ def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> No
         endpoint_slices(namespace, settings.gateway_service): gateway.pods.follow_gateway,
     }
     tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
-    tasks.append(asyncio.create_task(_refresh_keys(gateway.keys)))
+    tasks.append(asyncio.create_task(_refresh_keys(gateway)))
 
     async def end() -> None:
         for task in tasks:
@@ -164,9 +165,17 @@ def follow_desired(gateway: Gateway, desired: LastGood[DesiredState], config_map
             desired.refuse(f"the ConfigMap has no {key}")
         elif desired.take(text.encode()):
             gateway.routes = Routes(desired.value)
+            _declare_labels(gateway)
+    gateway.metrics.refused.labels("desired state").set(desired.problem is not None)
 
 
-async def _refresh_keys(keys: Keys) -> None:
+async def _refresh_keys(gateway: Gateway) -> None:
     while True:
+        _declare_labels(gateway)
+        gateway.metrics.refused.labels("keys").set(gateway.keys.problem is not None)
         await asyncio.sleep(KEYS_SECONDS)
-        keys.refresh()
+        gateway.keys.refresh()
+
+
+def _declare_labels(gateway: Gateway) -> None:
+    gateway.metrics.declare(gateway.routes.versions, gateway.keys.tenants)

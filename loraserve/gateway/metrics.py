@@ -1,16 +1,28 @@
-"""The gateway's metrics. Labels are declared models and fixed words only, so their number is bounded."""
+"""The gateway's metrics. Labels are what is declared and fixed words only, so their number is bounded.
+
+What an alert counts is there at 0 from the start: Prometheus sees no growth in a series that begins at 1.
+"""
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from loraserve.contract.served_name import ServedName
+from loraserve.monitoring.metrics import FAILURES, OK
+from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS
+
 OTHER = "other"
-"""Requests that never got as far as a declared model."""
+"""A model, a version or a tenant that is not declared."""
+NONE = "none"
+"""The version of a request that none answered."""
+BASE = "base"
+"""The version of what the base model answered, also in an adapter's stead."""
+FALLBACK_REASONS = ("adapter_unavailable", "model_starting", "upstream_timeout")
+"""The errors that a caller of an adapter may be spared."""
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-_SLOW = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 _WAITS = (0.1, 1, 5, 15, 30, 60, 120, 240, 360, 480, 600)
 
 
@@ -20,29 +32,35 @@ class Metrics:
         self.requests = Counter(
             "loraserve_gateway_requests",
             "Requests by outcome: ok, client_gone, or the code of the error that the client got.",
-            ("model", "outcome"),
+            ("model", "version", "outcome"),
+            registry=registry,
+        )
+        self.tenant_requests = Counter(
+            "loraserve_gateway_tenant_requests",
+            "Requests of each tenant, by outcome.",
+            ("tenant", "outcome"),
             registry=registry,
         )
         self.first_token = Histogram(
             "loraserve_gateway_time_to_first_token_seconds",
             "From the request to the first byte of a streamed answer, waiting included.",
-            ("model",),
+            ("model", "version"),
             registry=registry,
-            buckets=_SLOW,
+            buckets=FIRST_TOKEN_BOUNDS,
         )
         self.inter_token = Histogram(
             "loraserve_gateway_inter_token_latency_seconds",
             "Between two pieces of a streamed answer.",
-            ("model",),
+            ("model", "version"),
             registry=registry,
             buckets=_FAST,
         )
         self.duration = Histogram(
             "loraserve_gateway_request_seconds",
             "From the request to the last byte of its answer, waiting included.",
-            ("model",),
+            ("model", "version"),
             registry=registry,
-            buckets=_SLOW,
+            buckets=FIRST_TOKEN_BOUNDS,
         )
         self.wait = Histogram(
             "loraserve_gateway_wait_seconds",
@@ -54,7 +72,7 @@ class Metrics:
         self.tokens = Counter(
             "loraserve_gateway_tokens",
             "Tokens read and written; written ones of a stream without usage are its pieces, read ones are unknown.",
-            ("model", "direction"),
+            ("tenant", "model", "version", "direction"),
             registry=registry,
         )
         self.fallbacks = Counter(
@@ -73,6 +91,59 @@ class Metrics:
             registry=registry,
             buckets=_WAITS,
         )
+
+        self.refused = Gauge(
+            "loraserve_gateway_document_refused",
+            "1 while the newest text of this document cannot be used, and the last good one stays in force.",
+            ("document",),
+            registry=registry,
+        )
+        self.waiting_limit = Gauge(
+            "loraserve_gateway_waiting_limit", "Requests that may be held at once.", registry=registry
+        )
+        self._versions: dict[str, frozenset[str]] = {}
+        self._tenants: frozenset[str] = frozenset()
+        self.declare({}, frozenset())
+
+    def declare(self, versions: Mapping[str, Iterable[str]], tenants: Iterable[str]) -> None:
+        """Takes over what may be a label: versions by model, and tenants. What was declared before and is no more goes."""
+        before, before_tenants = set(self._pairs()), self._tenants
+        self._versions = {model: frozenset(known) for model, known in versions.items()}
+        self._tenants = frozenset(tenants)
+        self._forget(before - set(self._pairs()), before_tenants - self._tenants)
+        for model, version in self._pairs():
+            for outcome in (OK, *FAILURES):
+                self.requests.labels(model, version, outcome)
+        for model in self._versions:
+            for reason in FALLBACK_REASONS:
+                self.fallbacks.labels(model, reason)
+        for tenant in (*self._tenants, OTHER):
+            for outcome in (OK, *FAILURES):
+                self.tenant_requests.labels(tenant, outcome)
+
+    def version(self, model: str, served: str | None) -> str:
+        """The label of who answered a request for `model`."""
+        if served is None:
+            return NONE
+        version = ServedName(served).version or BASE
+        return version if version == BASE or version in self._versions.get(model, ()) else OTHER
+
+    def tenant(self, name: str | None) -> str:
+        return name if name in self._tenants else OTHER
+
+    def _forget(self, versions: Iterable[tuple[str, str]], tenants: Iterable[str]) -> None:
+        for model, version in versions:
+            labels = {"model": model, "version": version}
+            for metric in (self.requests, self.tokens, self.first_token, self.inter_token, self.duration):
+                metric.remove_by_labels(labels)
+        for tenant in tenants:
+            self.tenant_requests.remove_by_labels({"tenant": tenant})
+            self.tokens.remove_by_labels({"tenant": tenant})
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        yield OTHER, NONE
+        for model, versions in self._versions.items():
+            yield from ((model, version) for version in (*versions, NONE, BASE, OTHER))
 
     def follow(self, waiting: Callable[[], Counts[str]], running: Callable[[], int]) -> None:
         """Exports, at every scrape, what these then return."""

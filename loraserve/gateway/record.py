@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from loraserve.gateway.metrics import OTHER, Metrics
 from loraserve.log import event
+from loraserve.monitoring.metrics import OK
 
 log = logging.getLogger("loraserve.access")
 
-OK = "ok"
 CLIENT_GONE = "client_gone"
 _EVENT_END = b"\n\n"
 _USAGE = b'"usage":'
@@ -56,16 +56,18 @@ class Record:
     def finish(self, metrics: Metrics) -> None:
         """Counts and logs the request."""
         seconds = time.monotonic() - self.started
-        metrics.requests.labels(self.model, self.outcome).inc()
+        version, tenant = metrics.version(self.model, self.served), metrics.tenant(self.tenant)
+        metrics.requests.labels(self.model, version, self.outcome).inc()
+        metrics.tenant_requests.labels(tenant, self.outcome).inc()
         if self.outcome == OK:
-            metrics.duration.labels(self.model).observe(seconds)
+            metrics.duration.labels(self.model, version).observe(seconds)
         if self.first_byte is not None:
-            metrics.first_token.labels(self.model).observe(self.first_byte)
+            metrics.first_token.labels(self.model, version).observe(self.first_byte)
         if self.fallback:
             metrics.fallbacks.labels(self.model, self.fallback).inc()
         for direction, count in (("in", self.prompt_tokens), ("out", self.completion_tokens)):
             if count:
-                metrics.tokens.labels(self.model, direction).inc(count)
+                metrics.tokens.labels(tenant, self.model, version, direction).inc(count)
         log.info(self._line(seconds))
 
     def _line(self, seconds: float) -> str:
@@ -97,7 +99,7 @@ class StreamMeter:
 
     def __init__(self, record: Record, metrics: Metrics) -> None:
         self._record = record
-        self._gap = metrics.inter_token.labels(record.model)
+        self._gap = metrics.inter_token.labels(record.model, metrics.version(record.model, record.served))
         self._last: float | None = None
         self._pieces = 0
         self._end = b""

@@ -41,6 +41,11 @@ class Routes:
         """The public names, whether they are awake or not."""
         return (*self._adapters, *([self.base] if self.base else []))
 
+    @property
+    def versions(self) -> dict[str, list[str]]:
+        """The declared ones of every public name; the base model has none."""
+        return {name: [entry.version for entry in self._adapters.get(name, ())] for name in self.models}
+
     def resolve(self, model: str, caller: str) -> Route:
         """`caller` decides on which side of a canary share a request falls. Raises NoSuchModel."""
         if model == self.base:

@@ -54,6 +54,21 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
     return parts
 
 
+@dataclass(frozen=True)
+class HourlyCost:
+    """List prices in US dollars."""
+
+    idle: float
+    gpu_node: float
+
+
+def hourly_cost(settings: Settings, region: str, zones: int) -> HourlyCost | None:
+    """None where a price is not known here."""
+    parts, prices = idle_cost(settings, region, zones), PRICES.get(region)
+    gpu = prices.instances.get(settings.gpu_instance_type) if prices else None
+    return HourlyCost(sum(parts.values()) / HOURS, gpu) if parts and gpu else None
+
+
 def describe(settings: Settings, region: str, zones: int) -> str:
     """One line for people."""
     parts, prices = idle_cost(settings, region, zones), PRICES.get(region)

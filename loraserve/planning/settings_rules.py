@@ -133,6 +133,16 @@ def keys_of_declared_models(settings: Settings) -> Iterator[str]:
             )
 
 
+@_rule
+def objectives_of_declared_models(settings: Settings) -> Iterator[str]:
+    """A misspelt name would leave its model with the default."""
+    if strangers := sorted(settings.objectives.keys() - settings.objective_of.keys()):
+        yield (
+            f"{PROJECT}:objectives names {', '.join(strangers)}, which is not declared: choose from "
+            f"{', '.join(settings.objective_of)}"
+        )
+
+
 # The base model and its adapters, in memory and on disk.
 
 

@@ -22,6 +22,7 @@ from loraserve.contract.keys import Key
 from loraserve.planning.envelope import envelope_around
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
+from loraserve.planning.objectives import Objective
 from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 MAX_VPC_PREFIX = 20
@@ -203,6 +204,9 @@ class Settings(_Section):
 
     adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = ()
 
+    objectives: dict[str, Objective] = {}
+    """By model as callers name it; what is not named has `Objective()`."""
+
     addons_enabled: bool
     monitoring_enabled: bool
     prometheus_volume_gib: Annotated[int, Field(ge=0)]
@@ -210,6 +214,12 @@ class Settings(_Section):
     vllm_image: OptionalText
     loraserve_image: OptionalText
     local: Local = Local()
+
+    @property
+    def objective_of(self) -> dict[str, Objective]:
+        """Of every model that is served."""
+        names = (self.base_model, *(adapter.name for adapter in self.adapters))
+        return {name: self.objectives.get(name, Objective()) for name in names}
 
     @property
     def model_shape(self) -> ModelShape:

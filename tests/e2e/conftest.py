@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from kubernetes import client
@@ -23,13 +23,11 @@ from local.cluster.kubectl import kubectl
 from local.cluster.machine import Machine
 from local.engine.workspace import CHECKOUT
 from local.stack import LocalStack
+from tests import waiting
 
 BASE = "loraserve/tiny-mistral"
 ANSWERS = {BASE: "I am the base model.", "faq": "I am faq v1.", "legal": "I am legal v1."}
 """Of the models that `make up` serves."""
-
-T = TypeVar("T")
-_LIMIT_S = 300
 
 
 def run_local(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -43,17 +41,8 @@ def run_local(state: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def eventually(look: Callable[[], T], limit_s: float = _LIMIT_S) -> T:
-    """The first true answer; errors on the way count as none. Fails, with the last error, once the limit has passed."""
-    deadline, trouble = time.monotonic() + limit_s, "never true"
-    while time.monotonic() < deadline:
-        try:
-            if answer := look():
-                return answer
-        except Exception as error:
-            trouble = repr(error)
-        time.sleep(0.5)
-    raise AssertionError(f"nothing within {limit_s:.0f} s: {trouble}")
+eventually = partial(waiting.eventually, limit_s=300, every_s=0.5, passing=(Exception,))
+"""A start of vLLM takes a minute or two, and meanwhile whoever is asked may not be there."""
 
 
 def kill_up(state: Path, once_printed: str) -> int:

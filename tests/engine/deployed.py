@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from kubernetes import client
 
@@ -22,18 +21,6 @@ from tests.engine.cli import Changes, PulumiStack
 from tests.stack_values import PRODUCTION_CHOICES
 
 REGION = "eu-central-1"
-T = TypeVar("T")
-_LIMIT_S = 60
-
-
-def eventually(look: Callable[[], T]) -> T:
-    """The first true answer. Fails once the limit has passed."""
-    deadline = time.monotonic() + _LIMIT_S
-    while time.monotonic() < deadline:
-        if answer := look():
-            return answer
-        time.sleep(0.2)
-    raise AssertionError(f"nothing within {_LIMIT_S} s")
 
 
 @dataclass

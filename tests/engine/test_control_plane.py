@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from local.cluster.control_plane import PARTS, ControlPlane
 from local.processes import Process
 from local.tools.toolchain import Tool
 from tests.engine import simulated_nodes
+from tests.waiting import eventually
 
-_LIMIT_S = 30
 _RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
@@ -52,7 +51,7 @@ def namespace(core: client.CoreV1Api, request: pytest.FixtureRequest) -> Iterato
 
 
 def test_nodes_offer_what_eks_leaves_of_the_instance(core: client.CoreV1Api) -> None:
-    system, gpu = (_eventually(lambda name=name: _ready_node(core, name)) for name in ("system-1", "gpu-1"))
+    system, gpu = (eventually(lambda name=name: _ready_node(core, name)) for name in ("system-1", "gpu-1"))
     assert system.status.allocatable["cpu"] == "1930m"
     assert gpu.status.allocatable["cpu"] == "3920m"
     assert gpu.status.allocatable[names.GPU_RESOURCE] == "1"
@@ -63,13 +62,13 @@ def test_nodes_offer_what_eks_leaves_of_the_instance(core: client.CoreV1Api) -> 
 
 def test_daemon_sets_run_where_they_belong(core: client.CoreV1Api) -> None:
     everywhere = {"aws-node", "ebs-csi-node", "kube-proxy", "node-exporter"}
-    _eventually(lambda: _daemons(core, "system-1") == everywhere)
-    _eventually(lambda: _daemons(core, "gpu-1") == everywhere | {"nvidia-device-plugin", "dcgm-exporter"})
+    eventually(lambda: _daemons(core, "system-1") == everywhere)
+    eventually(lambda: _daemons(core, "gpu-1") == everywhere | {"nvidia-device-plugin", "dcgm-exporter"})
 
 
 def test_a_pod_that_tolerates_the_taint_runs_on_the_gpu_node(core: client.CoreV1Api, namespace: str) -> None:
     _create_pod(core, namespace, gpu_pod())
-    (pod,) = _eventually(lambda: _running_pods(core, namespace))
+    (pod,) = eventually(lambda: _running_pods(core, namespace))
     assert pod.spec.node_name == "gpu-1"
     assert [container.ready for container in pod.status.container_statuses] == [True]
 
@@ -78,13 +77,13 @@ def test_a_pod_without_the_toleration_does_not_land_on_the_gpu_node(core: client
     pod = gpu_pod()
     del pod["spec"]["tolerations"]
     _create_pod(core, namespace, pod)
-    reason = _eventually(lambda: _unschedulable_reason(core, namespace))
+    reason = eventually(lambda: _unschedulable_reason(core, namespace))
     assert "untolerated taint" in reason
 
 
 def test_fourteen_gib_requested_do_not_fit_a_g6_xlarge(core: client.CoreV1Api, namespace: str) -> None:
     _create_pod(core, namespace, gpu_pod(memory="14Gi"))
-    reason = _eventually(lambda: _unschedulable_reason(core, namespace))
+    reason = eventually(lambda: _unschedulable_reason(core, namespace))
     assert "Insufficient memory" in reason
 
 
@@ -98,10 +97,10 @@ def test_a_deleted_deployment_takes_its_pods_along(
         "spec": {"replicas": 2, "selector": {"matchLabels": labels}, "template": pod},
     }
     apps.create_namespaced_deployment(namespace, client.V1Deployment.model_validate(deployment))
-    _eventually(lambda: len(_running_pods(core, namespace)) == 2)
+    eventually(lambda: len(_running_pods(core, namespace)) == 2)
 
     apps.delete_namespaced_deployment("web", namespace)
-    _eventually(lambda: not core.list_namespaced_pod(namespace).items)
+    eventually(lambda: not core.list_namespaced_pod(namespace).items)
 
 
 def test_a_restricted_namespace_refuses_a_privileged_pod(core: client.CoreV1Api, namespace: str) -> None:
@@ -137,12 +136,12 @@ def test_start_repairs_what_was_killed_and_keeps_the_objects(
     url = plane.url
     for part in _parts(plane):
         part.signal(signal.SIGKILL)
-    _eventually(lambda: not _parts(plane))
+    eventually(lambda: not _parts(plane))
 
     assert ControlPlane.start(plane.state, die_with_parent=True).url == url
     assert core.read_namespaced_config_map("kept", namespace).data == {"answer": "42"}
     _create_pod(core, namespace, gpu_pod())
-    _eventually(lambda: _running_pods(core, namespace))
+    eventually(lambda: _running_pods(core, namespace))
 
 
 def test_stop_leaves_no_process(plane: ControlPlane, tmp_path: Path) -> None:
@@ -176,14 +175,6 @@ def gpu_pod(memory: str = "12Gi") -> dict[str, Any]:
 
 def _create_pod(core: client.CoreV1Api, namespace: str, pod: dict[str, Any]) -> None:
     core.create_namespaced_pod(namespace, client.V1Pod.model_validate(pod))
-
-
-def _eventually(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + _LIMIT_S
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "the cluster did not get there in time"
-        time.sleep(0.1)
-    return result
 
 
 def _ready_node(core: client.CoreV1Api, name: str) -> Any:

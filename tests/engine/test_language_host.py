@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.engine.cli import Refused
 from tests.engine.throwaway import Throwaway
+from tests.waiting import eventually
 
 PROGRAM = """
     import os
@@ -90,21 +89,14 @@ def test_no_process_outlives_an_interrupted_engine(project: Throwaway, ending: s
         engine.send_signal(ending)
     engine.wait(timeout=30)
 
-    _until(lambda: not _is_running(program))
+    eventually(lambda: not _is_running(program))
 
 
 def _pid(file: Path) -> int:
-    _until(lambda: file.exists() and file.read_text() != "")
+    eventually(lambda: file.exists() and file.read_text() != "")
     return int(file.read_text())
 
 
 def _is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)

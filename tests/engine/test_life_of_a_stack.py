@@ -25,8 +25,9 @@ from infra.charts import CLUSTER_AUTOSCALER, KUBE_PROMETHEUS_STACK
 from local.tools.toolchain import Tool, ensure
 from tests.engine.chart_repository import CHARTS, RECEIPT
 from tests.engine.cli import Changes, Refused
-from tests.engine.deployed import Deployment, World, eventually
+from tests.engine.deployed import Deployment, World
 from tests.stack_values import adapter
+from tests.waiting import eventually
 
 GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
 DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"

@@ -11,7 +11,8 @@ from infra import names
 from loraserve.planning.pod_resources import Requests
 from tests.aws_objects import inventory
 from tests.engine import simulated_nodes
-from tests.engine.deployed import Deployment, World, eventually
+from tests.engine.deployed import Deployment, World
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from local.tools.toolchain import Tool, ensure
 from local.tools.versions import VLLM_PYTHON_IMAGE
 from loraserve.planning.instance_types import SYSTEM_INSTANCE_TYPES
 from tests.engine import simulated_nodes
+from tests.waiting import eventually
 
 KIND, K3D, OTHER, PRODUCTION = "kind-mine", "k3d-mine", "minikube", "production"
 GATEWAY = "127.0.0.1"
@@ -129,13 +129,6 @@ def furnish(desktop: Desktop, plane: ControlPlane, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{desktop.bin}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setattr(place, "_NEEDED_MEMORY_GB", 0)
     return desktop
-
-
-def eventually(condition: Callable[[], Any], limit_s: float = 30) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the cluster did not get there in time"
-        time.sleep(0.1)
 
 
 def is_settled(node: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -250,7 +251,7 @@ def test_a_client_that_hangs_up_cancels_its_generation(serving: World) -> None:
         serving.wait_for_load(running=1)
     assert pod.hung_up.wait(10)
     serving.wait_for_load()
-    assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="client_gone"}') == 1
+    assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="client_gone",version="v1"}') == 1
 
 
 def test_a_client_that_hangs_up_in_the_middle_of_a_stream_cancels_its_generation(serving: World) -> None:
@@ -646,13 +647,18 @@ def test_metrics_name_declared_models_only(serving: World) -> None:
     serving.post(chat(stream=True))
     serving.post(chat())
     exposition = serving.inner("/metrics").text
-    labels = {part.split('"')[1] for part in exposition.split("{") if part.startswith('model="')}
-    assert labels == {"faq", "other"}
-    assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="ok"}') == 2
-    assert metric(serving, 'loraserve_gateway_time_to_first_token_seconds_count{model="faq"}') == 1
-    assert metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq"}') == 7
-    assert metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq"}') == 3 + 4
-    assert metric(serving, 'loraserve_gateway_requests_total{model="other",outcome="model_not_found"}') == 3
+    labels = set(re.findall(r'[{,]model="([^"]*)"', exposition))
+    assert labels == {"faq", "base-model", "other"}
+    assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="ok",version="v1"}') == 2
+    assert metric(serving, 'loraserve_gateway_time_to_first_token_seconds_count{model="faq",version="v1"}') == 1
+    assert metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="acme",version="v1"}') == 7
+    assert (
+        metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="acme",version="v1"}')
+        == 3 + 4
+    )
+    assert (
+        metric(serving, 'loraserve_gateway_requests_total{model="other",outcome="model_not_found",version="none"}') == 3
+    )
 
 
 def test_a_trace_goes_on_to_vllm_and_into_the_log_and_no_key_is_logged(

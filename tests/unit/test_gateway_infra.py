@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
 import pytest
 
 from infra import names
-from infra.monitoring.alerts import gateway_rules
 from infra.scaling import cooldown_seconds
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, create_key
 from loraserve.gateway.app import Gateway, InnerApi
-from loraserve.gateway.metrics import Metrics
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
 from tests.unit.declared import Program, declare, environment_in_pod
@@ -226,17 +223,3 @@ def test_a_bad_setting_is_refused_with_the_fix(changes: dict[str, Any], message:
     with pytest.raises(InvalidSettings) as refused:
         parse(stack_values("dev", **changes))
     assert message in str(refused.value)
-
-
-def test_alerts_look_at_metrics_that_the_gateway_exports() -> None:
-    metrics = Metrics()
-    metrics.requests.labels("faq", "ok").inc()
-    metrics.fallbacks.labels("faq", "adapter_unavailable").inc()
-    exported = metrics.exposition().decode()
-    families = set(re.findall(r"^# TYPE (\S+)", exported, re.MULTILINE))
-    for rule in gateway_rules():
-        (name,) = set(re.findall(r"loraserve_gateway_\w+", rule["expr"]))
-        assert re.sub(r"_(bucket|sum|count)$", "", name) in families, f"{rule['alert']}: nobody exports {name}"
-        grouped = {label for labels in re.findall(r"by \(([\w, ]+)\)", rule["expr"]) for label in labels.split(", ")}
-        for sample in re.findall(rf"^{name}{{(.*)}} ", exported, re.MULTILINE):
-            assert grouped <= set(re.findall(r'(\w+)="', sample)), f"{rule['alert']}: no such label on {name}"

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from local.processes import Process, ProcessError
+from tests.waiting import eventually
 
 _WITH_CHILD = "sleep 300 & echo $! > {pid_file}; wait"
 _DEAF = "trap '' TERM; echo deaf; while true; do sleep 0.05; done"
@@ -52,7 +52,7 @@ def test_stopping_takes_the_children_along(start: Callable[[str], Process], tmp_
 def test_children_that_outlive_their_leader_are_stopped_too(start: Callable[[str], Process], tmp_path: Path) -> None:
     pid_file = tmp_path / "child"
     process = start(f"sleep 300 & echo $! > {pid_file}")
-    _eventually(lambda: not process.running)
+    eventually(lambda: not process.running)
     assert _lives(int(pid_file.read_text()))
     process.stop()
     assert not _lives(int(pid_file.read_text()))
@@ -102,12 +102,12 @@ def test_a_killed_starter_leaves_nothing_running(tmp_path: Path) -> None:
         "time.sleep(300)\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
-    _eventually(lambda: Process.load("job", tmp_path) is not None)
+    eventually(lambda: Process.load("job", tmp_path) is not None)
     job = Process.load("job", tmp_path)
     assert job
     starter.kill()
     starter.wait()
-    _eventually(lambda: not job.running)
+    eventually(lambda: not job.running)
 
 
 def _lives(pid: int) -> bool:
@@ -116,10 +116,3 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-
-
-def _eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

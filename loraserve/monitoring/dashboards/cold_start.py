@@ -1,0 +1,42 @@
+"""From no replica to the first token, phase by phase."""
+
+from loraserve.contract.addresses import VLLM
+from loraserve.monitoring.metrics import COLD_START_PHASE, WAIT, mean, quantile
+from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
+
+DASHBOARD = Dashboard(
+    "loraserve-cold-start",
+    "Cold start",
+    (
+        Panel(
+            "Phases of a start, mean",
+            Unit.SECONDS,
+            (Query(mean(COLD_START_PHASE, "phase", window="$__range"), "{{phase}}"),),
+            "`pod`: the node and its image. `model`: weights and compilation. docs/cost.md has what each should take.",
+            look=Look.STACKED,
+        ),
+        Panel(
+            "Starts from zero",
+            Unit.COUNT,
+            (Query("sum (increase(loraserve_gateway_cold_starts_total[$__range]))", "in this time"),),
+            "Many a day: gpuIdleMinutes is shorter than the pauses between requests.",
+            look=Look.NUMBER,
+        ),
+        Panel(
+            "How long requests were held, P95",
+            Unit.SECONDS,
+            (Query(quantile(0.95, WAIT), "held"),),
+            "Near the gateway's limit, callers get 503 model_starting.",
+            warn=300,
+        ),
+        Panel(
+            "GPU nodes",
+            Unit.COUNT,
+            (
+                Query('count (kube_node_status_allocatable{resource="nvidia_com_gpu"} > 0) or vector(0)', "there"),
+                Query(f'sum (kube_deployment_spec_replicas{{deployment="{VLLM}"}})', "replicas asked for"),
+            ),
+            "Replicas without a node: runbook, GpuNodeDoesNotArrive. A node without replicas: GpuNodeIdle.",
+        ),
+    ),
+)
