@@ -14,11 +14,11 @@ def _ref(schema: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
-def _forwarded(summary: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """`prompt`: what the body must have besides the model."""
+def _forwarded(summary: str, prompt: dict[str, Any], *, either: bool = False) -> dict[str, Any]:
+    """`prompt`: what the body must have besides the model; `either`: one of it."""
     body = {
         "type": "object",
-        "required": ["model", *prompt],
+        "required": ["model", *([] if either else prompt)],
         "properties": {
             "model": {
                 "type": "string",
@@ -142,7 +142,11 @@ DOCUMENT: dict[str, Any] = {
         "/v1/chat/completions": _forwarded("Answers a conversation.", {"messages": _MESSAGES}),
         "/v1/responses": _forwarded("Answers a conversation, and keeps nothing of it.", {"input": _PROMPT}),
         "/v1/embeddings": _EMBEDDINGS,
-        "/tokenize": _forwarded("The tokens of a prompt, or of messages, and their count.", {"prompt": _PROMPT}),
+        "/tokenize": _forwarded(
+            "The tokens of a prompt, or of messages, and their count.",
+            {"prompt": {"type": "string"}, "messages": _MESSAGES},
+            either=True,
+        ),
         "/detokenize": _forwarded("The text of tokens.", {"tokens": _TOKENS}),
     },
     "components": {
