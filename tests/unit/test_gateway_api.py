@@ -651,9 +651,9 @@ def test_metrics_name_declared_models_only(serving: World) -> None:
     assert labels == {"faq", "base-model", "other"}
     assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="ok",version="v1"}') == 2
     assert metric(serving, 'loraserve_gateway_time_to_first_token_seconds_count{model="faq",version="v1"}') == 1
-    assert metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="acme",version="v1"}') == 7
+    assert metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="team-a",version="v1"}') == 7
     assert (
-        metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="acme",version="v1"}')
+        metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="team-a",version="v1"}')
         == 3 + 4
     )
     assert (

@@ -105,7 +105,7 @@ def test_other_questions_about_a_model_reach_its_version_like_completions(servin
     assert answer.status_code == 200
     assert reached == [(path, {"model": "faq@v1", "prompt": "Hi"})]
     assert (
-        'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="acme",version="v1"} 2.0'
+        'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="team-a",version="v1"} 2.0'
         in serving.inner("/metrics").text
     )
 
