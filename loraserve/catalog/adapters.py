@@ -3,6 +3,7 @@
 import codecs
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,9 @@ from loraserve.catalog.manifest import MANIFEST_FILE, AdapterManifest
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter
+
+_inspection = threading.Lock()
+"""One adapter's header at a time: parsed, it takes ten times its bytes, and the agent's memory is small."""
 
 
 def publish(
@@ -59,7 +63,9 @@ def fetch(bucket: Bucket, adapter: Adapter, into: Path, base: Base | None = None
         partial = Path(temporary) / "adapter"
 
         def check(manifest: AdapterManifest) -> None:
-            if inspect(partial, base) != manifest.facts:
+            with _inspection:
+                facts = inspect(partial, base)
+            if facts != manifest.facts:
                 raise UnsafeAdapter(
                     f"{bucket.url(id.key())}: the manifest and the files disagree; publish a new version"
                 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,9 @@ from loraserve.catalog.files import UnsafeFile, open_regular
 
 MAX_DIMENSIONS = 8
 MAX_NAME_LENGTH = 256
+MAX_MEMBER_CHARS = 4 << 10
+"""Of a tensor's name, and of its entry."""
+MAX_METADATA_CHARS = 1 << 20
 CHUNK_BYTES = 64 << 10
 
 DTYPE_BITS = {
@@ -25,6 +29,10 @@ DTYPE_BITS = {
 }
 _EXPONENTS = {"F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80)}
 """Dtype -> bytes per value, and the bits of its exponent, which are all set in a NaN and in an infinity."""
+
+
+_METADATA = "__metadata__"
+_BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 class BrokenSafetensors(UnsafeFile):
@@ -53,8 +61,8 @@ def tensors_of(path: Path, max_bytes: int, max_header_bytes: int) -> dict[str, T
 def read_header(file: BinaryIO, max_header_bytes: int) -> dict[str, Tensor]:
     """The tensors of a seekable file, by name. Raises BrokenSafetensors unless they fill the file exactly.
 
-    Reads the header only, and of that no more than `max_header_bytes` whatever the file claims. Parsed, it takes ten
-    times as much memory.
+    Reads the header only, and of that no more than `max_header_bytes` whatever the file claims. Entries are parsed one by
+    one, so that it takes ten times as much memory, whatever is nested in it.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -62,16 +70,59 @@ def read_header(file: BinaryIO, max_header_bytes: int) -> dict[str, Tensor]:
     if size < 8 or header_bytes > min(max_header_bytes, size - 8):
         raise BrokenSafetensors(f"it claims a header of {header_bytes} bytes and has {size} bytes in all")
     try:
-        header = json.loads(file.read(header_bytes).decode("utf-8"), object_pairs_hook=_without_duplicates)
+        text = file.read(header_bytes).decode("utf-8")
+        names = [name for name, _ in _members(text)]
     except (ValueError, RecursionError) as error:
         raise BrokenSafetensors(f"its header is not valid JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise BrokenSafetensors("its header is not a JSON object")
-    header.pop("__metadata__", None)
+    if len(set(names)) != len(names):
+        raise BrokenSafetensors("its header is not valid JSON (a key appears twice)")
     start = 8 + header_bytes
-    tensors = {name: _parse_tensor(name, entry, start) for name, entry in header.items()}
+    tensors = {name: _parse_tensor(name, entry, start) for name, entry in _members(text) if name != _METADATA}
     _check_layout(tensors, start, size)
     return tensors
+
+
+def _members(text: str) -> Iterator[tuple[str, object]]:
+    """Those of the JSON object that `text` is, never more than one of them in memory. Raises ValueError, RecursionError,
+    BrokenSafetensors (another kind of value)."""
+    at = _skip_blanks(text, 0)
+    if text[at : at + 1] != "{":
+        _value_at(text, at, MAX_MEMBER_CHARS)
+        raise BrokenSafetensors("its header is not a JSON object")
+    at = _skip_blanks(text, at + 1)
+    while text[at : at + 1] != "}":
+        name, at = _value_at(text, at, MAX_MEMBER_CHARS)
+        if not isinstance(name, str):
+            raise ValueError("a key is not a string")
+        at = _skip_blanks(text, _expect(text, _skip_blanks(text, at), ":"))
+        value, at = _value_at(text, at, MAX_METADATA_CHARS if name == _METADATA else MAX_MEMBER_CHARS)
+        yield name, value
+        at = _skip_blanks(text, at)
+        if text[at : at + 1] != "}":
+            at = _skip_blanks(text, _expect(text, at, ","))
+            if text[at : at + 1] == "}":
+                raise ValueError("a comma before the end")
+    if _skip_blanks(text, at + 1) != len(text):
+        raise ValueError("more after its end")
+
+
+def _value_at(text: str, at: int, max_chars: int) -> tuple[object, int]:
+    """One value, and where it ends."""
+    value, length = _DECODER.raw_decode(text[at : at + max_chars])
+    if length == max_chars:
+        raise ValueError(f"a name or an entry of {max_chars} characters or more")
+    return value, at + length
+
+
+def _expect(text: str, at: int, mark: str) -> int:
+    if text[at : at + 1] != mark:
+        raise ValueError(f"no {mark!r} at character {at}")
+    return at + 1
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -79,6 +130,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         raise ValueError("a key appears twice")
     return entries
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def _parse_tensor(name: str, entry: object, start: int) -> Tensor:

@@ -1,6 +1,7 @@
 """What is a safetensors file, against the reference implementation."""
 
 import io
+import itertools
 import json
 import math
 import struct
@@ -58,6 +59,38 @@ def test_a_safetensors_header_that_lies_is_refused(content: bytes, reason: str) 
         read_header(io.BytesIO(content), MAX_HEADER_BYTES)
 
     assert reason in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        '"a":' + "[" * 800 + "]" * 800,
+        '"a":[' + "[]," * 1000 + "0]",
+        '"a":{}',
+        '"":[]',
+        '"__metadata__":[' + "{}," * 100 + "0]",
+    ],
+)
+def test_no_nesting_takes_more_than_ten_times_the_headers_bytes(entries: str) -> None:
+    """Parsed whole, lists in lists take sixty times as much."""
+    size = 1 << 20
+    body = ",".join(itertools.repeat(entries, size // (len(entries) + 1)))
+    content = with_header("{" + body + "}")
+    tracemalloc.start()
+    assert not accepts(content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * size
+
+
+def test_a_header_that_was_written_by_hand_is_read_as_json_is() -> None:
+    entry = json.dumps(ENTRY, indent=2)
+    content = with_header(f' {{ "__metadata__" : {{"format":"pt"}} ,\n"\\u0061\\"" : {entry} }}  ', b"1234")
+    assert read_header(io.BytesIO(content), MAX_HEADER_BYTES).keys() == {'a"'}
+    assert not accepts(with_header(f'{{"a": {entry},}}', b"1234"))
+    assert not accepts(with_header(f'{{"a": {entry}}} more', b"1234"))
+    assert not accepts(with_header(f'{{"a" {entry}}}', b"1234"))
+    assert not accepts(with_header(f"{{1: {entry}}}", b"1234"))
 
 
 @given(content=st.binary(max_size=64) | st.builds(with_header, st.text(max_size=64), st.binary(max_size=16)))
