@@ -5,17 +5,18 @@ part by part; an interrupted upload of the same bytes goes on with the parts tha
 """
 
 import base64
+import copy
 import hashlib
 import os
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -26,7 +27,10 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
 )
+from urllib3 import exceptions as urllib3_exceptions
 
 from loraserve.catalog.aws_errors import explain
 from loraserve.catalog.files import FileEntry, OnProgress
@@ -34,9 +38,13 @@ from loraserve.errors import LoraserveError
 
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 8.0
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 64 << 10
+STALL_SECONDS = 30.0
+STALL_BYTES = 16 << 10
+"""A part that gains less in STALL_SECONDS is asked for anew: another of S3's servers may answer."""
 WORKERS = 8
 """Parts of one file in flight."""
+
 
 _TRANSIENT_ERRORS = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
 _TRANSIENT_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
@@ -56,6 +64,10 @@ class CatalogUnavailable(LoraserveError):
     transient = True
 
 
+class TooSlow(CatalogUnavailable):
+    """S3 answers, but hardly."""
+
+
 class DigestMismatch(LoraserveError):
     """The catalog holds other bytes than the stack config pins."""
 
@@ -66,6 +78,12 @@ class VersionExists(LoraserveError):
 
 class _Overtaken(Exception):
     """Another publisher created the object, or ended the upload, in the meantime."""
+
+
+class Stopped(LoraserveError):
+    """Nobody wants the transfer any more."""
+
+    transient = True
 
 
 class Bucket:
@@ -79,6 +97,7 @@ class Bucket:
         self, name: str, region: str | None = None, pause_seconds: float = 0.5, role: str | None = None
     ) -> None:
         self.name = name
+        self._stopped: Callable[[], bool] = lambda: False
         self._pause_seconds = pause_seconds
         # Retries are made here, around a whole part; the SDK's own would end where the body begins.
         config = Config(
@@ -88,6 +107,12 @@ class Bucket:
             max_pool_connections=4 * WORKERS,
         )
         self._s3 = _client(region, role, config)
+
+    def until(self, stopped: Callable[[], bool]) -> Self:
+        """The same bucket; what is read from it ends with Stopped soon after `stopped` says so."""
+        other = copy.copy(self)
+        other._stopped = stopped
+        return other
 
     def url(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
@@ -104,7 +129,7 @@ class Bucket:
             with body:
                 if answer["ContentLength"] > max_bytes:
                     raise _wrong_size(self.url(key), "more")
-                return body.read()
+                return b"".join(self._chunks(body, answer["ContentLength"]))
 
         return self._call(key, get)
 
@@ -252,17 +277,41 @@ class Bucket:
             size = int(answer["ContentRange"].rpartition("/")[2])
             if size != entry.size:
                 raise _wrong_size(self.url(key), "more" if size > entry.size else "less")
-            for chunk in body.iter_chunks(CHUNK_BYTES):
+            for chunk in self._chunks(body, len(span)):
                 digest.update(chunk)
                 take(chunk)
         if digest.hexdigest() != entry.parts[part]:
             raise DigestMismatch(f"{self.url(key)} holds other bytes than were published; publish a new version")
 
+    def _chunks(self, body: Any, size: int) -> Iterator[bytes]:
+        """All `size` bytes of an answer as they come: StreamingBody itself waits for as many as it was asked for."""
+        left, stall = size, _Stall(self.name)
+        try:
+            while left > 0 and (chunk := body._raw_stream.read1(min(left, CHUNK_BYTES))):
+                self._check_wanted()
+                left -= len(chunk)
+                stall.gain(len(chunk))
+                yield chunk
+        except urllib3_exceptions.TimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=self.url("")) from error
+        except urllib3_exceptions.HTTPError as error:
+            raise ResponseStreamingError(error=error) from error
+        if left > 0:
+            raise IncompleteReadError(actual_bytes=size - left, expected_bytes=size)
+
+    def _check_wanted(self) -> None:
+        if self._stopped():
+            raise Stopped("it is not wanted any more")
+
     def _call(self, key: str, action: Callable[[], T]) -> T:
         """Runs `action`, again after a growing, random pause while S3 fails in a way that may pass."""
         for attempt in range(1, ATTEMPTS + 1):
+            self._check_wanted()
             try:
                 return action()
+            except TooSlow:
+                if attempt == ATTEMPTS:
+                    raise
             except (BotoCoreError, ClientError) as error:
                 if attempt == ATTEMPTS or not _is_transient(error):
                     raise _translate(error, self.url(key)) from error
@@ -284,6 +333,25 @@ def _as_role(session: boto3.Session, role: str) -> boto3.Session:
     except (BotoCoreError, ClientError) as error:
         raise CatalogUnavailable(f"{role} cannot be assumed: {explain(error)}") from error
     return boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], session.region_name)
+
+
+class _Stall:
+    """Notices a transfer that goes on, but too slowly."""
+
+    def __init__(self, bucket: str) -> None:
+        self._bucket = bucket
+        self._since = time.monotonic()
+        self._gained = 0
+
+    def gain(self, count: int) -> None:
+        """Raises TooSlow."""
+        self._gained += count
+        now = time.monotonic()
+        if now - self._since < STALL_SECONDS:
+            return
+        if self._gained < STALL_BYTES:
+            raise TooSlow(f"s3://{self._bucket}: S3 sends fewer than {STALL_BYTES} bytes in {STALL_SECONDS:.0f} s")
+        self._since, self._gained = now, 0
 
 
 class _Tally:

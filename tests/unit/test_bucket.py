@@ -1,13 +1,26 @@
 """Objects in parts: created once, taken up again after a kill at any point, verified part by part."""
 
+import io
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.client import BaseClient
 
-from loraserve.catalog.bucket import Bucket, CatalogUnavailable, DigestMismatch, VersionExists
+from loraserve.catalog.bucket import (
+    ATTEMPTS,
+    STALL_BYTES,
+    STALL_SECONDS,
+    Bucket,
+    CatalogUnavailable,
+    DigestMismatch,
+    Stopped,
+    TooSlow,
+    VersionExists,
+)
 from loraserve.catalog.files import FileEntry
 from tests.unit.adapters_and_vllm import BUCKET
 from tests.unit.s3_requests import Killed, kill_after, on_each_request, once, recording
@@ -191,3 +204,78 @@ def test_progress_reaches_the_end_both_ways(bucket: Bucket, source: Path, target
 def test_a_bucket_that_is_not_there_is_named(s3: Any, source: Path) -> None:
     with pytest.raises(CatalogUnavailable, match="no such bucket"):
         upload(Bucket("no-such-bucket", pause_seconds=0), source)
+
+
+class Drops(io.BytesIO):
+    """A body whose bytes come one by one, with a pause before each."""
+
+    def __init__(self, content: bytes, clock: list[float], pause: float) -> None:
+        super().__init__(content)
+        self._clock = clock
+        self._pause = pause
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self._clock[0] += self._pause
+        return self.read(1)
+
+
+@pytest.fixture
+def drops(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Every answer's bytes come so many seconds apart (an item that may be changed)."""
+
+    def make_api_call(client: Any, operation: str, parameters: Any) -> Any:
+        answer = call(client, operation, parameters)
+        if operation == "GetObject" and pause:
+            answer["Body"]._raw_stream = Drops(answer["Body"].read(), clock, pause[0])
+        return answer
+
+    clock, pause = [0.0], [0.0]
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+    monkeypatch.setattr(BaseClient, "_make_api_call", make_api_call)
+    standing = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("loraserve.catalog.bucket.time", standing)
+    return pause
+
+
+def test_bytes_that_come_too_slowly_are_asked_for_anew_and_then_given_up(
+    bucket: Bucket, s3: Any, source: Path, target: Path, drops: list[float]
+) -> None:
+    entry = upload(bucket, source)
+    drops[0] = STALL_SECONDS
+    with (
+        recording(bucket, "GetObject") as asked,
+        pytest.raises(TooSlow, match=f"S3 sends fewer than {STALL_BYTES} bytes in 30 s"),
+    ):
+        bucket.read(KEY, len(CONTENT))
+    assert len(asked) == ATTEMPTS
+
+    drops[0] = STALL_SECONDS / STALL_BYTES
+    bucket.download(KEY, entry, target)
+    assert target.read_bytes() == CONTENT, "slow is not too slow"
+
+
+def test_a_transfer_that_nobody_wants_any_more_ends(
+    bucket: Bucket, s3: Any, source: Path, target: Path, drops: list[float]
+) -> None:
+    entry, looks = upload(bucket, source), itertools.count()
+    with recording(bucket, "GetObject") as asked, pytest.raises(Stopped):
+        bucket.until(lambda: next(looks) > 10).download(KEY, entry, target)
+    assert len(asked) < 10
+    bucket.download(KEY, entry, target)
+
+
+def test_an_answer_that_ends_early_is_asked_for_again(
+    bucket: Bucket, s3: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, source)
+    cut = [True]
+
+    def make_api_call(client: Any, operation: str, parameters: Any) -> Any:
+        answer = call(client, operation, parameters)
+        if operation == "GetObject" and cut:
+            answer["Body"]._raw_stream = io.BytesIO(answer["Body"].read()[: -cut.pop()])
+        return answer
+
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+    monkeypatch.setattr(BaseClient, "_make_api_call", make_api_call)
+    assert bucket.read(KEY, len(CONTENT)) == CONTENT
