@@ -5,7 +5,7 @@ another 90 days (`infra/adapter_bucket.py`).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from loraserve.catalog.bucket import Bucket
-from loraserve.catalog.listing import Version, versions
+from loraserve.catalog.listing import Version, look, versions
 from loraserve.catalog.manifest import MANIFEST_FILE
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
@@ -58,13 +58,21 @@ def find_garbage(bucket: Bucket, kept: set[VersionId], now: datetime, grace: tim
     )
 
 
-def delete(bucket: Bucket, garbage: Garbage) -> None:
-    """The manifest first: from then on the version is not published. Raises CatalogUnavailable."""
+def delete(bucket: Bucket, garbage: Garbage, kept: Callable[[], set[VersionId]]) -> tuple[VersionId, ...]:
+    """Looks again at each version first, and returns those that it left: named by now (`kept`), or changed since.
+
+    The manifest goes first: from then on the version is not published. Raises CatalogUnavailable, and what `kept` does.
+    """
     for upload in garbage.uploads:
         bucket.abort(upload.key, upload.upload_id)
+    left = []
     for version in garbage.versions:
+        if version.id in kept() or look(bucket, version.id) != version:
+            left.append(version.id)
+            continue
         for file in sorted(version.files, key=lambda file: file != MANIFEST_FILE):
             bucket.delete(version.id.key(file))
+    return tuple(left)
 
 
 def named_versions(files: Iterable[Path]) -> set[VersionId]:

@@ -40,6 +40,12 @@ def versions(bucket: Bucket, model: str | None = None, version: str | None = Non
     return [v for v in found if model in (None, v.id.model) and version in (None, v.id.version)]
 
 
+def look(bucket: Bucket, id: VersionId) -> Version | None:
+    """What there is of a version now. Raises CatalogUnavailable."""
+    items = bucket.objects(id.key())
+    return _version(id, sorted(items, key=_sorting)) if items else None
+
+
 def find(bucket: Bucket, model: str, version: str) -> Version:
     """The published version. Raises ObjectMissing, CatalogUnavailable."""
     for found in versions(bucket, model, version):

@@ -289,17 +289,20 @@ def gc(bucket_name: str, keep: tuple[Path, ...], days: int, role: str | None, ye
     bucket = Bucket(bucket_name, role=role)
     with busy("looking through the bucket"):
         found = garbage.find_garbage(bucket, kept, datetime.now(UTC), timedelta(days=days))
+    if found and not as_json:
+        _print_garbage(found)
+    left: list[str] = []
+    if found and yes:
+        with busy("deleting"):
+            left = [str(id) for id in garbage.delete(bucket, found, lambda: garbage.named_versions(keep))]
     if as_json:
         uploads = [{"key": upload.key, "begunAt": upload.begun_at.isoformat()} for upload in found.uploads]
-        print_json({"versions": [_described(each) for each in found.versions], "uploads": uploads, "deleted": yes})
-    elif found:
-        _print_garbage(found)
+        versions = [_described(each) for each in found.versions]
+        print_json({"versions": versions, "uploads": uploads, "deleted": yes, "left": left})
     if not found:
         tell(f"Nothing to delete: all is named, or changed in the last {days} days.")
     elif yes:
-        with busy("deleting"):
-            garbage.delete(bucket, found)
-        tell("Deleted.")
+        tell(f"Deleted, but for what is named or was changed since: {', '.join(left)}." if left else "Deleted.")
     else:
         tell("Only shown; delete it with --yes.")
 

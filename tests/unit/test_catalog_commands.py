@@ -12,6 +12,7 @@ import yaml
 
 from loraserve.catalog import adapters, base_weights, garbage
 from loraserve.catalog.bucket import Bucket, CatalogUnavailable
+from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
 from loraserve.operator.catalog_commands import mirror_setting, stack_config_entry
@@ -179,9 +180,33 @@ def test_gc_unpublishes_before_it_deletes(
 ) -> None:
     deleted: list[str] = []
     monkeypatch.setattr(bucket, "delete", deleted.append)
-    garbage.delete(bucket, garbage.find_garbage(bucket, set(), datetime.now(UTC), timedelta(days=-1)))
+    garbage.delete(bucket, everything(bucket), set)
     assert deleted[0].endswith("/manifest.json")
     assert set(deleted) == keys(s3)
+
+
+def everything(bucket: Bucket) -> garbage.Garbage:
+    return garbage.find_garbage(bucket, set(), datetime.now(UTC), timedelta(days=-1))
+
+
+def test_gc_looks_again_before_it_deletes(bucket: Bucket, s3: Any, v1: Adapter, v2: Adapter, tmp_path: Path) -> None:
+    """What is named, or touched, while somebody still reads what is to go."""
+    adapters.publish(bucket, write_adapter(tmp_path / "v3"), "rag-qa", "v3")
+    found = everything(bucket)
+    s3.put_object(Bucket=BUCKET, Key="llm-models/rag-qa/v2/adapter_config.json", Body=b"{}")
+
+    left = garbage.delete(bucket, found, lambda: {VersionId.of_adapter(v1)})
+
+    assert [str(id) for id in left] == ["rag-qa v1", "rag-qa v2"]
+    assert folders(s3) == {"llm-models/rag-qa/v1", "llm-models/rag-qa/v2"}
+
+
+def test_gc_deletes_nothing_once_a_file_does_not_say_what_to_keep_any_more(
+    bucket: Bucket, s3: Any, v1: Adapter, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidDesiredState, match="No such file"):
+        garbage.delete(bucket, everything(bucket), lambda: garbage.named_versions([tmp_path / "gone.yaml"]))
+    assert folders(s3) == {"llm-models/rag-qa/v1"}
 
 
 def test_gc_keeps_what_a_running_stack_still_follows(
