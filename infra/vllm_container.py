@@ -36,6 +36,13 @@ _FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GUARD_MODULE = "loraserve_guard"
 """Imported from vLLM's working directory: `python3 -m` looks there first."""
+_METRICS_MODULE = "loraserve_lora_metrics"
+_PLUGINS = {
+    "METADATA": "Metadata-Version: 2.1\nName: loraserve-vllm-plugins\nVersion: 1\n",
+    "entry_points.txt": f"[vllm.stat_logger_plugins]\nloraserve = {_METRICS_MODULE}:LoraMetrics\n",
+}
+"""As an installed package announces it; vLLM takes our metrics in the place of its own."""
+_PLUGINS_DIR = "loraserve_vllm_plugins-1.dist-info"
 _SHARED_MEMORY_GIB = 1
 _CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -89,17 +96,25 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
 def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
     """What only vLLM mounts; `files` names the ConfigMap of `vllm_files`."""
     mirrored = settings.base_model_mirror
+    items: list[core.KeyToPathArgsDict] = [
+        {"key": key, "path": f"{_PLUGINS_DIR}/{key}" if key in _PLUGINS else key} for key in vllm_files(settings)
+    ]
     cache = pod_resources.MIRRORED_CACHE_VOLUME_GIB if mirrored else pod_resources.CACHE_VOLUME_GIB
     return [
         {"name": "cache", "empty_dir": {"size_limit": f"{cache}Gi"}},
-        {"name": "files", "config_map": {"name": files}},
+        {"name": "files", "config_map": {"name": files, "items": items}},
         {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
     ]
 
 
 def vllm_files(settings: Settings) -> dict[str, str]:
-    """Files beside vLLM: what guards its routes, and the chat template where the base model has none or another is wanted."""
-    files = {f"{_GUARD_MODULE}.py": Path(guard.__file__).read_text(encoding="utf-8")}
+    """Files beside vLLM: what guards its routes and bounds its metrics, and the chat template where the base model has none
+    or another is wanted."""
+    plugins = Path(guard.__file__).parent
+    modules = {_GUARD_MODULE: "guard.py", _METRICS_MODULE: "lora_metrics.py"}
+    files = {
+        f"{name}.py": (plugins / source).read_text(encoding="utf-8") for name, source in modules.items()
+    } | _PLUGINS
     if settings.chat_template:
         files[_TEMPLATE_FILE] = settings.chat_template.read_text(encoding="utf-8")
     return files

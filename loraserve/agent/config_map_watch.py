@@ -30,12 +30,17 @@ class ConfigMapWatch:
         self.lost_at = 0.0
         """When that ceased to be so, in seconds since 1970."""
 
-    def start(self) -> None:
-        following = self._api.follow(config_map(self._namespace, self._name), self._see, self._lose)
-        threading.Thread(target=asyncio.run, args=(following,), name="config-map-watch", daemon=True).start()
+    def start(self) -> threading.Thread:
+        """The watch's own thread, which must not end."""
+        thread = threading.Thread(target=self._follow, name="config-map-watch", daemon=True)
+        thread.start()
+        return thread
+
+    def _follow(self) -> None:
+        asyncio.run(self._api.follow(config_map(self._namespace, self._name), self._see, self._lose))
 
     def _see(self, config_maps: list[Manifest]) -> None:
-        texts = [manifest.get("data", {}).get(self._key) for manifest in config_maps]
+        texts = [(manifest.get("data") or {}).get(self._key) for manifest in config_maps]
         self.content = next((text.encode() for text in texts if text is not None), None)
         if not self.is_live:
             log.info(event("following the ConfigMap through the API", name=self._name))

@@ -38,7 +38,9 @@ class Events:
         self._pod = pod
         self._told: set[str] = set()
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self._send, name="events", daemon=True).start()
+        self.thread = threading.Thread(target=self._send, name="events", daemon=True)
+        """Must not end."""
+        self.thread.start()
 
     def quarantined(self, adapter: str, cause: str, reason: str) -> None:
         name = _name(self._pod, adapter, cause)

@@ -14,7 +14,7 @@ from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
 from loraserve.agent.events import Events, PodReference
-from loraserve.agent.metrics import Metrics
+from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
 from loraserve.agent.vllm import Vllm
@@ -37,7 +37,8 @@ def run(settings: AgentSettings) -> None:
     metrics = Metrics()
     vllm = Vllm(settings.vllm_url, settings.vllm_api_key)
     downloads = Downloads(settings.adapter_dir, functools.cache(Bucket), metrics, on_finished=wake.set)
-    desired = _desired_document(settings, on_change=wake.set)
+    vital: list[threading.Thread] = []
+    desired = _desired_document(settings, vital, on_change=wake.set)
     reconciler = Reconciler(
         desired,
         vllm,
@@ -46,12 +47,13 @@ def run(settings: AgentSettings) -> None:
         disk=Disk(settings.adapter_dir, settings.adapter_disk_bytes),
         drain_times=DrainTimes(),
         envelope=settings.envelope,
-        on_quarantine=_on_quarantine(settings.kubernetes),
+        on_quarantine=_on_quarantine(settings.kubernetes, vital),
+        on_loaded=wake.set,
     )
     base_weights = BaseWeights(settings.base_folder, lambda: desired.value)
     metrics.follow(lambda: reconciler.report)
     try:
-        server = serve(AgentApi(reconciler, vllm, metrics, base_weights), settings.port)
+        server = serve(AgentApi(reconciler, metrics, VllmMetrics(vllm), base_weights, vital=vital), settings.port)
     except OSError as error:
         raise InvalidEnvironment(f"cannot listen on AGENT_PORT {settings.port}: {error.strerror}") from None
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,25 +66,33 @@ def run(settings: AgentSettings) -> None:
         log.info(event("agent stopped"))
 
 
-def _desired_document(settings: AgentSettings, on_change: Callable[[], object]) -> DesiredDocument:
+def _desired_document(
+    settings: AgentSettings, vital: list[threading.Thread], on_change: Callable[[], object]
+) -> DesiredDocument:
     """Follows the object where this is a pod that may read it, else the mounted copy alone."""
     kubernetes = settings.kubernetes
     if not kubernetes:
         return DesiredDocument(settings.desired_file.read_bytes)
     api, key = KubernetesApi(kubernetes), settings.desired_file.name
     watch = ConfigMapWatch(api, kubernetes.namespace, kubernetes.config_map, key, on_change)
-    watch.start()
+    vital.append(watch.start())
     return DesiredDocument(NewestText(watch, settings.desired_file).read)
 
 
-def _on_quarantine(kubernetes: PodSettings | None) -> OnQuarantine:
+def _on_quarantine(kubernetes: PodSettings | None, vital: list[threading.Thread]) -> OnQuarantine:
     if not kubernetes:
         return lambda *_: None
     pod = PodReference(kubernetes.pod_name, kubernetes.namespace, kubernetes.pod_uid)
-    return Events(KubernetesApi(kubernetes), pod).quarantined
+    events = Events(KubernetesApi(kubernetes), pod)
+    vital.append(events.thread)
+    return events.quarantined
 
 
 def _prepare(settings: AgentSettings) -> None:
+    if not settings.desired_file.parent.is_dir():
+        raise InvalidEnvironment(
+            f"AGENT_DESIRED_FILE {settings.desired_file}: there is no such folder; name the desired-state document to follow"
+        )
     try:
         settings.adapter_dir.mkdir(parents=True, exist_ok=True)
         remove_partial_downloads(settings.adapter_dir)

@@ -1,13 +1,18 @@
 """The agent's own metrics; vLLM's are re-exported beside them."""
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 
+VLLM_METRICS_SECONDS = 10.0
+"""vLLM writes them out between two tokens of its streams."""
 FETCH_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
@@ -38,6 +43,38 @@ class Metrics:
     def exposition(self) -> str:
         """All of the agent's metrics in the Prometheus text format."""
         return generate_latest(self._registry).decode()
+
+
+class VllmMetrics:
+    """vLLM's metrics as they were at most VLLM_METRICS_SECONDS ago; asked for no oftener, whoever scrapes how often.
+
+    Left out is what concerns sets of adapters, which Prometheus would keep one series each of; the agent's own metrics say
+    when each adapter was used.
+    """
+
+    def __init__(self, vllm: Vllm, clock: Callable[[], float] = time.monotonic) -> None:
+        self._vllm = vllm
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked_at: float | None = None
+        self._text = ""
+
+    def text(self) -> str:
+        """In the Prometheus text format; empty where vLLM did not answer. Only one caller waits for vLLM."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._asked_at is None or self._clock() - self._asked_at >= VLLM_METRICS_SECONDS:
+                    self._asked_at, self._text = self._clock(), self._ask()
+            finally:
+                self._lock.release()
+        return self._text
+
+    def _ask(self) -> str:
+        try:
+            lines = self._vllm.metrics().splitlines(keepends=True)
+        except (VllmUnreachable, VllmRefused):
+            return ""
+        return "".join(line for line in lines if not line.startswith("vllm:lora_"))
 
 
 class _StateCollector(Collector):

@@ -6,6 +6,7 @@ serves until its successor is ready, then drains.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
+from loraserve.agent.crew import Bounds, Crew
 from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
-from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
+from loraserve.agent.vllm import Vllm, VllmBusy, VllmRefused, VllmUnreachable
+from loraserve.catalog.bucket import Stopped
 from loraserve.catalog.files import DiskFull
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
 from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
@@ -28,6 +31,11 @@ from loraserve.errors import LoraserveError
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
+
+LATE_SECONDS = 60.0
+"""A vLLM that is only late is taken to be as it was for so long; then its own liveness probe decides."""
+LOADS = Bounds(at_once=1)
+"""A load's probe takes memory on the GPU."""
 
 OnQuarantine = Callable[[str, str, str], object]
 """Told (served name, cause, reason)."""
@@ -45,16 +53,16 @@ class Progress:
     state: State = State.DESIRED
     reason: str | None = None
     cause: str | None = None
+    transient: bool = False
     folder: Path | None = None
     """Where its verified files are; None until they were fetched (again)."""
-    downloading: bool = False
     backoff: Backoff = field(default_factory=Backoff)
     desired_since: float = 0.0
 
     def enter(self, state: State, reason: str | None = None) -> None:
         """A quarantined adapter stays so, with its reason, while it is tried again."""
         if self.state is not State.QUARANTINED or state is State.READY:
-            self.state, self.reason, self.cause = state, reason, None
+            self.state, self.reason, self.cause, self.transient = state, reason, None, False
 
 
 class Reconciler:
@@ -71,9 +79,13 @@ class Reconciler:
         drain_times: DrainTimes,
         envelope: Envelope | None = None,
         on_quarantine: OnQuarantine = lambda *_: None,
+        on_loaded: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`envelope` is what this vLLM was started with; where nobody says, the document's is taken for it."""
+        """`envelope` is what this vLLM was started with; where nobody says, the document's is taken for it.
+
+        `on_loaded` is called, from another thread, after each attempt to load an adapter.
+        """
         self._desired = desired
         self._vllm = vllm
         self._downloads = downloads
@@ -83,44 +95,71 @@ class Reconciler:
         self._disk = disk
         self._drain_times = drain_times
         self._clock = clock
+        self._loads: Crew[Adapter, None] = Crew("load", LOADS, on_loaded, clock)
         self._progress: dict[Adapter, Progress] = {}
         self._drains: dict[str, Drain] = {}
         self._loaded: dict[str, str] | None = None
+        self._heard_at: float | None = None
+        """When vLLM said so."""
         self._proven: set[tuple[str, str]] = set()
         """(served name, folder) of what passed the effect probe since vLLM loaded it."""
+        self._probing: set[Adapter] = set()
+        """Of those being loaded, what is that far."""
         self._last_used: dict[str, float] = {}
         self._trouble: str | None = "not asked yet"
         self.report = AgentState()
         self.last_sign_of_life = clock()
 
+    @property
+    def busy(self) -> bool:
+        """Whether adapters are being fetched or loaded."""
+        return bool(self._downloads.running or self._loads.running)
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since vLLM confirmed what `report` says of it."""
+        return None if self._heard_at is None else self._clock() - self._heard_at
+
     def step(self) -> None:
-        """One pass: never waits for a download, and for vLLM no longer than a load and a probe take."""
+        """One pass: waits for no download and no load, and for vLLM's answers no longer than a few times ANSWER_SECONDS."""
         self._desired.renew()
-        self._observe()
         if self._desired.value:
             self._track(self._desired.value.adapters)
+        self._collect()
+        heard = self._observe()
+        if self._desired.value:
+            for pin, progress in self._progress.items():
+                self._advance(pin, progress, self._desired.value, heard)
             try:
-                for pin, progress in self._progress.items():
-                    self._advance(pin, progress, self._desired.value)
-                self._release_leftovers()
+                if heard:
+                    self._release_leftovers()
             except VllmUnreachable as error:
                 log.warning(event("vLLM lost", reason=error))
-                self._loaded, self._trouble = None, str(error)
         self._publish()
 
-    def _observe(self) -> None:
-        """Asks vLLM what it holds; `_loaded` is None while it does not answer."""
+    def _observe(self) -> bool:
+        """Asks vLLM whether it is well and what it holds. False where it did not say so now."""
         try:
+            self._vllm.check_health()
             self._loaded, trouble = self._vllm.adapters(), None
         except (VllmUnreachable, VllmRefused) as error:
-            self._loaded, trouble = None, str(error)
+            trouble = str(error)
+            if not isinstance(error, VllmBusy) or self.age is None or self.age > LATE_SECONDS:
+                self._loaded = None
         else:
+            self._heard_at = self._clock()
             self._proven &= self._loaded.items()
-            with suppress(VllmUnreachable, VllmRefused):  # a busy server's metrics may be late; what was seen stays
-                self._last_used = self._vllm.last_used()
+            self._note_uses(self._loaded)
         if trouble != self._trouble:
             log.info(event("vLLM answers") if trouble is None else event("waiting for vLLM", reason=trouble))
         self._trouble = trouble
+        return trouble is None
+
+    def _note_uses(self, loaded: dict[str, str]) -> None:
+        with suppress(VllmUnreachable, VllmRefused):  # a busy server's metrics may be late; what was seen stays
+            self._last_used |= self._vllm.last_used()
+        told = loaded.keys() | {adapter.served_name for adapter in self._progress}
+        self._last_used = {name: at for name, at in self._last_used.items() if name in told}
 
     def _track(self, adapters: tuple[Adapter, ...]) -> None:
         """Keeps progress per desired version: a changed one starts afresh, a removed one is forgotten."""
@@ -129,39 +168,52 @@ class Reconciler:
             pin = adapter.version_pin()
             self._progress[pin] = known.get(pin) or Progress(adapter, desired_since=self._clock())
             self._progress[pin].adapter = adapter
-        for pin, outcome in self._downloads.finished():
-            if progress := self._progress.get(pin):
-                progress.downloading = False
-                if isinstance(outcome, Exception):
-                    self._quarantine(progress, outcome)
-                else:
-                    progress.folder = outcome
+        self._downloads.drop_all_but(self._progress)
 
-    def _advance(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
+    def _collect(self) -> None:
+        """Takes over what was fetched and loaded meanwhile."""
+        for pin, outcome in self._downloads.finished():
+            progress = self._progress.get(pin)
+            if not progress or isinstance(outcome, Stopped):  # removed meanwhile; it may be desired again by now
+                continue
+            if isinstance(outcome, Exception):
+                self._quarantine(progress, outcome)
+            else:
+                progress.folder = outcome
+        for pin, outcome in self._loads.finished():
+            self._probing.discard(pin)
+            progress = self._progress.get(pin)
+            if progress and isinstance(outcome, Exception):
+                self._quarantine(progress, outcome)
+            elif progress and progress.folder:
+                self._proven.add((progress.adapter.served_name, str(progress.folder)))
+
+    def _advance(self, pin: Adapter, progress: Progress, desired: DesiredState, heard: bool) -> None:
         self.last_sign_of_life = now = self._clock()
-        if progress.downloading or now < progress.backoff.due_at:
+        if pin in self._downloads.running or now < progress.backoff.due_at:
             return
-        if misfit := self._misfit(pin, desired):
+        if pin in self._loads.running:
+            progress.enter(State.PROBING if pin in self._probing else State.LOADING)
+        elif misfit := self._misfit(pin, desired):
             self._quarantine(progress, misfit)
         elif progress.folder is None:
             self._fetch(pin, progress, desired)
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
-        else:
-            self._serve(progress, progress.folder, self._loaded, desired.base.name)
+        elif heard:
+            self._serve(pin, progress, progress.folder, self._loaded, desired.base.name)
 
     def _fetch(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
-        in_use = {adapter.folder_name for adapter in self._progress}
+        running = self._downloads.running
+        in_use = {adapter.folder_name for adapter in self._progress.keys() | self._loads.running}
         in_use |= {Path(folder).name for folder in (self._loaded or {}).values()}
-        fetching = sum(adapter.size_bytes for adapter, other in self._progress.items() if other.downloading)
         try:
-            self._disk.make_room(pin, keep=in_use, reserved_bytes=fetching)
+            self._disk.make_room(pin, keep=in_use, reserved_bytes=sum(adapter.size_bytes for adapter in running))
         except (DiskFull, OSError) as error:
             self._quarantine(progress, error)
         else:
-            progress.enter(State.FETCHING)
-            progress.downloading = True
-            self._downloads.start(pin, desired)
+            started = self._downloads.start(pin, desired)
+            progress.enter(State.FETCHING if started else State.DESIRED, None if started else "waits for its turn")
 
     def _misfit(self, adapter: Adapter, desired: DesiredState) -> DoesNotFit | None:
         envelope = self._envelope()
@@ -173,48 +225,48 @@ class Reconciler:
     def _envelope(self) -> Envelope | None:
         return self._started_with or (self._desired.value.envelope if self._desired.value else None)
 
-    def _serve(self, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
+    def _serve(self, pin: Adapter, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
         """Loads, probes and pre-warms what is not yet loaded, probed and pre-warmed."""
         name = progress.adapter.served_name
-        try:
-            if loaded.get(name) != str(folder):
-                if self._is_slot_coming(loaded):
-                    progress.enter(State.LOADING, "waiting for the slot of a version that drains")
-                    return
-                self._enter(progress, State.LOADING)
-                self._load(name, folder, loaded)
-            if (name, str(folder)) not in self._proven:
-                self._enter(progress, State.PROBING)
-                check_effect(self._vllm, base, name, folder)
-                if progress.adapter.prewarm:
-                    self._vllm.prewarm(name)
-                self._proven.add((name, str(folder)))
-        except VllmUnreachable as error:
-            self._quarantine(progress, error)
-            raise
-        except Exception as error:
-            self._quarantine(progress, error)
-            if name in loaded:
-                self._unload(name, loaded)
-        else:
+        if loaded.get(name) == str(folder) and (name, str(folder)) in self._proven:
             self._mark_ready(progress)
+        elif loaded.get(name) != str(folder) and self._is_slot_coming(loaded):
+            progress.enter(State.LOADING, "waiting for the slot of a version that drains")
+        elif self._start_load(pin, progress.adapter, folder, loaded.get(name), base):
+            progress.enter(State.LOADING)
+        else:
+            progress.enter(State.LOADING, "waits for its turn")
 
     def _is_slot_coming(self, loaded: dict[str, str]) -> bool:
         """Beyond its slots vLLM swaps, which slows others: better wait where one becomes free by itself."""
         envelope = self._envelope()
-        return bool(envelope and len(loaded) >= envelope.slots and self._drains)
+        held = loaded.keys() | {adapter.served_name for adapter in self._loads.running}
+        return bool(envelope and len(held) >= envelope.slots and self._drains)
 
-    def _load(self, name: str, folder: Path, loaded: dict[str, str]) -> None:
-        if name in loaded:  # from another folder: these are not the bytes that are desired now
-            self._vllm.unload(name)
-            del loaded[name]
-        self._vllm.load(name, folder)
-        loaded[name] = str(folder)
+    def _start_load(self, pin: Adapter, adapter: Adapter, folder: Path, loaded_from: str | None, base: str) -> bool:
+        """Whether there was room; two of one name would unload each other's."""
+        if any(other.served_name == adapter.served_name for other in self._loads.running):
+            return False
+        return self._loads.start(pin, lambda: self._load(adapter, pin, folder, loaded_from, base))
 
-    def _enter(self, progress: Progress, state: State) -> None:
-        """Before a step that takes time, so that others see it."""
-        progress.enter(state)
-        self._publish()
+    def _load(self, adapter: Adapter, pin: Adapter, folder: Path, loaded_from: str | None, base: str) -> None:
+        """In a thread of its own, since vLLM may take long. What does not pass is unloaded again."""
+        name = adapter.served_name
+        try:
+            if loaded_from != str(folder):
+                if loaded_from:  # these are not the bytes that are desired now
+                    self._vllm.unload(name)
+                self._vllm.load(name, folder)
+            self._probing.add(pin)
+            check_effect(self._vllm, base, name, folder)
+            if adapter.prewarm:
+                self._vllm.prewarm(name)
+        except VllmUnreachable:
+            raise
+        except Exception:
+            with suppress(VllmUnreachable, VllmRefused):
+                self._vllm.unload(name)
+            raise
 
     def _mark_ready(self, progress: Progress) -> None:
         if progress.state is not State.READY:
@@ -234,6 +286,7 @@ class Reconciler:
         name, cause = progress.adapter.served_name, type(error).__name__
         reason = str(error) if known else f"{cause}: {error}"
         progress.state, progress.reason, progress.cause, progress.folder = State.QUARANTINED, reason, cause, None
+        progress.transient = math.isfinite(progress.backoff.due_at)
         self._metrics.reconcile_errors.inc()
         self._on_quarantine(name, cause, reason)
         log.warning(event("adapter quarantined", adapter=name, reason=reason, retry=retry))
@@ -295,6 +348,7 @@ class Reconciler:
                 state=progress.state,
                 reason=progress.reason,
                 cause=progress.cause,
+                transient=progress.transient,
                 last_used=self._last_used.get(adapter.served_name),
             )
 

@@ -4,20 +4,21 @@ import http.server
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loraserve.agent.base_weights import BaseWeights
-from loraserve.agent.metrics import Metrics
+from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
-from loraserve.agent.vllm import USE_METRIC, Vllm, VllmRefused, VllmUnreachable
-from loraserve.contract.agent_state import SETTLED
+from loraserve.contract.agent_state import SETTLED, AdapterStatus, State
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
 
-LONGEST_SILENCE_SECONDS = 300.0
-"""More than the slowest single step of the reconciler: a probe, which is three completions, and a pre-warming one."""
+LONGEST_SILENCE_SECONDS = 120.0
+"""More than the slowest pass of the reconciler: it waits for a few short answers of vLLM, and deletes from the disk."""
+HOLD_SECONDS = 180.0
+"""How long, from vLLM's first answer on, an adapter that is tried again keeps the pod from becoming ready."""
 
 
 @dataclass(frozen=True)
@@ -30,42 +31,63 @@ class Answer:
 class Readiness:
     """Latches: waits once for every desired and healthy adapter, and depends on vLLM's health alone from then on.
 
-    So a new adapter, or a bad one, never takes a serving pod out of its Service.
+    So a new adapter, or a bad one, never takes a serving pod out of its Service. One that failed for a reason that may
+    pass, such as an S3 that is away, is waited for as well, but no longer than HOLD_SECONDS.
     """
 
-    def __init__(self, reconciler: Reconciler, vllm: Vllm) -> None:
+    def __init__(self, reconciler: Reconciler, clock: Callable[[], float]) -> None:
         self._reconciler = reconciler
-        self._vllm = vllm
+        self._clock = clock
+        self._held_since: float | None = None
         self._latched = False
 
     def obstacle(self) -> str | None:
-        """Why the pod must not get requests; None if it may."""
-        if not self._vllm.healthy():
-            return "vLLM is not healthy"
-        if not self._latched and (obstacle := self._adapters_obstacle()):
+        """Why the pod must not get requests; None if it may. Asks nobody: it is what the reconciler saw last."""
+        report = self._reconciler.report
+        if report.base is None and not self._latched:
+            return report.problem or "the desired state was not read yet"
+        if report.loaded is None:
+            return "vLLM does not answer, or is not healthy"
+        if not self._latched and (obstacle := self._adapters_obstacle(report.adapters)):
             return obstacle
         if not self._latched:
             log.info(event("ready for requests"))
         self._latched = True
         return None
 
-    def _adapters_obstacle(self) -> str | None:
-        report = self._reconciler.report
-        if report.base is None:
-            return report.problem or "the desired state was not read yet"
-        if report.loaded is None:
-            return "vLLM was not asked for its adapters yet"
-        waiting = [a for a in report.adapters if a.state not in SETTLED]
-        return ", ".join(f"{adapter.served_name} is {adapter.state}" for adapter in waiting) or None
+    def _adapters_obstacle(self, adapters: Sequence[AdapterStatus]) -> str | None:
+        if self._held_since is None:
+            self._held_since = self._clock()
+        held = self._clock() - self._held_since < HOLD_SECONDS
+        waiting = [a for a in adapters if a.state not in SETTLED or (held and a.transient)]
+        return ", ".join(map(_what_it_does, waiting)) or None
+
+
+def _what_it_does(adapter: AdapterStatus) -> str:
+    if adapter.state is State.QUARANTINED:
+        return f"{adapter.served_name} is tried again: {adapter.reason}"
+    return f"{adapter.served_name} is {adapter.state}"
 
 
 class AgentApi:
-    def __init__(self, reconciler: Reconciler, vllm: Vllm, metrics: Metrics, base_weights: BaseWeights) -> None:
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        metrics: Metrics,
+        vllm_metrics: VllmMetrics,
+        base_weights: BaseWeights,
+        *,
+        vital: Sequence[threading.Thread] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`vital` threads never end while the agent is well; `clock` is the reconciler's."""
         self._reconciler = reconciler
-        self._vllm = vllm
         self._metrics = metrics
+        self._vllm_metrics = vllm_metrics
         self._base_weights = base_weights
-        self._readiness = Readiness(reconciler, vllm)
+        self._vital = vital
+        self._clock = clock
+        self._readiness = Readiness(reconciler, clock)
         self.routes: dict[str, Callable[[], Answer]] = {
             "/v1/state": self.state,
             "/metrics": self.metrics,
@@ -75,21 +97,15 @@ class AgentApi:
         }
 
     def state(self) -> Answer:
-        report = self._reconciler.report.model_copy(update={"ready": self._readiness.obstacle() is None})
+        """What is known, with its age; vLLM is not asked."""
+        known = {"ready": self._readiness.obstacle() is None, "age": self._reconciler.age}
+        report = self._reconciler.report.model_copy(update=known)
         return Answer(report.model_dump_json(by_alias=True), content_type="application/json")
 
     def metrics(self) -> Answer:
-        """vLLM's metrics, where it answers, and the agent's.
-
-        Left out is one series per set of adapters that ever was in use at once: there is no end of them, and the agent's
-        own metrics say when each adapter was.
-        """
-        try:
-            lines = self._vllm.metrics().splitlines(keepends=True)
-        except (VllmUnreachable, VllmRefused):
-            lines = []
-        exported = "".join(line for line in lines if not line.startswith(f"{USE_METRIC}{{"))
-        return Answer(exported + self._metrics.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        """vLLM's metrics, where it answers, and the agent's."""
+        text = self._vllm_metrics.text() + self._metrics.exposition()
+        return Answer(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     def startupz(self) -> Answer:
         """Whether vLLM may start."""
@@ -99,7 +115,9 @@ class AgentApi:
         return _unless(self._readiness.obstacle(), "ready")
 
     def livez(self) -> Answer:
-        silence = time.monotonic() - self._reconciler.last_sign_of_life
+        if ended := [thread.name for thread in self._vital if not thread.is_alive()]:
+            return Answer(f"{', '.join(ended)} ended\n", 503)
+        silence = self._clock() - self._reconciler.last_sign_of_life
         if silence > LONGEST_SILENCE_SECONDS:
             return Answer(f"the reconciler has been stuck for {silence:.0f} s\n", 503)
         return Answer("alive\n")

@@ -14,16 +14,21 @@ COMPLETION_SECONDS = 60.0
 LONGEST_PROBE_TOKENS = 128
 """vLLM keeps one row of logits per prompt token for its log-probability: 16 MB on a vocabulary of 32,000."""
 PREWARM_TOKENS = 8
-USE_METRIC = "vllm:lora_requests_info"
-_USE = re.compile(
-    rf'^{USE_METRIC}{{.*?running_lora_adapters="(.*?)".*?waiting_lora_adapters="(.*?)".*?}} (\S+)', re.MULTILINE
-)
+LARGEST_METRICS_BYTES = 1 << 20
+"""Twenty times what vLLM's metrics take."""
+_LAST_USED = "vllm:lora_last_used_timestamp_seconds"
+"""Told by our plugin inside vLLM, loraserve/vllm_plugins/lora_metrics.py."""
+_LAST_USED_SAMPLE = re.compile(rf'^{_LAST_USED}{{lora_name="(.*?)"}} (\S+)', re.MULTILINE)
 
 
 class VllmUnreachable(LoraserveError):
     """vLLM is not there (yet), or stopped answering."""
 
     transient = True
+
+
+class VllmBusy(VllmUnreachable):
+    """vLLM is there, and did not answer in time."""
 
 
 class VllmRefused(LoraserveError):
@@ -37,14 +42,19 @@ class Vllm:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # No proxy from the environment: this vLLM is in the same pod.
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+        # No proxy from the environment: this vLLM is in the same pod. No limit: its callers are few, and one whose
+        # answer does not come must not keep another from asking.
+        self._http = httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=ANSWER_SECONDS,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=4),
+        )
 
-    def healthy(self) -> bool:
-        try:
-            return self._http.get("/health").is_success
-        except httpx.HTTPError:
-            return False
+    def check_health(self) -> None:
+        """Returns where vLLM is well."""
+        self._ask("GET", "/health")
 
     def adapters(self) -> dict[str, str]:
         """The loaded adapters: served name -> folder."""
@@ -55,7 +65,8 @@ class Vllm:
         self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, LOAD_SECONDS)
 
     def unload(self, name: str) -> None:
-        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name}, LOAD_SECONDS)
+        """Takes it from vLLM's list, which waits for nothing."""
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def prompt_logprobs(self, model: str, prompts: Sequence[str]) -> list[float]:
         """The log-probability of every token of the prompts but their first ones; long prompts lose their start."""
@@ -75,18 +86,28 @@ class Vllm:
     def last_used(self) -> dict[str, float]:
         """When vLLM last had a request for an adapter, running or waiting: served name -> seconds since 1970.
 
-        vLLM stamps the set of adapters in use with the time at every step but the one that ends a request: one that is
-        over by now is seen as well, one of a single token is not.
+        vLLM looks at every step but the one that ends a request: one that is over by now is seen as well, one of a single
+        token is not.
         """
-        seen: dict[str, float] = {}
-        for running, waiting, at in _USE.findall(self.metrics()):
-            for name in filter(None, [*running.split(","), *waiting.split(",")]):
-                seen[name] = max(seen.get(name, 0.0), float(at))
-        return seen
+        # The slash leads to prometheus_client's own application, which writes out no other metric than this.
+        answer = self._ask("GET", f"/metrics/?name[]={_LAST_USED}")
+        return {name: float(at) for name, at in _LAST_USED_SAMPLE.findall(answer.text)}
 
     def metrics(self) -> str:
-        """vLLM's own metrics in the Prometheus text format."""
-        return self._ask("GET", "/metrics").text
+        """vLLM's own metrics in the Prometheus text format, as far as LARGEST_METRICS_BYTES of them go."""
+        content = bytearray()
+        try:
+            with self._http.stream("GET", "/metrics") as response:
+                if not response.is_success:
+                    raise VllmRefused(f"vLLM answered /metrics with {response.status_code}")
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > LARGEST_METRICS_BYTES:
+                        break
+        except httpx.HTTPError as error:
+            raise _unreachable("/metrics", error) from error
+        whole = content[: content.rfind(b"\n", 0, LARGEST_METRICS_BYTES) + 1]
+        return whole.decode(errors="replace")
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, object] | None = None, timeout: float = ANSWER_SECONDS
@@ -94,10 +115,15 @@ class Vllm:
         try:
             response = self._http.request(method, path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
-            raise VllmUnreachable(f"vLLM does not answer {path}: {error or type(error).__name__}") from error
+            raise _unreachable(path, error) from error
         if not response.is_success:
             raise VllmRefused(f"vLLM answered {path} with {response.status_code}: {_message(response)}")
         return response
+
+
+def _unreachable(path: str, error: httpx.HTTPError) -> VllmUnreachable:
+    kind = VllmBusy if isinstance(error, httpx.TimeoutException) else VllmUnreachable
+    return kind(f"vLLM does not answer {path}: {error or type(error).__name__}")
 
 
 def _message(response: httpx.Response) -> str:

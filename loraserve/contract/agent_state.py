@@ -28,6 +28,8 @@ class AdapterStatus(Document):
     """Why the adapter is quarantined, or what it waits for."""
     cause: str | None = None
     """The kind of quarantine, one of a few words such as 'DigestMismatch'."""
+    transient: bool = False
+    """Whether a quarantined one is tried again by itself."""
     last_used: float | None = None
     """When vLLM last had a request for it, in seconds since 1970; None before the first."""
 
@@ -56,4 +58,7 @@ class AgentState(Document):
     adapters: tuple[AdapterStatus, ...] = ()
     """Every desired version, and every other one that vLLM still holds: ready until its successor is, then draining."""
     loaded: tuple[str, ...] | None = None
-    """The served names that vLLM holds; None while vLLM does not answer."""
+    """The served names that vLLM holds; None while vLLM is not there, and until it answered once. One that is only late is
+    still taken to hold what it held."""
+    age: float | None = None
+    """Seconds since vLLM confirmed what is said of it here; None where it never did."""

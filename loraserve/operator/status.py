@@ -124,7 +124,9 @@ def _ago(moment: float | None, now: float) -> str:
 
 def _read_pod(kubectl: Kubectl, namespace: str, name: str) -> PodStatus:
     try:
-        return PodStatus(name, AgentState.model_validate_json(_ask_agent(kubectl, namespace, name), by_alias=True))
+        return PodStatus(
+            name, AgentState.model_validate_json(_ask_agent(kubectl, namespace, name), by_alias=True, extra="ignore")
+        )
     except KubectlFailed as error:
         return PodStatus(name, None, str(error))
     except ValidationError:

@@ -4,6 +4,7 @@ import ctypes
 import http.server
 import json
 import threading
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class FakeVllm:
         """How far every second run of the base differs from the first."""
         self.used: dict[str, float] = {}
         """Served name -> when it last had a request."""
+        self.scrapes = 0
+        """How often all metrics were asked for."""
         self.completions: list[dict[str, Any]] = []
         """Every completion asked for."""
         self.loads: list[str] = []
@@ -110,7 +113,10 @@ class FakeVllm:
             case "/health":
                 return 200, ""
             case "/metrics":
+                self.scrapes += 1
                 return 200, self._metrics()
+            case "/metrics/?name[]=vllm:lora_last_used_timestamp_seconds":
+                return 200, "".join(self._last_used())
             case "/v1/models":
                 adapters = [{"id": name, "root": root, "parent": self.base} for name, root in self.loaded.items()]
                 return 200, json.dumps({"data": [{"id": self.base, "root": "x", "parent": None}, *adapters]})
@@ -123,10 +129,15 @@ class FakeVllm:
         return 404, json.dumps({"detail": "Not Found"})
 
     def _metrics(self) -> str:
-        labels = 'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{}",waiting_lora_adapters=""}} {}'
-        used = [labels.format(name, at) for name, at in self.used.items()]
-        gauge = "# TYPE vllm:lora_requests_info gauge"
-        return "\n".join(["# TYPE vllm:num_requests_running gauge", "vllm:num_requests_running 3.0", gauge, *used, ""])
+        running = ["# TYPE vllm:num_requests_running gauge\n", "vllm:num_requests_running 3.0\n"]
+        gauge = "# TYPE vllm:lora_requests_info gauge\n"
+        labels = f'max_lora="4",running_lora_adapters="{",".join(self.used)}",waiting_lora_adapters=""'
+        return "".join([*running, gauge, f"vllm:lora_requests_info{{{labels}}} 1.7e9\n", *self._last_used()])
+
+    def _last_used(self) -> Iterator[str]:
+        """As our plugin in vLLM says it."""
+        for name, at in self.used.items():
+            yield f'vllm:lora_last_used_timestamp_seconds{{lora_name="{name}"}} {at}\n'
 
     def _complete(self, body: dict[str, Any]) -> tuple[int, str]:
         """Every version's text is its own name, so that a wrong answer is seen."""

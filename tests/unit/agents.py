@@ -12,7 +12,7 @@ from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import DrainTimes
-from loraserve.agent.metrics import Metrics
+from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi
 from loraserve.agent.vllm import Vllm
@@ -43,7 +43,7 @@ class S3Server:
 
 
 class Agent:
-    """One agent with its clock in hand; `settle` runs passes until no download is under way."""
+    """One agent with its clock in hand; `settle` runs passes until nothing is fetched or loaded any more."""
 
     def __init__(
         self,
@@ -56,10 +56,11 @@ class Agent:
         disk_bytes: int = 1 << 30,
     ) -> None:
         self.seconds = 0.0
+        self.bucket = bucket
         self.metrics = Metrics()
-        self._downloaded = threading.Event()
-        client = Vllm(vllm.url, vllm.api_key)
-        downloads = Downloads(disk, lambda name, region: bucket, self.metrics, self._downloaded.set)
+        self._done = threading.Event()
+        client, clock = Vllm(vllm.url, vllm.api_key), lambda: self.seconds
+        downloads = Downloads(disk, lambda name, region: bucket, self.metrics, self._done.set, clock)
         self.reconciler = Reconciler(
             DesiredDocument(desired.read_bytes),
             client,
@@ -68,19 +69,32 @@ class Agent:
             disk=Disk(disk, disk_bytes),
             drain_times=DrainTimes(),
             envelope=envelope,
-            clock=lambda: self.seconds,
+            on_loaded=self._done.set,
+            clock=clock,
         )
         self.metrics.follow(lambda: self.reconciler.report)
-        self.api = AgentApi(self.reconciler, client, self.metrics, BaseWeights(None, lambda: None))
+        self.vital: list[threading.Thread] = []
+        self.api = AgentApi(
+            self.reconciler,
+            self.metrics,
+            VllmMetrics(client, clock),
+            BaseWeights(None, lambda: None),
+            vital=self.vital,
+            clock=clock,
+        )
 
     def settle(self) -> dict[str, AdapterStatus]:
         """Returns every adapter's status by served name."""
         while True:
-            self._downloaded.clear()
+            self._done.clear()
             self.reconciler.step()
-            if not any(progress.downloading for progress in self.reconciler._progress.values()):
-                return {status.served_name: status for status in self.reconciler.report.adapters}
-            assert self._downloaded.wait(10), "a download neither ends nor fails"
+            if not self.reconciler.busy:
+                return self.statuses
+            assert self._done.wait(10), "a download or a load neither ends nor fails"
+
+    @property
+    def statuses(self) -> dict[str, AdapterStatus]:
+        return {status.served_name: status for status in self.reconciler.report.adapters}
 
     def wait(self, seconds: float) -> None:
         self.seconds += seconds

@@ -262,8 +262,10 @@ def test_from_then_on_readiness_is_vllms_health(agent: Agent, vllm: FakeVllm, de
     agent.reconciler.step()
     assert agent.api.readyz().status == 200, "a new adapter takes no pod out of service"
     vllm.up = False
+    agent.reconciler.step()
     assert agent.api.readyz().status == 503
     vllm.up = True
+    agent.reconciler.step()
     assert agent.api.readyz().status == 200
 
 
@@ -302,7 +304,7 @@ def test_metrics_that_come_late_unsettle_nothing(
     want(desired, publish("a"))
     vllm.used["a@v1"] = 1_700_000_000.0
     agent.settle()
-    monkeypatch.setattr(vllm, "_metrics", late)
+    monkeypatch.setattr(vllm, "_last_used", late)
 
     status = agent.settle()["a@v1"]
     assert (status.state, status.last_used) == (State.READY, 1_700_000_000.0)
@@ -314,7 +316,7 @@ def test_slots_swaps_and_last_use_are_metrics(
     agent = new_agent(envelope=Envelope(slots=4, rank=8, target_modules=QKVO))
     want(desired, publish("a"), publish("b"))
     agent.settle()
-    vllm.used = {"a@v1": 1_700_000_000.0, "a@v1,b@v1": 1_700_000_001.0}
+    vllm.used = {"a@v1": 1_700_000_000.0, "b@v1": 1_700_000_001.0}
 
     want(desired, publish("a", "v2"))
     agent.settle()

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from local.processes import free_port
+from loraserve.agent.main import run
 from loraserve.catalog import adapters, base_weights
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_settings import AgentSettings
@@ -159,12 +160,20 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
     assert "following the ConfigMap through the API name=desired-state" in log
 
 
-def test_an_unusable_setting_ends_the_agent_with_a_clear_error() -> None:
-    process = start(outside_a_pod(), adapter_dir="/proc/adapters")
+def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:
+    process = start(outside_a_pod(), desired_file=tmp_path / "desired.json", adapter_dir="/proc/adapters")
     _, log = process.communicate(timeout=20)
 
     assert process.returncode == 1
     assert log.splitlines()[-1].startswith("loraserve: AGENT_ADAPTER_DIR /proc/adapters: ")
+
+
+def test_an_agent_that_nobody_told_anything_ends_with_a_clear_error(tmp_path: Path) -> None:
+    """Outside a pod the defaults lead nowhere; it would wait for ever."""
+    settings = AgentSettings(desired_file=tmp_path / "loraserve" / "desired.json", adapter_dir=tmp_path / "mnt")
+    with pytest.raises(InvalidEnvironment, match=r"AGENT_DESIRED_FILE .*there is no such folder"):
+        run(settings)
+    assert not settings.adapter_dir.exists()
 
 
 @pytest.mark.parametrize(
