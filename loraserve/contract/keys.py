@@ -2,7 +2,8 @@
 document that the gateway reads.
 
 A key is `lsk-ID-SECRET`. The id is public and finds the entry; the secret is 256 random bits, so that one SHA-256 is as
-good as a slow hash. Two entries with one tenant are a rotation: both keys are valid until the old entry is removed.
+good as a slow hash. Two entries with one tenant are a rotation: both keys are valid until the old entry is removed. Limits are the
+tenant's, so that its entries have the same ones.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import secrets
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AwareDatetime, Field, ValidationError, field_validator
 
 from loraserve.contract.document import Document, PathSegment, Sha256Hex, explain
 from loraserve.errors import LoraserveError
@@ -19,6 +20,9 @@ EVERY_MODEL = "*"
 _PREFIX = "lsk"
 _ID_BYTES = 4
 _SECRET_BYTES = 32
+
+
+PerMinute = Annotated[int, Field(strict=True, gt=0)] | None
 
 
 class InvalidKeys(LoraserveError):
@@ -34,24 +38,38 @@ class Key(Document):
     """Of the whole key."""
     models: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY_MODEL,)
     """Public names; `*` stands for all."""
-    requests_per_minute: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """Over all replicas; None: unlimited."""
+    requests_per_minute: PerMinute = None
+    """Of the tenant, over all its keys and all replicas; None: unlimited. Sequences count: `n` for every prompt."""
+    tokens_per_minute: PerMinute = None
+    """Likewise; read and written ones."""
+    expires_at: AwareDatetime | None = None
+    """From then on the key is refused; None: never."""
 
     def allows(self, model: str) -> bool:
         return EVERY_MODEL in self.models or model in self.models
 
 
-def create_key(tenant: str, models: tuple[str, ...], requests_per_minute: int | None) -> tuple[str, Key]:
+def create_key(
+    tenant: str,
+    models: tuple[str, ...],
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None = None,
+    expires_at: str | None = None,
+) -> tuple[str, Key]:
     """A new key, to be shown once, and its entry. Raises InvalidKeys."""
     identifier = secrets.token_hex(_ID_BYTES)
     key = f"{_PREFIX}-{identifier}-{secrets.token_urlsafe(_SECRET_BYTES)}"
     try:
-        entry = Key(
-            id=identifier,
-            tenant=tenant,
-            sha256=digest_of_key(key),
-            models=models,
-            requests_per_minute=requests_per_minute,
+        entry = Key.model_validate(
+            {
+                "id": identifier,
+                "tenant": tenant,
+                "sha256": digest_of_key(key),
+                "models": models,
+                "requests_per_minute": requests_per_minute,
+                "tokens_per_minute": tokens_per_minute,
+                "expires_at": expires_at,
+            }
         )
     except ValidationError as error:
         raise InvalidKeys(explain(error)) from None

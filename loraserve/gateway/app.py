@@ -1,6 +1,7 @@
 """The two HTTP surfaces: what clients may call, and what Prometheus, KEDA and the kubelet ask. Nothing else exists."""
 
 import asyncio
+import functools
 import logging
 import re
 import uuid
@@ -11,8 +12,10 @@ from aiohttp import web
 
 from loraserve.contract.keys import Key
 from loraserve.gateway.completion import Completion
+from loraserve.gateway.doors import DOORS, Door
 from loraserve.gateway.errors import ApiError, BadRequest, NoSuchPage, TooLarge, TooSlow, WrongMethod
 from loraserve.gateway.exchange import SERVER, Exchange, Gateway
+from loraserve.gateway.in_flight import Claim
 from loraserve.gateway.openapi import DOCUMENT
 from loraserve.gateway.record import CLIENT_GONE, Record
 from loraserve.gateway.routing import no_such_model
@@ -22,14 +25,9 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RECORD = web.RequestKey("record", Record)
-FORWARDED = (
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/responses",
-    "/tokenize",
-    "/detokenize",
-)
-"""What vLLM answers; each names its model in the body."""
+KEY = web.RequestKey("key", Key)
+_LARGE_BODY = 64 << 10
+"""Such bodies are read one after the other: everybody waits while one is."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -39,14 +37,15 @@ class PublicApi:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._turn = asyncio.Lock()
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._recorded], client_max_size=self._gateway.bounds.body_bytes)
+        app = web.Application(middlewares=[self._recorded])
         app.router.add_get("/health", self.health)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{model:.+}", self.model)
-        for path in FORWARDED:
-            app.router.add_post(path, self.complete)
+        for door in DOORS:
+            app.router.add_post(door.path, functools.partial(self.complete, door))
         app.router.add_post("/v1/embeddings", self.embeddings)
         return app
 
@@ -81,16 +80,17 @@ class PublicApi:
             "status": self._gateway.pods.status(route),
         }
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
+    async def complete(self, door: Door, request: web.Request) -> web.StreamResponse:
         """Whatever vLLM answers about one model."""
-        key = self._authenticate(request)
-        completion = Completion.parse(await self._read(request))
-        if completion.is_conversation and not self._gateway.routes.has_chat_template:
-            raise BadRequest(
-                f"{self._gateway.routes.base} has no chat template, so it and its adapters answer no conversations: call "
-                "/v1/completions, or ask the stack's operator to set chatTemplateFile."
-            )
-        return await Exchange(self._gateway, request, request[RECORD], key, completion).run()
+        key, gateway = self._authenticate(request), self._gateway
+        with gateway.in_flight.claim(key.tenant) as claim:
+            completion = await self._parse(door, await self._read(request, claim))
+            if completion.is_conversation and not gateway.routes.has_chat_template:
+                raise BadRequest(
+                    f"{gateway.routes.base} has no chat template, so it and its adapters answer no conversations: call "
+                    "/v1/completions, or ask the stack's operator to set chatTemplateFile."
+                )
+            return await Exchange(gateway, request, request[RECORD], key, door, completion).run()
 
     async def embeddings(self, request: web.Request) -> web.Response:
         self._authenticate(request)
@@ -107,21 +107,38 @@ class PublicApi:
         return response
 
     def _authenticate(self, request: web.Request) -> Key:
-        """Before anything is read of the body."""
+        """Who it is, and whether they may ask now: before anything is read of the body."""
         key = self._gateway.keys.authenticate(request.headers.get("Authorization"))
         record = request[RECORD]
         record.tenant, record.key = key.tenant, key.id
+        request[KEY] = key
+        self._gateway.limits.admit(key, self._gateway.pods.replicas)
         return key
 
-    async def _read(self, request: web.Request) -> bytes:
-        bounds = self._gateway.bounds
-        if (request.content_length or 0) > bounds.body_bytes:
-            raise TooLarge(f"The body may have {bounds.body_bytes} bytes.")
+    async def _read(self, request: web.Request, claim: Claim) -> bytes:
+        bounds, pieces, size = self._gateway.bounds, list[bytes](), 0
+        self._claim(claim, request.content_length or 0)
         try:
             async with asyncio.timeout(bounds.body_seconds):
-                return await request.read()
+                while piece := await request.content.readany():
+                    size += len(piece)
+                    self._claim(claim, size)
+                    pieces.append(piece)
         except TimeoutError:
             raise TooSlow(f"The body did not arrive within {bounds.body_seconds:g} s.") from None
+        return b"".join(pieces)
+
+    def _claim(self, claim: Claim, size: int) -> None:
+        if size > self._gateway.bounds.body_bytes:
+            raise TooLarge(f"The body may have {self._gateway.bounds.body_bytes} bytes.")
+        claim.grow_to(size)
+
+    async def _parse(self, door: Door, body: bytes) -> Completion:
+        if len(body) < _LARGE_BODY:
+            return Completion.parse(body, door, self._gateway.bounds.sequences)
+        async with self._turn:
+            await asyncio.sleep(0)  # everything else that can go on goes on first
+            return Completion.parse(body, door, self._gateway.bounds.sequences)
 
     @web.middleware
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -146,7 +163,14 @@ class PublicApi:
             response = _refuse(record, ApiError("The gateway failed; its log says why."))
         finally:
             record.finish(self._gateway.metrics)
+        if not response.prepared:
+            response.headers.update(self._limit_headers(request))
         return response
+
+    def _limit_headers(self, request: web.Request) -> dict[str, str]:
+        """What is left to the caller, once it is known."""
+        key = request.get(KEY)
+        return self._gateway.limits.headers(key, self._gateway.pods.replicas) if key else {}
 
 
 class InnerApi:
@@ -219,4 +243,6 @@ def _as_api_error(error: web.HTTPException) -> ApiError:
         case web.HTTPRequestEntityTooLarge():
             return TooLarge("The body is too large.")
         case _:
-            return NoSuchPage(f"There is no such page; there are /v1/models, {', '.join(FORWARDED)} and /health.")
+            return NoSuchPage(
+                f"There is no such page; there are /v1/models, {', '.join(door.path for door in DOORS)} and /health."
+            )

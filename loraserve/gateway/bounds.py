@@ -17,6 +17,11 @@ class Bounds:
     handshake_seconds: float = 10
     waiting: int = 1000
     """Requests that are held at once."""
-    waiting_bytes: int = 64 << 20
+    waiting_bytes: int = 32 << 20
+    """Of their bodies."""
+    in_flight_bytes: int = 64 << 20
+    """Of all requests' bodies, those that run included; half of it for one tenant. Each takes up to four times its size."""
+    sequences: int = 64
+    """That one request may generate side by side."""
     cold_start_seconds: float = 450
     """How long a start from zero takes, until this replica has seen one."""

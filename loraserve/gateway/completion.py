@@ -1,14 +1,35 @@
 """The body of a request about one model: as much of it as the gateway has to understand. The rest is vLLM's to judge."""
 
+import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+from loraserve.gateway.doors import Door
 from loraserve.gateway.errors import BadRequest
 
+MAX_VALUES = 150_000
+"""More than a prompt has tokens. Each costs 20 times the memory that it takes in the body, and time that all others wait."""
+ASSUMED_TOKENS = 512
+"""Of an answer whose length the request leaves to the model, until it is known."""
+BYTES_PER_TOKEN = 4
+"""Of a prompt, until vLLM has counted."""
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _KEPT_BY_A_SERVER = ("previous_response_id", "conversation", "background")
 """Of /v1/responses: what only a server that stores responses could do."""
+_LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a request takes of vLLM, as far as it says so itself."""
+
+    sequences: int = 1
+    """Generated side by side, each as heavy as a request of its own: `n` for every prompt."""
+    tokens: int = 0
+    """Read and written; an estimate."""
 
 
 @dataclass(frozen=True)
@@ -22,45 +43,96 @@ class Completion:
     """Needs a chat template."""
     is_patient: bool
     """OpenAI's flex tier: it takes what interactive requests leave."""
+    cost: Cost
+    salt: str | None
+    """The client's own, on top of its tenant's; in a form that vLLM takes."""
     rest: bytes
-    """Everything but the model, as JSON's inside of an object."""
+    """Everything but the model and the salt, as JSON's inside of an object."""
 
     @classmethod
-    def parse(cls, body: bytes) -> Self:
+    def parse(cls, body: bytes, door: Door, max_sequences: int) -> Self:
         """Raises BadRequest. Of repeated keys the last one counts, here and for vLLM: the body is written anew."""
-        try:
-            content = json.loads(body, parse_constant=_refuse, parse_float=_finite)
-            if not isinstance(content, dict):
-                raise BadRequest("The body must be a JSON object.")
-            model, streams = content.pop("model", None), content.get("stream")
-            user = content.get("user") or content.get("safety_identifier")
-            rest = json.dumps(content)[1:-1].encode()
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(f"The body must be uncompressed JSON: {error}.") from None
+        content = _object(body)
+        model, streams, salt = content.pop("model", None), content.get("stream"), content.pop("cache_salt", None)
+        user = content.get("user") or content.get("safety_identifier")
         if not isinstance(model, str) or not model:
             raise BadRequest("`model` must be the name of a model, such as one that /v1/models lists.", param="model")
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise BadRequest("`cache_salt` must be a text that is not empty.", param="cache_salt")
         for field in _KEPT_BY_A_SERVER:
             if content.get(field):
                 raise BadRequest(
                     f"`{field}` is not there: nothing is kept here, send the whole conversation.", param=field
                 )
+        cost = _cost(content, len(body)) if door.generates else Cost()
+        if cost.sequences > max_sequences:
+            raise BadRequest(
+                f"This asks for {cost.sequences} sequences at once (`n` for every prompt), and {max_sequences} are the most: "
+                "send several requests.",
+                param="n",
+            )
         return cls(
             model,
             streams=streams is True,
             user=user if isinstance(user, str) else "",
             is_conversation="messages" in content or "input" in content,
             is_patient=content.get("service_tier") == "flex",
-            rest=rest,
+            cost=cost,
+            salt=salt and hashlib.sha256(salt.encode(errors="surrogatepass")).hexdigest()[:32],
+            # A lone surrogate, which no encoding can write, stays the escape that it was.
+            rest=json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")[1:-1],
         )
 
     @property
     def size(self) -> int:
         return len(self.rest)
 
-    def payload(self, served: str) -> bytes:
-        """The body for vLLM."""
-        model = f'{{"model": {json.dumps(served)}'.encode()
-        return b"%s, %s}" % (model, self.rest) if self.rest else model + b"}"
+    def payload(self, served: str, tenant: str | None) -> bytes:
+        """The body for vLLM. With a tenant, no other one shares its prefix cache, and so nobody learns what it has sent."""
+        own = {"model": served}
+        if tenant is not None:
+            own["cache_salt"] = tenant if self.salt is None else f"{tenant}:{self.salt}"
+        ours = json.dumps(own)[:-1].encode()
+        return b"%s, %s}" % (ours, self.rest) if self.rest else ours + b"}"
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        if _values(body) > MAX_VALUES and _values(_STRING.sub(b"", body)) > MAX_VALUES:
+            raise BadRequest(f"The body may hold {MAX_VALUES} values.")
+        content = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body must be uncompressed JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise BadRequest("The body must be a JSON object.")
+    return content
+
+
+def _values(body: bytes) -> int:
+    """How many there are at most."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
+
+
+def _cost(content: dict[str, Any], size: int) -> Cost:
+    prompts = sum(_prompts(content.get(field)) for field in ("prompt", "prompt_embeds"))
+    sequences = max(1, prompts) * max(1, _number(content.get("n"), 1))
+    given = [_number(content[field], ASSUMED_TOKENS) for field in _LENGTHS if content.get(field) is not None]
+    return Cost(sequences, size // BYTES_PER_TOKEN + sequences * (given[0] if given else ASSUMED_TOKENS))
+
+
+def _prompts(given: object) -> int:
+    """A list is one prompt per entry, but for one of token ids."""
+    if not isinstance(given, list):
+        return 0 if given is None else 1
+    return 1 if all(isinstance(entry, int) for entry in given) else len(given)
+
+
+def _number(given: object, default: int) -> int:
+    """What vLLM takes for a whole number: also 2.0 and "2"."""
+    try:
+        return int(float(given))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return default
 
 
 def _refuse(constant: str) -> None:

@@ -11,14 +11,17 @@ from aiohttp import web
 
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key
+from loraserve.contract.served_name import ServedName
 from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
-from loraserve.gateway.completion import Completion
+from loraserve.gateway.completion import BYTES_PER_TOKEN, Completion
+from loraserve.gateway.doors import Door
 from loraserve.gateway.errors import AdapterUnavailable, ApiError, Asleep, Forbidden, UpstreamBroken, UpstreamTimeout
+from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
-from loraserve.gateway.record import Record, StreamMeter
+from loraserve.gateway.record import Record, StreamMeter, Usage
 from loraserve.gateway.routing import Route, Routes
 from loraserve.gateway.upstream import BROKEN
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
@@ -33,6 +36,7 @@ ATTEMPTS = 2
 SERVER = "loraserve"
 MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
+_PASSED_AT_ONCE = 64 << 10
 _EVENT_STREAM = "text/event-stream"
 _COMMENT = b": waiting\n"
 """No blank line after it: OpenAI's Go client, in older versions, takes one for the end of an event, and an event without data for broken."""
@@ -47,6 +51,7 @@ class Gateway:
     bounds: Bounds
     keys: Keys
     limits: RateLimits
+    in_flight: InFlight
     pods: Pods
     room: WaitingRoom
     cold_starts: ColdStarts
@@ -75,9 +80,10 @@ class Exchange:
     """Serves one completion, streamed or whole."""
 
     def __init__(
-        self, gateway: Gateway, request: web.Request, record: Record, key: Key, completion: Completion
+        self, gateway: Gateway, request: web.Request, record: Record, key: Key, door: Door, completion: Completion
     ) -> None:
         self._gateway = gateway
+        self._door = door
         self._settings = gateway.settings
         self._request = request
         self._record = record
@@ -89,19 +95,33 @@ class Exchange:
 
     async def run(self) -> web.StreamResponse:
         """Raises ApiError while there is a status left to send, ConnectionError where nobody is left to send it to."""
-        route = replace(
-            self._gateway.routes.resolve(self._completion.model, self._caller()), is_patient=self._completion.is_patient
-        )
+        asked = self._completion.model
+        # Before it is looked up: who may not call it does not learn whether it exists.
+        if not self._key.allows(asked) and not self._key.allows(ServedName(asked).adapter):
+            raise Forbidden(f"This key may not call {asked!r}.", param="model")
+        route = self._gateway.routes.resolve(asked, self._caller())
         self._record.model = route.model
-        if not self._key.allows(route.model):
-            raise Forbidden(f"This key may not call {route.model!r}.", param="model")
-        self._gateway.limits.take(self._key, self._gateway.pods.replicas)
+        self._gateway.limits.charge(self._key, self._completion.cost, self._gateway.pods.replicas)
         try:
-            return await self._serve(route)
+            answer = await self._serve(replace(route, is_patient=self._completion.is_patient))
         except ApiError as error:
             if self._stream is None:
+                self._settle()
                 raise
-            return await self._fail_in_band(self._stream, error)
+            answer = await self._fail_in_band(self._stream, error)
+        except (ConnectionError, asyncio.CancelledError):
+            # Who leaves before anything was counted has had the work done, and stays charged for what they asked for.
+            if self._record.completion_tokens is not None:
+                self._settle()
+            raise
+        self._settle()
+        return answer
+
+    def _settle(self) -> None:
+        """Sets right what was charged."""
+        written, read = self._record.completion_tokens, self._record.prompt_tokens
+        used = 0 if written is None else written + (read or self._completion.size // BYTES_PER_TOKEN)
+        self._gateway.limits.settle(self._key, self._completion.cost.tokens, used)
 
     def _caller(self) -> str:
         """Who stays on one side of a canary share: the end user where the tenant names one."""
@@ -138,7 +158,8 @@ class Exchange:
                 raise error
 
     async def _find_place(self, route: Route) -> Place:
-        ticket = self._gateway.room.enter(self._key.tenant, route, self._completion.size)
+        completion = self._completion
+        ticket = self._gateway.room.enter(self._key.tenant, route, completion.size, completion.cost.sequences)
         if ticket.place.done():
             return ticket.place.result()
         self._gateway.cold_starts.begin()
@@ -169,7 +190,7 @@ class Exchange:
     async def _forward(self, place: Place) -> web.StreamResponse:
         self._record.served = place.served
         url = f"http://{host(place.pod.address)}:{self._settings.vllm_port}{self._request.path}"
-        payload = self._completion.payload(place.served)
+        payload = self._completion.payload(place.served, self._key.tenant if self._door.generates else None)
         try:
             headers = self._upstream_headers()
             async with self._gateway.http.post(url, data=payload, headers=headers, allow_redirects=False) as answer:
@@ -199,7 +220,12 @@ class Exchange:
         }
 
     async def _pass_whole(self, answer: aiohttp.ClientResponse, place: Place) -> web.StreamResponse:
-        body = await answer.read()
+        """A large one piece by piece; any other at once, so that until its end another attempt can be made."""
+        body = b""
+        while piece := await answer.content.readany():
+            body += piece
+            if len(body) > _PASSED_AT_ONCE:
+                break
         if answer.status in (401, 403):
             log.error(event("vLLM refuses this gateway's key", pod=place.pod.address, status=answer.status))
             raise UpstreamBroken("The model does not accept this gateway.")
@@ -214,9 +240,34 @@ class Exchange:
             await self._write(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
             await self._stream.write_eof()
             return self._stream
-        self._record.answered(body)
         headers = {"Content-Type": answer.headers.get("Content-Type", "application/json"), **self._own_headers()}
+        if piece:
+            return await self._pass_on(answer, body, headers)
+        self._record.count(Usage.of(body))
         return web.Response(status=answer.status, body=body, headers=headers)
+
+    async def _pass_on(
+        self, answer: aiohttp.ClientResponse, piece: bytes, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        """A whole answer as it comes."""
+        if answer.content_length is not None:
+            headers["Content-Length"] = str(answer.content_length)
+        response, usage = web.StreamResponse(status=answer.status, headers=headers | self._limit_headers()), Usage()
+        self._record.status = answer.status
+        try:
+            await response.prepare(self._request)
+            while piece:
+                usage.see(piece)
+                await self._send(response, piece)
+                piece = await answer.content.readany()
+        except ClientGone:
+            raise
+        except (*BROKEN, TimeoutError) as error:
+            self._record.outcome = UpstreamBroken.code
+            raise ConnectionResetError("the answer broke off") from error
+        self._record.count(usage)
+        await response.write_eof()
+        return response
 
     async def _pass_stream(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         chunk = await answer.content.readany()  # before the headers: until here, another attempt can be made
@@ -245,7 +296,7 @@ class Exchange:
         """Sends the headers, once."""
         if self._stream is None:
             headers = {"Content-Type": f"{_EVENT_STREAM}; charset=utf-8", "Cache-Control": "no-cache"}
-            stream = web.StreamResponse(headers=headers | self._own_headers())
+            stream = web.StreamResponse(headers=headers | self._own_headers() | self._limit_headers())
             self._record.status = stream.status
             await stream.prepare(self._request)
             self._stream = stream
@@ -257,12 +308,22 @@ class Exchange:
         fallback = {FALLBACK_HEADER: "base"} if self._record.fallback else {}
         return {"Server": SERVER, "X-Request-Id": self._record.request_id, **served, **fallback}
 
+    def _limit_headers(self) -> dict[str, str]:
+        return self._gateway.limits.headers(self._key, self._gateway.pods.replicas)
+
     async def _write(self, data: bytes) -> None:
-        """To the client, as fast as it reads."""
+        """To the client, as part of a stream."""
         try:
             stream = await self._begin_stream()
+        except ConnectionError as error:
+            raise ClientGone from error
+        await self._send(stream, data)
+
+    async def _send(self, response: web.StreamResponse, data: bytes) -> None:
+        """As fast as the client reads."""
+        try:
             async with asyncio.timeout(self._settings.stall_seconds):
-                await stream.write(data)
+                await response.write(data)
         except (ConnectionError, TimeoutError) as error:
             raise ClientGone("the client does not read its answer") from error
 

@@ -1,18 +1,20 @@
-"""Who may call, and how often: the mounted key document, and each key's share of requests."""
+"""Who may call, and how much: the mounted key document, and what each tenant may use in a minute."""
 
 import hmac
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from loraserve.contract.keys import Key, KeyRing, digest_of_key, id_of
 from loraserve.contract.last_good import LastGood
+from loraserve.gateway.completion import Cost
 from loraserve.gateway.errors import RateLimited, Unauthorized
 
 _NO_KEY = "0" * 64
-_ONE = 1 - 1e-9
+_ROUNDING = 1e-9
 """Who comes back exactly when told must not be refused for a rounding error."""
 
 
@@ -50,39 +52,82 @@ class Keys:
         digest = digest_of_key(presented)
         key = self._by_id.get(id_of(presented))
         # An unknown id costs the same comparison as a wrong secret.
-        if hmac.compare_digest(digest, key.sha256 if key else _NO_KEY) and key:
-            return key
-        raise Unauthorized("This API key is not valid: check it, or ask the stack's operator for a new one.")
+        if not hmac.compare_digest(digest, key.sha256 if key else _NO_KEY) or not key:
+            raise Unauthorized("This API key is not valid: check it, or ask the stack's operator for a new one.")
+        if key.expires_at and key.expires_at <= datetime.now(UTC):
+            raise Unauthorized(f"This API key expired at {key.expires_at}: ask the stack's operator for a new one.")
+        return key
 
 
 @dataclass
 class _Bucket:
-    """Requests that may be made now, and when that was counted."""
+    """A limit per minute, one minute deep: what may be spent now, and when that was counted."""
 
-    tokens: float
+    left: float
     at: float
+    depth: float = 0
+    rate: float = 0
+    """A second."""
+
+    def refill(self, per_minute: float, now: float) -> None:
+        self.depth, self.rate = max(1.0, per_minute), per_minute / 60
+        self.left = min(self.depth, self.left + (now - self.at) * self.rate)
+        self.at = now
+
+    def lacks(self, amount: float) -> float:
+        """Seconds until so much may be spent."""
+        return max(0.0, (amount - _ROUNDING - self.left) / self.rate)
+
+
+REQUESTS, TOKENS = "requests", "tokens"
 
 
 class RateLimits:
-    """A token bucket per key, one minute's worth deep. Every replica grants an equal share of the limit."""
+    """Token buckets per tenant. Every replica grants an equal share of the limit."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[tuple[str, str], _Bucket] = {}
 
-    def take(self, key: Key, replicas: int) -> None:
-        """Raises RateLimited, with the time until the next request is allowed."""
-        if key.requests_per_minute is None:
-            return
-        depth = max(1.0, key.requests_per_minute / replicas)
-        rate = key.requests_per_minute / replicas / 60
-        now = self._clock()
-        bucket = self._buckets.setdefault(key.id, _Bucket(depth, now))
-        bucket.tokens = min(depth, bucket.tokens + (now - bucket.at) * rate)
-        bucket.at = now
-        if bucket.tokens < _ONE:
-            raise RateLimited(
-                f"This key may make {key.requests_per_minute} requests a minute.",
-                retry_after=math.ceil((1 - bucket.tokens) / rate),
-            )
-        bucket.tokens -= 1
+    def admit(self, key: Key, replicas: int) -> None:
+        """Takes one request and one token, before anything is known of it. Raises RateLimited, with the time to wait."""
+        self._take(key, replicas, {REQUESTS: 1, TOKENS: 1})
+
+    def charge(self, key: Key, cost: Cost, replicas: int) -> None:
+        """Takes the rest of what it costs. Raises RateLimited."""
+        self._take(key, replicas, {REQUESTS: cost.sequences, TOKENS: max(1, cost.tokens)}, taken=1)
+
+    def settle(self, key: Key, estimated: int, used: int) -> None:
+        """Sets right what was charged, once vLLM has counted."""
+        if bucket := self._buckets.get((key.tenant, TOKENS)):
+            bucket.left += min(max(1, estimated), bucket.depth) - used
+
+    def headers(self, key: Key, replicas: int) -> dict[str, str]:
+        """What this replica still grants, in OpenAI's headers."""
+        told: dict[str, str] = {}
+        for what, bucket in self._of(key, replicas).items():
+            told[f"x-ratelimit-limit-{what}"] = f"{bucket.depth:.0f}"
+            told[f"x-ratelimit-remaining-{what}"] = str(max(0, int(bucket.left)))
+            told[f"x-ratelimit-reset-{what}"] = f"{math.ceil((bucket.depth - bucket.left) / bucket.rate)}s"
+        return told
+
+    def _take(self, key: Key, replicas: int, cost: dict[str, int], taken: int = 0) -> None:
+        """What costs more than a bucket holds takes a full one."""
+        buckets = self._of(key, replicas)
+        amounts = {what: min(cost[what], bucket.depth) - taken for what, bucket in buckets.items()}
+        for what, bucket in buckets.items():
+            if wait := bucket.lacks(amounts[what]):
+                limit = key.requests_per_minute if what == REQUESTS else key.tokens_per_minute
+                raise RateLimited(f"You may use {limit} {what} a minute.", retry_after=math.ceil(wait))
+        for what, bucket in buckets.items():
+            bucket.left -= amounts[what]
+
+    def _of(self, key: Key, replicas: int) -> dict[str, _Bucket]:
+        """The tenant's buckets, as they are now."""
+        now, found = self._clock(), {}
+        for what, limit in ((REQUESTS, key.requests_per_minute), (TOKENS, key.tokens_per_minute)):
+            if limit is not None:
+                share = limit / replicas
+                bucket = found[what] = self._buckets.setdefault((key.tenant, what), _Bucket(max(1.0, share), now))
+                bucket.refill(share, now)
+        return found

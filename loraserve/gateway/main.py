@@ -20,6 +20,7 @@ from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping
 from loraserve.gateway.exchange import Gateway
+from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
@@ -108,6 +109,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     cold_starts = ColdStarts(pods, metrics, bounds.cold_start_seconds, waiting=lambda: room.count)
     room = WaitingRoom(
         pods.place,
+        running=lambda tenant: pods.running_by_tenant[tenant],
         max_count=bounds.waiting,
         max_bytes=bounds.waiting_bytes,
         retry_after=cold_starts.remaining,
@@ -125,6 +127,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         bounds=bounds,
         keys=keys,
         limits=RateLimits(),
+        in_flight=InFlight(bounds.in_flight_bytes),
         pods=pods,
         room=room,
         cold_starts=cold_starts,

@@ -5,6 +5,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -56,7 +57,7 @@ class Pod:
     slow: bool = False
     """Its agent took the last question, and did not answer in time."""
     running: int = 0
-    """Requests of this replica."""
+    """Sequences of this replica's requests."""
     doubted_until: float = -math.inf
     """vLLM took no connection."""
     refused_until: dict[str, float] = field(default_factory=dict)
@@ -86,13 +87,15 @@ class Place:
 
     pod: Pod
     served: str
-    _release: Callable[[Pod], None]
+    tenant: str
+    sequences: int
+    _release: Callable[["Place"], None]
 
     def __enter__(self) -> "Place":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._release(self.pod)
+        self._release(self)
 
 
 class Pods:
@@ -114,6 +117,8 @@ class Pods:
         self.on_change = on_change
         self._pods: dict[str, Pod] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
+        self.running_by_tenant: Counter[str] = Counter()
+        """Sequences."""
         self.replicas = 1
         """Of the gateway: each grants its share of what the pods can take."""
 
@@ -159,11 +164,15 @@ class Pods:
         """Its vLLM does not know the adapter, whatever the agent said a moment ago."""
         place.pod.refused_until[place.served] = self._clock() + DOUBT_SECONDS
 
-    def place(self, route: Route) -> Place | None:
-        """Room for a request, or None where it has to wait. Raises AdapterUnavailable where waiting cannot help."""
+    def place(self, route: Route, tenant: str = "", sequences: int = 1) -> Place | None:
+        """Room for a request, or None where it has to wait. Raises AdapterUnavailable where waiting cannot help.
+
+        Where there is any room a request gets it whole: one of many sequences would else wait for ever for so much.
+        """
         for candidates in self._candidates(route):
             if candidates:
-                return self._least_surprising(candidates, route.is_patient)
+                found = self._least_surprising(candidates, route.is_patient)
+                return found and self._occupy(*found, tenant, sequences)
         self._give_up_hopeless(route)
         return None
 
@@ -205,19 +214,28 @@ class Pods:
             else:
                 yield [(pod, other) for pod in heard for other in _others(pod, route) if pod.has(other, now)]
 
-    def _least_surprising(self, candidates: list[tuple[Pod, str]], is_patient: bool) -> Place | None:
+    def _least_surprising(self, candidates: list[tuple[Pod, str]], is_patient: bool) -> tuple[Pod, str] | None:
         """The pod where this adapter is at home, unless it is full or far busier than the others."""
         share = max(1, self._concurrency // (2 if is_patient else 1) // self.replicas)
+        if all(pod.running >= share for pod, _ in candidates):
+            return None
         bound = IMBALANCE * (sum(pod.running for pod, _ in candidates) + 1) / len(candidates)
         at_home = sorted(candidates, key=lambda candidate: _affinity(*candidate), reverse=True)
         for pod, served in at_home:
             if pod.running < min(share, math.ceil(bound)):
-                pod.running += 1
-                return Place(pod, served, self._release)
+                return pod, served
         return None
 
-    def _release(self, pod: Pod) -> None:
-        pod.running -= 1
+    def _occupy(self, pod: Pod, served: str, tenant: str, sequences: int) -> Place:
+        pod.running += sequences
+        self.running_by_tenant[tenant] += sequences
+        return Place(pod, served, tenant, sequences, self._release)
+
+    def _release(self, place: Place) -> None:
+        place.pod.running -= place.sequences
+        self.running_by_tenant[place.tenant] -= place.sequences
+        if not self.running_by_tenant[place.tenant]:
+            del self.running_by_tenant[place.tenant]
         self.on_change()
 
     def _give_up_hopeless(self, route: Route) -> None:

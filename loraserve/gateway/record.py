@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from typing import Self
 
 from loraserve.gateway.metrics import OTHER, Metrics
 from loraserve.log import event
@@ -14,7 +15,7 @@ log = logging.getLogger("loraserve.access")
 CLIENT_GONE = "client_gone"
 _EVENT_END = b"\n\n"
 _USAGE = b'"usage":'
-_USAGE_BYTES = 400
+_USAGE_BYTES = 600
 _PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,9})')
 _ERROR_EVENT = re.compile(rb'^data: \{"error":(?:.*?"code":\s*(\d{3})\b)?', re.MULTILINE)
 """As vLLM words it: a stream has only its events to tell that it failed."""
@@ -43,15 +44,12 @@ class Record:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def answered(self, body: bytes) -> None:
-        """Reads the token counts of a whole answer, or of the end of a stream."""
-        if (at := body.rfind(_USAGE)) < 0:
-            return
-        usage = body[at : at + _USAGE_BYTES]
-        if prompt := _PROMPT_TOKENS.search(usage):
-            self.prompt_tokens = int(prompt[1])
-        if completion := _COMPLETION_TOKENS.search(usage):
-            self.completion_tokens = int(completion[1])
+    def count(self, usage: "Usage") -> None:
+        """Takes over what vLLM has counted."""
+        if (prompt := usage.prompt_tokens) is not None:
+            self.prompt_tokens = prompt
+        if (completion := usage.completion_tokens) is not None:
+            self.completion_tokens = completion
 
     def finish(self, metrics: Metrics) -> None:
         """Counts and logs the request."""
@@ -94,6 +92,42 @@ class Record:
         )
 
 
+class Usage:
+    """Finds vLLM's count of tokens in an answer, whole or in pieces. In a text of the model's its quotes would be escaped."""
+
+    def __init__(self) -> None:
+        self._found = b""
+        self._end = b""
+        """What may be its beginning."""
+
+    @classmethod
+    def of(cls, body: bytes) -> Self:
+        usage = cls()
+        usage.see(body)
+        return usage
+
+    def see(self, piece: bytes) -> None:
+        recent = self._end + piece
+        if (at := recent.rfind(_USAGE)) >= 0:
+            self._found = recent[at : at + _USAGE_BYTES]
+        elif self._found:
+            self._found += piece[: _USAGE_BYTES - len(self._found)]
+        self._end = recent[1 - len(_USAGE) :]
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        return _first(_PROMPT_TOKENS, self._found)
+
+    @property
+    def completion_tokens(self) -> int | None:
+        return _first(_COMPLETION_TOKENS, self._found)
+
+
+def _first(pattern: re.Pattern[bytes], text: bytes) -> int | None:
+    found = pattern.search(text)
+    return int(found[1]) if found else None
+
+
 class StreamMeter:
     """Watches the pieces of one streamed answer go by."""
 
@@ -125,4 +159,4 @@ class StreamMeter:
     def close(self) -> None:
         """The stream is over."""
         self._record.completion_tokens = self._pieces
-        self._record.answered(self._end)
+        self._record.count(Usage.of(self._end))

@@ -10,7 +10,7 @@ from loraserve.gateway.pods import Place
 from loraserve.gateway.routing import Route
 
 TENANT_SHARE = 0.5
-"""Of the room, that one tenant may fill."""
+"""Of the room, that one tenant may fill, by number and by bytes."""
 
 
 @dataclass(eq=False)
@@ -20,6 +20,7 @@ class Ticket:
     tenant: str
     route: Route
     size: int
+    sequences: int
     place: asyncio.Future[Place] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -29,32 +30,38 @@ class _Queue:
 
     lines: dict[Route, deque[Ticket]] = field(default_factory=dict)
     count: int = 0
+    bytes: int = 0
 
 
 class WaitingRoom:
-    """`find_place` gives a request its place, None where it has to wait, or raises ApiError."""
+    """`find_place` gives a request its place, None where it has to wait, or raises ApiError.
+
+    `running` is what a tenant has running: who has least is next.
+    """
 
     def __init__(
         self,
-        find_place: Callable[[Route], Place | None],
+        find_place: Callable[[Route, str, int], Place | None],
         *,
+        running: Callable[[str], int],
         max_count: int,
         max_bytes: int,
         retry_after: Callable[[], float],
     ) -> None:
         self._find_place = find_place
+        self._running = running
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._retry_after = retry_after
         self._queues: OrderedDict[str, _Queue] = OrderedDict()
-        """The tenant whose turn it is comes first."""
+        """The tenant that was served longest ago comes first."""
         self._closed: ApiError | None = None
         self.count = 0
         self.bytes = 0
 
-    def enter(self, tenant: str, route: Route, size: int) -> Ticket:
+    def enter(self, tenant: str, route: Route, size: int, sequences: int = 1) -> Ticket:
         """A ticket, whose place may be there at once. Raises ApiError. Who does not take the place must leave."""
-        ticket = Ticket(tenant, route, size)
+        ticket = Ticket(tenant, route, size, sequences)
         queue = self._queues.get(tenant)
         if queue is None or route not in queue.lines:  # nobody is before it
             self._serve(ticket)
@@ -77,12 +84,10 @@ class WaitingRoom:
             ticket.place.result().__exit__()
 
     def wake(self) -> None:
-        """Hands out what places there are, one per tenant and turn."""
-        idle = 0
-        while self._queues and idle < len(self._queues):
-            tenant, queue = next(iter(self._queues.items()))
-            self._queues.move_to_end(tenant)
-            idle = 0 if self._serve_one(tenant, queue) else idle + 1
+        """Hands out what places there are, each to the tenant that has least running, among equals in turn."""
+        full: set[Route] = set()
+        while any(self._serve_one(tenant, full) for tenant in sorted(self._queues, key=self._running)):
+            pass
 
     def close(self, error: ApiError) -> None:
         """Sends everybody away, and who would have to wait from now on."""
@@ -102,12 +107,19 @@ class WaitingRoom:
                 held[route.model] += len(line)
         return held
 
-    def _serve_one(self, tenant: str, queue: _Queue) -> bool:
+    def _serve_one(self, tenant: str, full: set[Route]) -> bool:
+        """Whether a request of this tenant got its place; learns where there are none."""
+        queue = self._queues[tenant]
         for route, line in list(queue.lines.items()):
+            if route in full:
+                continue
             ticket = line[0]
             self._serve(ticket)
-            if ticket.place.done():
+            if not ticket.place.done():
+                full.add(route)
+            else:
                 line.popleft()
+                self._queues.move_to_end(tenant)
                 queue.lines[route] = queue.lines.pop(route)  # the other lines are next
                 self._tidy(tenant, queue, route)
                 self._count(queue, ticket, -1)
@@ -116,7 +128,7 @@ class WaitingRoom:
 
     def _serve(self, ticket: Ticket) -> None:
         try:
-            place = self._find_place(ticket.route)
+            place = self._find_place(ticket.route, ticket.tenant, ticket.sequences)
         except ApiError as error:
             ticket.place.set_exception(error)
         else:
@@ -131,6 +143,7 @@ class WaitingRoom:
 
     def _count(self, queue: _Queue, ticket: Ticket, sign: int) -> None:
         queue.count += sign
+        queue.bytes += sign * ticket.size
         self.count += sign
         self.bytes += sign * ticket.size
 
@@ -139,5 +152,6 @@ class WaitingRoom:
             raise self._closed
         if self.count >= self._max_count or self.bytes + size > self._max_bytes:
             raise Overloaded("Too many requests are waiting; try again later.", retry_after=self._retry_after())
-        if queue and queue.count >= self._max_count * TENANT_SHARE:
+        own_count, own_bytes = (queue.count, queue.bytes) if queue else (0, 0)
+        if own_count >= self._max_count * TENANT_SHARE or own_bytes + size > self._max_bytes * TENANT_SHARE:
             raise Overloaded("Too many of your requests are waiting.", retry_after=self._retry_after())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -106,12 +107,18 @@ class FakePod:
     async def start(self, *parts: str) -> None:
         self.loop = asyncio.get_running_loop()
         for part in parts or ("agent", "vllm"):
-            app = web.Application()
+            app = web.Application(client_max_size=16 << 20)
             if part == "agent":
                 app.router.add_get("/v1/state", self._state)
             else:
                 app.router.add_post("/{path:.*}", self._complete)
-            runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+            runner = web.AppRunner(
+                app,
+                access_log=None,
+                handler_cancellation=True,
+                shutdown_timeout=0.1,
+                logger=logging.getLogger("fake pod"),
+            )
             await runner.setup()
             await web.TCPSite(runner, self.address, self.ports[part], reuse_address=True).start()
             self._runners[part] = runner
@@ -258,9 +265,11 @@ class World:
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
-    def add_key(self, tenant: str, models: tuple[str, ...] = ("*",), requests_per_minute: int | None = None) -> str:
+    def add_key(
+        self, tenant: str, models: tuple[str, ...] = ("*",), requests_per_minute: int | None = None, **more: Any
+    ) -> str:
         """Before the world starts."""
-        key, entry = create_key(tenant, models, requests_per_minute)
+        key, entry = create_key(tenant, models, requests_per_minute, **more)
         self.keys.append(entry)
         self.write_keys()
         return key

@@ -64,7 +64,7 @@ def test_a_public_name_reaches_its_version_with_vllms_key_and_not_the_clients(se
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["message"]["content"] == "faq@v1 says hello"
     assert answer.headers["x-loraserve-model"] == "faq@v1"
-    assert pod.requests == [chat("faq@v1", temperature=0.5, extra={"a": [1, None]})]
+    assert pod.requests == [chat("faq@v1", temperature=0.5, extra={"a": [1, None]}, cache_salt="team-a")]
     assert pod.headers[0]["authorization"] == "Bearer vllm-key"
     assert serving.key not in str(pod.headers)
 
@@ -651,7 +651,9 @@ def test_metrics_name_declared_models_only(serving: World) -> None:
     assert labels == {"faq", "base-model", "other"}
     assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="ok",version="v1"}') == 2
     assert metric(serving, 'loraserve_gateway_time_to_first_token_seconds_count{model="faq",version="v1"}') == 1
-    assert metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="team-a",version="v1"}') == 7
+    assert (
+        metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="team-a",version="v1"}') == 7
+    )
     assert (
         metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="team-a",version="v1"}')
         == 3 + 4

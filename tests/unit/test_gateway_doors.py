@@ -103,7 +103,8 @@ def test_other_questions_about_a_model_reach_its_version_like_completions(servin
         answer = http.post(path, json={"model": "faq", "prompt": "Hi"})
         assert http.post(path, json={"model": "nope", "prompt": "Hi"}).status_code == 404
     assert answer.status_code == 200
-    assert reached == [(path, {"model": "faq@v1", "prompt": "Hi"})]
+    salt = {"cache_salt": "team-a"} if path == "/v1/responses" else {}
+    assert reached == [(path, {"model": "faq@v1", "prompt": "Hi"} | salt)]
     assert (
         'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="team-a",version="v1"} 2.0'
         in serving.inner("/metrics").text

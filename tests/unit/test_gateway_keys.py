@@ -114,16 +114,16 @@ def test_a_limit_is_a_minutes_worth_and_refills_steadily() -> None:
     limits = RateLimits(lambda: now)
     _, entry = create_key("team-a", ("*",), 60)
     for _ in range(60):
-        limits.take(entry, replicas=1)
+        limits.admit(entry, replicas=1)
     with pytest.raises(RateLimited) as refused:
-        limits.take(entry, replicas=1)
+        limits.admit(entry, replicas=1)
     assert refused.value.retry_after == 1
 
     now = 2.0
-    limits.take(entry, replicas=1)
-    limits.take(entry, replicas=1)
+    limits.admit(entry, replicas=1)
+    limits.admit(entry, replicas=1)
     with pytest.raises(RateLimited):
-        limits.take(entry, replicas=1)
+        limits.admit(entry, replicas=1)
 
 
 def test_replicas_share_a_limit() -> None:
@@ -133,7 +133,7 @@ def test_replicas_share_a_limit() -> None:
     for replica in replicas:
         for _ in range(100):
             try:
-                replica.take(entry, replicas=3)
+                replica.admit(entry, replicas=3)
                 granted += 1
             except RateLimited:
                 break
@@ -150,13 +150,13 @@ def test_whatever_the_share_is_a_replica_grants_a_request_now_and_the_next_when_
     limits = RateLimits(lambda: now)
     _, entry = create_key("team-a", ("*",), limit)
     for _ in range(max(1, limit // replicas)):
-        limits.take(entry, replicas)
+        limits.admit(entry, replicas)
     with pytest.raises(RateLimited) as refused:
-        limits.take(entry, replicas)
+        limits.admit(entry, replicas)
 
     assert refused.value.retry_after
     now = refused.value.retry_after
-    limits.take(entry, replicas)
+    limits.admit(entry, replicas)
 
 
 def test_a_limit_that_replicas_cannot_share_is_kept_over_time() -> None:
@@ -168,7 +168,7 @@ def test_a_limit_that_replicas_cannot_share_is_kept_over_time() -> None:
     for second in range(0, 600, 10):
         now = float(second)
         with contextlib.suppress(RateLimited):
-            limits.take(entry, replicas=2)
+            limits.admit(entry, replicas=2)
             granted.append(second)
     assert granted == [0, 120, 240, 360, 480]
 
@@ -176,10 +176,10 @@ def test_a_limit_that_replicas_cannot_share_is_kept_over_time() -> None:
 def test_a_tenants_keys_do_not_share_one_bucket_with_another_tenant() -> None:
     limits = RateLimits(lambda: 0.0)
     busy, calm = create_key("busy", ("*",), 1)[1], create_key("calm", ("*",), 1)[1]
-    limits.take(busy, replicas=1)
+    limits.admit(busy, replicas=1)
     with pytest.raises(RateLimited):
-        limits.take(busy, replicas=1)
-    limits.take(calm, replicas=1)
+        limits.admit(busy, replicas=1)
+    limits.admit(calm, replicas=1)
 
 
 def test_the_command_shows_the_key_once_and_prints_the_entry(capsys: pytest.CaptureFixture[str]) -> None:

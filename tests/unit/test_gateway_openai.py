@@ -170,7 +170,7 @@ def test_refusals_are_the_clients_own_errors(awake: World) -> None:
 
 def test_limits_of_a_key_are_the_clients_own_errors(tmp_path: Path) -> None:
     with world(tmp_path) as at:
-        key = at.add_key("team-b", ("faq",), 1)
+        key = at.add_key("team-b", ("faq",), 2)
         at.pods[0].holds("faq@v1")
         at.start(adapter())
         at.wait_for_status("ready")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -23,22 +24,31 @@ class Server:
         self.free = 0
         self.ready = {FAQ, LEGAL}
         self.broken: set[Route] = set()
-        self.room = WaitingRoom(self._place, max_count=max_count, max_bytes=max_bytes, retry_after=lambda: 42)
+        self.running: Counter[str] = Counter()
+        self.room = WaitingRoom(
+            self._place,
+            running=lambda tenant: self.running[tenant],
+            max_count=max_count,
+            max_bytes=max_bytes,
+            retry_after=lambda: 42,
+        )
         self.order: list[str] = []
 
-    def _place(self, route: Route) -> Place | None:
+    def _place(self, route: Route, tenant: str, sequences: int) -> Place | None:
         if route in self.broken:
             raise AdapterUnavailable("broken")
         if route not in self.ready or not self.free:
             return None
         self.free -= 1
-        return Place(Pod("a"), route.served[0], self._release)
+        self.running[tenant] += sequences
+        return Place(Pod("a"), route.served[0], tenant, sequences, self._release)
 
-    def _release(self, _: Pod) -> None:
+    def _release(self, place: Place) -> None:
         self.free += 1
+        self.running[place.tenant] -= place.sequences
 
-    def hold(self, tenant: str, count: int = 1, route: Route = FAQ, size: int = 1) -> list[Ticket]:
-        tickets = [self.room.enter(tenant, route, size) for _ in range(count)]
+    def hold(self, tenant: str, count: int = 1, route: Route = FAQ, size: int = 1, sequences: int = 1) -> list[Ticket]:
+        tickets = [self.room.enter(tenant, route, size, sequences) for _ in range(count)]
         for ticket in tickets:
             ticket.place.add_done_callback(lambda _: self.order.append(tenant))
         return tickets
@@ -157,10 +167,30 @@ async def test_the_room_is_bounded_by_number() -> None:
 @in_loop
 async def test_the_room_is_bounded_by_bytes() -> None:
     server = Server(max_bytes=10)
-    server.hold("a", size=8)
-    with pytest.raises(Overloaded):
-        server.hold("b", size=3)
-    server.hold("b", size=2)
+    server.hold("a", size=5)
+    server.hold("b", size=3)
+    with pytest.raises(Overloaded, match="Too many requests"):
+        server.hold("c", size=3)
+    server.hold("c", size=2)
+
+
+@in_loop
+async def test_one_tenant_cannot_fill_the_room_with_few_large_requests() -> None:
+    server = Server(max_bytes=10)
+    server.hold("greedy", 2, size=2)
+    with pytest.raises(Overloaded, match="your requests"):
+        server.hold("greedy", size=2)
+    server.hold("modest", size=5)
+
+
+@in_loop
+async def test_who_has_least_running_is_next_whatever_a_request_costs() -> None:
+    server = Server()
+    server.hold("heavy", 5, sequences=8)
+    server.hold("light", 20)
+    await server.open(10)
+    assert server.order.count("heavy") == 2
+    assert server.order[:2] == ["heavy", "light"], "both had nothing: in turn"
 
 
 @in_loop
