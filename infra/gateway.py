@@ -27,6 +27,7 @@ from infra.names import (
     VLLM_SERVICE,
 )
 from infra.pods import environment, grant, hardened, may_watch, of_secret, probe, run_as, service_ports
+from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing
 from loraserve.planning import pod_resources
@@ -41,8 +42,6 @@ _GRACE_MARGIN_SECONDS = 10
 _STALL_MARGIN_SECONDS = 60
 """On top of the longest generation: a whole answer is silent until it is complete, and may have queued in vLLM."""
 _KEYS_DIR = "/etc/loraserve/keys"
-_KEYS_FILE = "keys.json"
-_KEYS = "gateway-keys"
 _USER_ID = 65532
 _SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
@@ -56,7 +55,7 @@ def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDic
         gateway_service=GATEWAY,
         desired_config_map=DESIRED_STATE,
         desired_key=DESIRED_STATE_FILE,
-        keys_file=f"{_KEYS_DIR}/{_KEYS_FILE}",
+        keys_file=f"{_KEYS_DIR}/{GATEWAY_KEYS_FILE}",
         vllm_api_key=vllm_api_key,
         port=GATEWAY_PORT,
         tls_port=GATEWAY_TLS_PORT if settings.gateway_certificate_arn else None,
@@ -135,9 +134,9 @@ class Gateway(pulumi.ComponentResource):
     def _create_keys(self) -> core.Secret:
         """Digests of the keys; a changed one reaches the gateway through the mount, without a restart."""
         return core.Secret(
-            _KEYS,
-            metadata={"name": _KEYS, "namespace": self._namespace},
-            string_data={_KEYS_FILE: KeyRing(keys=self._settings.gateway_keys).to_json()},
+            GATEWAY_KEYS,
+            metadata={"name": GATEWAY_KEYS, "namespace": self._namespace},
+            string_data={GATEWAY_KEYS_FILE: KeyRing(keys=self._settings.gateway_keys).to_json()},
             opts=self._child,
         )
 

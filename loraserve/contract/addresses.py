@@ -19,6 +19,11 @@ DESIRED_STATE = "desired-state"
 DESIRED_STATE_FILE = "desired.json"
 """Its one key."""
 
+GATEWAY_KEYS = "gateway-keys"
+"""The Secret with the digests of the API keys."""
+GATEWAY_KEYS_FILE = "keys.json"
+"""Its one key."""
+
 GPU_RESOURCE = "nvidia.com/gpu"
 """As pods ask for it and nodes offer it."""
 

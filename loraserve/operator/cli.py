@@ -81,6 +81,8 @@ def status(context: str | None, namespace: str, as_json: bool) -> None:
     from loraserve.operator import status as looking
 
     found = looking.read(Kubectl(context), namespace)
+    for warning in found.key_warnings:
+        tell(warning)
     if as_json:
         print_json(found.plain())
     elif found.pods:
@@ -133,9 +135,22 @@ def _ask(url: str, key: str, model: str, prompt: str, as_json: bool) -> None:
 @click.option(
     "--models", default="*", metavar="NAMES", help="What it may call, with commas in between (default: everything)."
 )
-@click.option("--requests-per-minute", type=int, metavar="N", help="Over all replicas (default: unlimited).")
+@click.option(
+    "--requests-per-minute", type=int, metavar="N", help="Of the tenant, over all its keys (default: unlimited)."
+)
+@click.option(
+    "--tokens-per-minute", type=int, metavar="N", help="Likewise, read and written ones (default: unlimited)."
+)
+@click.option("--expires-at", metavar="TIME", help="Such as 2027-01-31T00:00:00Z (default: never).")
 @json_option
-def key(tenant: str, models: str, requests_per_minute: int | None, as_json: bool) -> None:
+def key(
+    tenant: str,
+    models: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    expires_at: str | None,
+    as_json: bool,
+) -> None:
     """Make an API key for TENANT, such as team-a.
 
     Shows the key once, on stderr, and prints the entry for the stack config's gatewayKeys, which holds only a digest.
@@ -143,7 +158,7 @@ def key(tenant: str, models: str, requests_per_minute: int | None, as_json: bool
     """
     from loraserve.contract.keys import create_key
 
-    secret, entry = create_key(tenant, tuple(models.split(",")), requests_per_minute)
+    secret, entry = create_key(tenant, tuple(models.split(",")), requests_per_minute, tokens_per_minute, expires_at)
     if as_json:
         print_json({"key": secret, "entry": plain(entry)})
         return

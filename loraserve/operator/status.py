@@ -1,10 +1,12 @@
 """`loraserve status`: what every vLLM pod holds, as its agent reports it; what is declared, where there is no pod."""
 
+import base64
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,14 +16,24 @@ from rich.table import Table
 from loraserve.catalog import versions
 from loraserve.catalog.bucket import Bucket, CatalogUnavailable
 from loraserve.catalog.versions import VersionId
-from loraserve.contract.addresses import AGENT_PORT, DESIRED_STATE, DESIRED_STATE_FILE, VLLM_SELECTOR
+from loraserve.contract.addresses import (
+    AGENT_PORT,
+    DESIRED_STATE,
+    DESIRED_STATE_FILE,
+    GATEWAY_KEYS,
+    GATEWAY_KEYS_FILE,
+    VLLM_SELECTOR,
+)
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.desired_state import DesiredState
+from loraserve.contract.keys import InvalidKeys, Key, KeyRing
 from loraserve.errors import LoraserveError
 from loraserve.operator.kubectl import Kubectl, KubectlFailed
 
 SELECTOR = ",".join(f"{key}={value}" for key, value in VLLM_SELECTOR.items())
 _PRINT_STATE = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{AGENT_PORT}/v1/state').read().decode())"
+_SOON = timedelta(days=14)
+"""Time to make a key, have it reviewed and bring it to its tenant."""
 _STYLES = {State.READY: "green", State.QUARANTINED: "red", State.DRAINING: "dim"}
 
 
@@ -57,12 +69,15 @@ class Status:
     pods: list[PodStatus]
     declared: list[Declared] | None
     """Asked for where there is no pod. None: nothing is deployed there."""
+    key_warnings: list[str]
+    """API keys that have expired, or soon do."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "pods": [pod.plain() for pod in self.pods],
             "declared": self.declared and [version.plain() for version in self.declared],
+            "keyWarnings": self.key_warnings,
         }
 
 
@@ -72,7 +87,8 @@ def read(kubectl: Kubectl, namespace: str) -> Status:
     names = sorted(pod["metadata"]["name"] for pod in pods["items"])
     with ThreadPoolExecutor() as together:
         found = list(together.map(lambda name: _read_pod(kubectl, namespace, name), names))
-    return Status(found, None if found else _read_declared(kubectl, namespace))
+    warnings = _key_warnings(kubectl, namespace, datetime.now(UTC))
+    return Status(found, None if found else _read_declared(kubectl, namespace), warnings)
 
 
 def pods_table(pods: list[PodStatus]) -> Table:
@@ -120,6 +136,24 @@ def _ago(moment: float | None, now: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def _key_warnings(kubectl: Kubectl, namespace: str, now: datetime) -> list[str]:
+    """What `read` warns of. Who may not read the Secret, which holds digests only, is not warned."""
+    secret = ("get", "secret", GATEWAY_KEYS, "--namespace", namespace, "--ignore-not-found", "--output=json")
+    try:
+        found = kubectl.run(*secret)
+        keys = (
+            KeyRing.parse(base64.b64decode(json.loads(found)["data"][GATEWAY_KEYS_FILE])).keys if found.strip() else ()
+        )
+    except (KubectlFailed, InvalidKeys):
+        return []
+    return [_key_warning(key, key.expires_at, now) for key in keys if key.expires_at and key.expires_at < now + _SOON]
+
+
+def _key_warning(key: Key, end: datetime, now: datetime) -> str:
+    verb = "expired" if end <= now else "expires"
+    return f"Key {key.id} of {key.tenant} {verb} on {end.astimezone(UTC):%Y-%m-%d %H:%M} UTC: add a new one with `loraserve key {key.tenant}`."
 
 
 def _read_pod(kubectl: Kubectl, namespace: str, name: str) -> PodStatus:

@@ -17,6 +17,10 @@ EMULATED_ACCOUNT = "123456789012"
 """The account that moto answers for; AWS has it in its documentation only."""
 LEAST_SCALED_IDLE_MINUTES = 4
 """Less would end pods between two requests of one conversation."""
+LONGEST_SILENCE_SECONDS = 330
+"""The load balancer cuts a TLS connection that was silent for 350 s, which cannot be changed."""
+LONGEST_DRAIN_SECONDS = 570
+"""The autoscaler gives the pods of a node 600 s to end, and half a minute goes to leaving the Service."""
 _WIDEST_CIDR_IN_PRODUCTION = 16
 
 Rule = Callable[[Settings], Iterator[str]]
@@ -131,6 +135,38 @@ def keys_of_declared_models(settings: Settings) -> Iterator[str]:
                 f"{PROJECT}:gatewayKeys: key {key.id} of {key.tenant} names {', '.join(strangers)}, which is not declared: "
                 f"choose from {', '.join(sorted(known))}"
             )
+
+
+@_rule
+def one_limit_for_a_tenant(settings: Settings) -> Iterator[str]:
+    """Its entries share it, and a client must not choose by its key."""
+    for tenant in sorted({key.tenant for key in settings.gateway_keys}):
+        entries = [key for key in settings.gateway_keys if key.tenant == tenant]
+        for limit in ("requests_per_minute", "tokens_per_minute"):
+            if len({getattr(key, limit) for key in entries}) > 1:
+                yield (
+                    f"{PROJECT}:gatewayKeys: the keys of {tenant} have different {to_camel(limit)}, and a limit is the tenant's "
+                    "over all its keys: give them the same one, or make two tenants of it"
+                )
+
+
+@_rule
+def holds_that_the_load_balancer_bears(settings: Settings) -> Iterator[str]:
+    if settings.gateway_certificate_arn and settings.gateway_wait_seconds > LONGEST_SILENCE_SECONDS:
+        yield (
+            f"{PROJECT}:gatewayWaitSeconds {settings.gateway_wait_seconds} is more than the load balancer of "
+            f"gatewayCertificateArn bears: it cuts a connection after 350 s of silence; set {LONGEST_SILENCE_SECONDS} or less, "
+            "clients that stream wait as long as they like"
+        )
+
+
+@_rule
+def generations_that_a_drain_lets_finish(settings: Settings) -> Iterator[str]:
+    if settings.longest_generation_seconds > LONGEST_DRAIN_SECONDS:
+        yield (
+            f"{PROJECT}:longestGenerationSeconds {settings.longest_generation_seconds} is more than a node that goes gives its "
+            f"pods: generations would be cut; set {LONGEST_DRAIN_SECONDS} or less"
+        )
 
 
 @_rule

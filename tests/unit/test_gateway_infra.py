@@ -18,6 +18,8 @@ from tests.unit.declared import Program, declare, environment_in_pod
 CERTIFICATE = "arn:aws:acm:eu-central-1:123456789012:certificate/0123"
 _, KEY = create_key("team-a", ("aws-rag-qa",), 600)
 ENTRY = KEY.model_dump(mode="json", by_alias=True)
+KEY_1 = ENTRY | {"models": ["*"]}
+KEY_2 = KEY_1 | {"id": "other", "requestsPerMinute": 60}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def dev() -> Program:
 
 @pytest.fixture(scope="module")
 def with_balancer() -> Program:
-    return declare("dev", gatewayCertificateArn=CERTIFICATE)
+    return declare("dev", gatewayCertificateArn=CERTIFICATE, gatewayWaitSeconds=330)
 
 
 def deployment(program: Program) -> dict[str, Any]:
@@ -213,6 +215,11 @@ def test_without_scaling_there_is_no_keda() -> None:
         ({"gpuIdleMinutes": 2}, "gpuIdleMinutes 2 leaves no time"),
         ({"gatewayReplicas": 1}, "gatewayReplicas"),
         ({"gatewayCertificateArn": "my-certificate"}, "give the ARN of an ACM certificate"),
+        ({"gatewayCertificateArn": CERTIFICATE}, "gatewayWaitSeconds 540 is more than the load balancer"),
+        ({"longestGenerationSeconds": 3600}, "longestGenerationSeconds 3600 is more than a node that goes gives"),
+        ({"gatewayKeys": [KEY_1, KEY_2]}, "the keys of team-a have different requestsPerMinute"),
+        ({"gatewayKeys": [KEY_1 | {"expiresAt": "soon"}]}, "gatewayKeys[0].expiresAt"),
+        ({"gatewayKeys": [KEY_1 | {"expiresAt": "2030-01-01T00:00:00"}]}, "timezone"),
         ({"gatewayKeys": [ENTRY]}, "names aws-rag-qa, which is not declared"),
         ({"gatewayKeys": [ENTRY | {"models": ["*"]}] * 2}, "two keys have the name"),
         ({"gatewayKeys": [ENTRY | {"key": "lsk-…"}]}, "key: is not a known key"),

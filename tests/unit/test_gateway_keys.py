@@ -183,14 +183,38 @@ def test_a_tenants_keys_do_not_share_one_bucket_with_another_tenant() -> None:
 
 
 def test_the_command_shows_the_key_once_and_prints_the_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["key", "team-a", "--models", "faq,legal", "--requests-per-minute", "600"]) == 0
+    assert (
+        main(
+            [
+                "key",
+                "team-a",
+                "--models",
+                "faq,legal",
+                "--requests-per-minute",
+                "600",
+                "--tokens-per-minute",
+                "9000",
+                "--expires-at",
+                "2030-01-31T00:00:00Z",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     key = next(word for word in shown.err.split() if word.startswith("lsk-"))
 
     assert f'sha256: "{hashlib.sha256(key.encode()).hexdigest()}"' in shown.out
     assert 'models: ["faq", "legal"]' in shown.out
     assert "requestsPerMinute: 600" in shown.out
+    assert "tokensPerMinute: 9000" in shown.out
+    assert 'expiresAt: "2030-01-31T00:00:00Z"' in shown.out
     assert key not in shown.out
+
+
+@pytest.mark.parametrize("when", ["soon", "2030-01-31T00:00:00"])
+def test_an_end_that_is_no_time_with_its_zone_is_refused(capsys: pytest.CaptureFixture[str], when: str) -> None:
+    assert main(["key", "team-a", "--expires-at", when]) == 1
+    assert "expires" in capsys.readouterr().err
 
 
 def test_a_tenant_that_is_no_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """`loraserve status` against a kubectl that answers from files."""
 
+import base64
 import json
 import os
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import DesiredState
+from loraserve.contract.keys import Key, KeyRing, create_key
 from loraserve.operator.cli import main
 from loraserve.operator.kubectl import Kubectl
 from loraserve.operator.status import PodStatus, read
@@ -54,6 +57,10 @@ class FakeKubectl:
         """As `get --ignore-not-found` prints it."""
         found = json.dumps({"data": {"desired.json": document}}) if document else ""
         self._answer("get configmap", found)
+
+    def keys(self, *keys: Key) -> None:
+        document = base64.b64encode(KeyRing(keys=keys).to_json().encode()).decode()
+        self._answer("get secret", json.dumps({"data": {"keys.json": document}}))
 
     def state(self, pod: str, state: AgentState, *, through: str = "proxy") -> None:
         path = f"_api_v1_namespaces_ml-models_pods_{pod}:9090_proxy_v1_state"
@@ -158,6 +165,26 @@ def test_a_sleeping_model_is_told_by_what_is_declared_and_whether_its_bytes_are_
     assert published == {"acme/tiny": True, "faq": True, "other": False, "absent": False}
     assert "does not exist" in declared["absent"]["problem"]
     assert "the stack config pins" in declared["other"]["problem"]
+
+
+def test_keys_that_end_soon_are_warned_of(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]) -> None:
+    kubectl.pods()
+    kubectl.desired(None)
+    now = datetime.now(UTC)
+    kubectl.keys(
+        *(
+            create_key(tenant, ("*",), None, expires_at=(now + timedelta(days=days)).isoformat())[1]
+            for tenant, days in {"gone": -1, "soon": 10, "later": 20}.items()
+        ),
+        create_key("never", ("*",), None)[1],
+    )
+    assert main(["status"]) == 0
+    told = capsys.readouterr().err
+    assert "of gone expired on" in told
+    assert "of soon expires on" in told
+    assert "`loraserve key soon`" in told
+    assert "later" not in told
+    assert "never" not in told
 
 
 def test_a_namespace_without_a_stack_is_no_sleeping_model(
