@@ -135,16 +135,29 @@ def test_a_sleeping_model_is_woken_once_for_all_rows(at: World, tmp_path: Path, 
     assert sorted(asked(at)) == sorted(f"row-{number}" for number in range(12))
 
 
-def test_temporary_failures_are_tried_again_when_the_gateway_says_so(
-    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with world(tmp_path) as at:
-        limited = at.add_key("team-b", requests_per_minute=60)
-        at.pods[0].holds("faq@v1")
-        at.start(adapter())
-        at.wait_for_status("ready")
-        rows = written(tmp_path, *(row(f"row-{number}") for number in range(62)))
-        assert run(at, rows, output, key=limited) == Outcome(answered=62, refused=0, given_up=0)
+def test_temporary_failures_are_tried_again(serving: World, tmp_path: Path, output: Path) -> None:
+    failed: set[str] = set()
+
+    def fail_once(name: str) -> web.Response | None:
+        if name in failed:
+            return None
+        failed.add(name)
+        return error(503, "No room.")
+
+    behave(serving, fail_once)
+    rows = written(tmp_path, *(row(f"row-{number}") for number in range(8)))
+    assert run(serving, rows, output) == Outcome(answered=8, refused=0, given_up=0)
+    assert sorted(asked(serving)) == sorted([entry.custom_id for entry in rows] * 2)
+
+
+def test_who_is_told_to_come_back_later_does_then(tmp_path: Path) -> None:
+    with world(tmp_path, wait_seconds=0.1, cold_start_seconds=40) as at:
+        at.start(adapter(), pods=0)
+        (asleep,) = written(tmp_path, row("a"))
+        answer = batch._Round(at.url, at.key, [asleep], 1)._ask(asleep)
+    assert isinstance(answer, batch._Failure)
+    assert (answer.reason, answer.is_lost) == ("faq is not ready yet; try again later.", False)
+    assert 35 <= answer.pause_seconds <= 40
 
 
 def test_a_lost_way_to_the_gateway_is_made_anew(serving: World, tmp_path: Path, output: Path) -> None:
