@@ -13,7 +13,7 @@ from aiohttp import web
 from loraserve.contract.keys import Key
 from loraserve.gateway.completion import Completion
 from loraserve.gateway.doors import DOORS, Door
-from loraserve.gateway.errors import ApiError, BadRequest, NoSuchPage, TooLarge, TooSlow, WrongMethod
+from loraserve.gateway.errors import ApiError, BadRequest, NoChatTemplate, NoSuchPage, TooLarge, TooSlow, WrongMethod
 from loraserve.gateway.exchange import SERVER, Exchange, Gateway
 from loraserve.gateway.in_flight import Claim
 from loraserve.gateway.openapi import DOCUMENT
@@ -86,10 +86,7 @@ class PublicApi:
         with gateway.in_flight.claim(key.tenant) as claim:
             completion = await self._parse(door, await self._read(request, claim))
             if completion.is_conversation and not gateway.routes.has_chat_template:
-                raise BadRequest(
-                    f"{gateway.routes.base} has no chat template, so it and its adapters answer no conversations: call "
-                    "/v1/completions, or ask the stack's operator to set chatTemplateFile."
-                )
+                raise NoChatTemplate(gateway.routes.base)
             return await Exchange(gateway, request, request[RECORD], key, door, completion).run()
 
     async def embeddings(self, request: web.Request) -> web.Response:

@@ -36,6 +36,16 @@ class BadRequest(ApiError):
     status, kind, code = 400, "invalid_request_error", "invalid_request"
 
 
+class NoChatTemplate(ApiError):
+    status, kind, code = 400, "invalid_request_error", "no_chat_template"
+
+    def __init__(self, base: str | None) -> None:
+        super().__init__(
+            f"{base} has no chat template, so it and its adapters answer no conversations: call /v1/completions, or ask the "
+            "stack's operator to set chatTemplateFile."
+        )
+
+
 class Unauthorized(ApiError):
     status, kind, code = 401, "invalid_request_error", "invalid_api_key"
 

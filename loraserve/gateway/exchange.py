@@ -16,7 +16,15 @@ from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import BYTES_PER_TOKEN, Completion
 from loraserve.gateway.doors import Door
-from loraserve.gateway.errors import AdapterUnavailable, ApiError, Asleep, Forbidden, UpstreamBroken, UpstreamTimeout
+from loraserve.gateway.errors import (
+    AdapterUnavailable,
+    ApiError,
+    Asleep,
+    Forbidden,
+    NoChatTemplate,
+    UpstreamBroken,
+    UpstreamTimeout,
+)
 from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
@@ -38,6 +46,8 @@ MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
 _PASSED_AT_ONCE = 64 << 10
 _EVENT_STREAM = "text/event-stream"
+_NO_CHAT_TEMPLATE = b"default chat template is no longer allowed"
+"""Of vLLM's error, which tells nobody what to do here."""
 _COMMENT = b": waiting\n"
 """No blank line after it: OpenAI's Go client, in older versions, takes one for the end of an event, and an event without data for broken."""
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
@@ -235,6 +245,8 @@ class Exchange:
         if answer.status >= 400:
             if means_unknown_adapter(answer.status, body, place.served):
                 raise _Refused
+            if _NO_CHAT_TEMPLATE in body:
+                raise NoChatTemplate(self._gateway.routes.base)
             self._record.outcome = f"vllm_{answer.status}"
         if self._stream:
             await self._write(b"data: " + b" ".join(body.splitlines()) + b"\n\n")

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from loraserve.contract.base_model import Base
-from tests.unit.gateway_world import BASE, World, adapter, chat, world
+from tests.unit.gateway_world import BASE, World, adapter, chat, error, world
 
 
 @pytest.fixture
@@ -138,12 +138,28 @@ def test_where_the_base_model_has_no_chat_template_a_conversation_is_refused_at_
         }
         for path, body in bodies.items():
             answer = http.post(path, json=body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_chat_template")
             assert "has no chat template" in answer.json()["error"]["message"]
     at.show_pods(1)
     at.wait_for_status("ready")
     with at.client() as http:
         assert http.post("/v1/completions", json={"model": "faq", "prompt": "Hi"}).status_code == 200
+
+
+def test_vllms_words_on_a_missing_chat_template_are_replaced_by_what_to_do(serving: World) -> None:
+    """Where the stack says nothing of it. These are vLLM 0.32's words."""
+
+    async def refuse(*_: Any) -> web.Response:
+        return error(
+            400,
+            "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if "
+            "the tokenizer does not define one.",
+        )
+
+    serving.pods[0].behaviour = refuse
+    answer = serving.post(chat()).json()["error"]
+    assert answer["code"] == "no_chat_template"
+    assert "set chatTemplateFile" in answer["message"]
 
 
 def test_users_are_kept_on_their_side_of_a_canary_by_either_name(at: World) -> None:
