@@ -38,6 +38,6 @@ def _rule(rule: Alert | Record) -> dict[str, Any]:
         "alert": rule.name,
         "expr": rule.expression,
         "for": rule.lasting,
-        "labels": {"severity": rule.severity.value},
+        "labels": {"severity": rule.severity.value, **rule.labels},
         "annotations": {"summary": rule.summary, "runbook": rule.runbook},
     }

@@ -34,6 +34,8 @@ class Alert:
     lasting: str = "0s"
     """How long it must hold."""
     severity: Severity = Severity.WARNING
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What tells it from others of its name: Prometheus ends a rule whose series another one has written."""
 
     @property
     def runbook(self) -> str:
@@ -143,6 +145,7 @@ def _burn_rates() -> Iterable[Alert]:
                     f"{{{{ $value | humanizePercentage }}}} of the {'requests' if counted == 'requests' else 'streams'} {words}.",
                     lasting,
                     severity,
+                    {"long": long, "short": short},
                 )
 
 

@@ -29,16 +29,18 @@ DEFERRED = 'vllm:num_requests_waiting_by_reason{reason="deferred"}'
 
 @dataclass(frozen=True)
 class Case:
-    """Series in promtool's notation, one value a minute, and minutes at which the alert must be silent or fire."""
+    """Series in promtool's notation, one value a step, and minutes at which the alert must be silent or fire."""
 
     alert: str
     meaning: str
     series: dict[str, str]
     silent: tuple[int, ...] = ()
     firing: tuple[int, ...] = ()
+    step: int = 1
+    """Minutes between two values, and between two looks at the rules."""
 
 
-def steady(per_minute: float, minutes: int = 400) -> str:
+def steady(per_minute: float, minutes: int = 100) -> str:
     return f"0+{per_minute}x{minutes}"
 
 
@@ -54,7 +56,7 @@ CASES = (
         "AvailabilityBurnsFast",
         "callers' own mistakes are not ours",
         {REQUESTS % "ok": steady(8), REQUESTS % "invalid_request": steady(8), REQUESTS % "upstream_error": steady(0)},
-        silent=(70, 390),
+        silent=(70, 95),
     ),
     Case(
         "AvailabilityBurnsFast",
@@ -68,18 +70,19 @@ CASES = (
         {REQUESTS % "ok": "0+10x60 0+10x60", REQUESTS % "upstream_error": "0x120"},
         silent=(59, 62, 119),
     ),
-    Case("AvailabilityBurnsFast", "no request at all", {REQUESTS % "ok": "0x400"}, silent=(70, 390)),
+    Case("AvailabilityBurnsFast", "no request at all", {REQUESTS % "ok": "0x100"}, silent=(70, 95)),
     Case(
         "AvailabilityBurnsSlowly",
         "4% fail for days",
-        {REQUESTS % "ok": "0+96x4500", REQUESTS % "upstream_error": "0+4x4500"},
+        {REQUESTS % "ok": "0+960x450", REQUESTS % "upstream_error": "0+40x450"},
         silent=(30,),
         firing=(1600, 4400),
+        step=10,
     ),
     Case(
         "FirstTokenBurnsFast",
         "every stream begins after 10 s",
-        {BUCKET % "5.0": "0x400", BUCKET % "10.0": "0x400", BUCKET % "+Inf": steady(5), COUNT: steady(5)},
+        {BUCKET % "5.0": "0x100", BUCKET % "10.0": "0x100", BUCKET % "+Inf": steady(5), COUNT: steady(5)},
         silent=(1,),
         firing=(70,),
     ),
@@ -87,14 +90,15 @@ CASES = (
         "FirstTokenBurnsFast",
         "every stream begins within its objective",
         {BUCKET % "5.0": steady(5), BUCKET % "+Inf": steady(5), COUNT: steady(5)},
-        silent=(70, 390),
+        silent=(70, 95),
     ),
     Case(
         "FirstTokenBurnsSlowly",
         "a quarter begins late, for days",
-        {BUCKET % "5.0": "0+75x4500", BUCKET % "+Inf": "0+100x4500", COUNT: "0+100x4500"},
+        {BUCKET % "5.0": "0+750x200", BUCKET % "+Inf": "0+1000x200", COUNT: "0+1000x200"},
         silent=(30,),
         firing=(1600,),
+        step=10,
     ),
     Case(
         "GatewayDown",
@@ -237,7 +241,7 @@ def promtool() -> Path:
 def test_an_alert_fires_when_it_should_and_not_before(case: Case, promtool: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule_file(GROUPS)))
     test = {
-        "interval": "1m",
+        "interval": f"{case.step}m",
         "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
         "promql_expr_test": [
             {
@@ -249,7 +253,7 @@ def test_an_alert_fires_when_it_should_and_not_before(case: Case, promtool: Path
             for minute in minutes
         ],
     }
-    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{case.step}m", "tests": [test]}
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
     done = subprocess.run([promtool, "test", "rules", "tests.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
