@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from loraserve.catalog import versions
@@ -41,12 +40,11 @@ def publish(
     manifest = AdapterManifest.of(
         **facts.model_dump(),
         files={file: FileEntry.read(folder / file, limit) for file, limit in FILE_LIMITS.items()},
-        created_at=datetime.now(UTC),
         probe_prompts=tuple(probe_prompts),
     )
     adapter = manifest.entry(name or model, model, version, manifest.digest)
-    versions.publish(bucket, VersionId.of_adapter(adapter), folder, manifest, progress)
-    return adapter
+    digest = versions.publish(bucket, VersionId.of_adapter(adapter), folder, manifest, progress)
+    return adapter.model_copy(update={"digest": digest})
 
 
 def fetch(bucket: Bucket, adapter: Adapter, into: Path, base: Base | None = None) -> Path:

@@ -60,6 +60,6 @@ def explain(error: BotoCoreError | ClientError) -> str:
         return f"AWS does not accept the credentials, which are wrong or expired ({code}); {_LOG_IN}"
     if code in _ACCESS_DENIED:
         return f"access denied ({code}); check the policies of the role that you use"
-    return (
-        f"AWS answered {error.response.get('ResponseMetadata', {}).get('HTTPStatusCode', '')} {code}; try again later"
-    )
+    status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    # Where an answer has no body, botocore makes the code of the status.
+    return f"AWS answered {' '.join(dict.fromkeys(filter(None, (status, code))))}; try again later"

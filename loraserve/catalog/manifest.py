@@ -3,11 +3,13 @@
 There are two kinds, of adapters and of base models. What is published stays: a field that is added needs a default.
 """
 
+from __future__ import annotations
+
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, field_validator, model_serializer
 
 from loraserve.catalog.files import FileEntry, UnsafeFile, digest_of
 from loraserve.catalog.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
@@ -56,6 +58,10 @@ class Manifest(Document):
         """Canonical bytes, as they are published."""
         return self._canonical()
 
+    def says_the_same(self, published: Manifest) -> bool:
+        """Whether both are of one content, whenever they were written."""
+        return self == published
+
     @property
     def digest(self) -> str:
         """Of a manifest that is being published; one that was read may have been written in other words."""
@@ -81,9 +87,17 @@ class AdapterManifest(Manifest, AdapterFacts):
     refusal: ClassVar = UnsafeAdapter
     repeated: ClassVar = {"rank", "target_modules"}
 
-    created_at: datetime
+    created_at: datetime | None = None
+    """Of versions that were published while it was part of their identity; equal bytes have one digest since."""
     probe_prompts: ProbePrompts = ()
     """On these the adapter's answer must differ from the base model's; () leaves the choice to the agent."""
+
+    @model_serializer(mode="wrap")
+    def _without_a_time(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {field: value for field, value in write(self).items() if field != "createdAt" or value is not None}
+
+    def says_the_same(self, published: Manifest) -> bool:
+        return super().says_the_same(published.model_copy(update={"created_at": self.created_at}))
 
     @field_validator("files")
     @classmethod

@@ -8,12 +8,13 @@ stack config pins. Nothing is ever overwritten: each object is created with `If-
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
 from loraserve.catalog.bucket import Bucket, DigestMismatch, VersionExists
-from loraserve.catalog.files import OnProgress, check_room, digest_of, put_in_place, write
+from loraserve.catalog.files import OnProgress, UnsafeFile, check_room, digest_of, put_in_place, write
 from loraserve.catalog.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
 from loraserve.contract.base_model import Mirror
@@ -45,19 +46,23 @@ class VersionId:
         return f"{self.model} {self.version}"
 
 
-def publish(bucket: Bucket, id: VersionId, folder: Path, manifest: Manifest, progress: OnProgress) -> None:
-    """Uploads the files that the manifest names, then the manifest; an interrupted publish is taken up again.
+def publish(bucket: Bucket, id: VersionId, folder: Path, manifest: Manifest, progress: OnProgress) -> str:
+    """Uploads the files that the manifest names, then the manifest; returns the version's digest.
 
-    Raises VersionExists, CatalogUnavailable.
+    An interrupted publish is taken up again, and one of what is there already changes nothing. Raises VersionExists,
+    CatalogUnavailable.
     """
     content, committed = manifest.to_json(), id.key(MANIFEST_FILE)
     if bucket.exists(committed):
-        if bucket.read(committed, MAX_MANIFEST_BYTES) == content:
-            return
+        published = bucket.read(committed, MAX_MANIFEST_BYTES)
+        with suppress(UnsafeFile):
+            if manifest.says_the_same(type(manifest).parse(published)):
+                return digest_of(published)
         raise VersionExists(f"{bucket.url(id.key())} is published already; publish as a new version, such as 'v2'")
     for file, entry in manifest.files.items():
         bucket.upload(id.key(file), folder / file, entry, progress)
     bucket.create(committed, content)
+    return manifest.digest
 
 
 def fetch(

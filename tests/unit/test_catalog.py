@@ -102,9 +102,9 @@ def test_a_version_is_published_only_once(
 ) -> None:
     other = write_adapter(tmp_path / "other", fill=b"\x02")
 
-    for folder in (other, peft_folder):
-        with pytest.raises(VersionExists, match="publish as a new version"):
-            adapters.publish(bucket, folder, "rag-qa", "v1")
+    with pytest.raises(VersionExists, match="publish as a new version"):
+        adapters.publish(bucket, other, "rag-qa", "v1")
+    assert adapters.publish(bucket, peft_folder, "rag-qa", "v1") == published, "the same bytes again change nothing"
     adapters.fetch(bucket, published, disk)
 
 
@@ -158,7 +158,7 @@ def test_publish_tells_how_far_each_file_is(bucket: Bucket, peft_folder: Path) -
     )
 
     sizes = {file.name: file.stat().st_size for file in peft_folder.iterdir()}
-    assert seen == {name: (size, size) for name, size in sizes.items()}
+    assert seen == {f"uploading {name}": (size, size) for name, size in sizes.items()}
 
 
 def test_an_adapter_on_disk_needs_no_catalog(s3: Any, bucket: Bucket, published: Adapter, disk: Path) -> None:
@@ -333,7 +333,9 @@ def test_a_passing_failure_is_waited_out(bucket: Bucket, published: Adapter, dis
         assert adapters.fetch(bucket, published, disk).is_dir()
 
 
-@pytest.mark.parametrize(("status", "reason", "attempts"), [(503, "S3 answered 503", ATTEMPTS), (403, "denied", 1)])
+@pytest.mark.parametrize(
+    ("status", "reason", "attempts"), [(503, "AWS answered 503; try again later", ATTEMPTS), (403, "denied", 1)]
+)
 def test_a_lasting_failure_is_reported_and_a_refusal_not_asked_again(
     bucket: Bucket, published: Adapter, disk: Path, status: int, reason: str, attempts: int
 ) -> None:

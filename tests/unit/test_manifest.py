@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ ADAPTER = (
     '["21f56edc5268313bcbe6d4a705d95d7d6023ffed06a3995b1037ba5a50348641"],"size":325}},"probePrompts":["What is S3?"],'
     '"rank":2,"schemaVersion":1,"targetModules":["q_proj"]}'
 )
+TIMELESS_ADAPTER = ADAPTER.replace('"createdAt":"2026-11-28T04:00:00.123456Z",', "")
 ADAPTER_DIGEST = "sha256:a958390e2bae89822f4cbbe647a5715cc1f047c51d7cdd242b29c33237fc9618"
 BASE = (
     '{"files":{"config.json":{"parts":["44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"],"size":2},'
@@ -35,7 +35,6 @@ BASE = (
     '"model":"acme/tiny-7B","schemaVersion":1,"version":"v1"}'
 )
 BASE_DIGEST = "sha256:f2d8f639ea027af316e91c197f48bfe691878a04359b8c166ce8f603b270d07a"
-PUBLISHED_AT = datetime(2026, 11, 28, 4, 0, 0, 123456, tzinfo=UTC)
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 PEFT_CONFIG = {
@@ -104,20 +103,13 @@ def test_a_published_manifest_keeps_its_bytes(schema: type[Manifest], text: str,
     assert digest_of(text.encode()) == digest
 
 
-def test_equal_files_get_the_digest_they_always_had(
-    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return PUBLISHED_AT
-
-    monkeypatch.setattr("loraserve.catalog.adapters.datetime", Clock)
+def test_equal_files_have_one_digest_in_every_bucket_at_any_time(bucket: Bucket, tmp_path: Path) -> None:
     peft, model = folder_of(ADAPTER_FILES, tmp_path / "peft"), folder_of(BASE_FILES, tmp_path / "model")
 
     adapter = adapters.publish(bucket, peft, "rag-qa", "v1", probe_prompts=["What is S3?"])
 
-    assert adapter.digest == ADAPTER_DIGEST
+    assert adapter.digest == digest_of(TIMELESS_ADAPTER.encode())
+    assert adapters.publish(bucket, peft, "faq", "v7", probe_prompts=["What is S3?"]).digest == adapter.digest
     assert base_weights.publish(bucket, model, "acme/tiny-7B", "v1").digest == BASE_DIGEST
 
 
@@ -152,6 +144,17 @@ def test_published_versions_of_both_kinds_are_listed_and_verified(capsys: pytest
         told = capsys.readouterr().out
         assert "rag-qa" in told
         assert "acme/tiny-7B" in told
+
+
+def test_a_version_that_was_published_with_its_time_keeps_its_digest_when_it_is_published_again(
+    s3: Any, bucket: Bucket, tmp_path: Path
+) -> None:
+    put(s3, "llm-models/rag-qa/v1", ADAPTER_FILES, ADAPTER)
+    peft = folder_of(ADAPTER_FILES, tmp_path / "peft")
+
+    again = adapters.publish(bucket, peft, "rag-qa", "v1", probe_prompts=["What is S3?"])
+
+    assert again.digest == ADAPTER_DIGEST
 
 
 def test_an_adapter_published_before_a_field_was_added_is_pinned_by_its_own_bytes(

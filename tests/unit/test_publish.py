@@ -55,10 +55,9 @@ def test_a_refusal_is_one_clear_error(
 def test_a_second_publish_of_a_version_says_what_to_do(
     s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_adapter(tmp_path / "peft")
-    publish(folder)
+    publish(write_adapter(tmp_path / "peft"))
 
-    assert publish(folder) == 1
+    assert publish(write_adapter(tmp_path / "other", fill=b"\x02")) == 1
     assert "publish as a new version" in capsys.readouterr().err
 
 
