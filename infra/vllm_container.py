@@ -146,7 +146,7 @@ def vllm_flags(settings: Settings) -> list[str]:
 def _device_flags(settings: Settings) -> list[str]:
     if settings.local.vllm_device == "cpu":
         return ["--dtype=bfloat16"]
-    return [f"--gpu-memory-utilization={settings.gpu_memory_utilization}"]
+    return [f"--gpu-memory-utilization={settings.serving.utilization}"]
 
 
 def _base_model_flags(settings: Settings) -> list[str]:

@@ -26,6 +26,7 @@ OWN_MODEL_SHAPE = {
     "numAttentionHeads": 32,
     "numKeyValueHeads": 8,
     "headDim": 64,
+    "vocabSize": 32_000,
     "weightsGib": 2.3,
 }
 """Of a base model that this program does not know."""

@@ -49,10 +49,11 @@ class InstanceType:
 
 @dataclass(frozen=True)
 class GpuInstanceType(InstanceType):
-    """One with a single GPU, and with NVMe instance store."""
+    """One with GPUs, all alike, and with NVMe instance store."""
 
     gpu: Gpu
     nvme_gb: int
+    gpus: int = 1
 
 
 NAT_INSTANCE_TYPE = "t4g.nano"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict, PositiveFloat
+from pydantic import ConfigDict, PositiveFloat, PositiveInt
 from pydantic.alias_generators import to_camel
 
 from loraserve.contract.base_model import DecoderConfig
+from loraserve.contract.desired_state import Envelope
 
-_GIB = 1024**3
 _BYTES_PER_ELEMENT = 2
 """KV cache and adapters are held in 16 bits whatever the weights' quantisation."""
+_SPLIT_INPUTS = ("o_proj", "down_proj")
+"""Layers whose input is divided among several GPUs; of the others, it is the output."""
 
 
 class ModelShape(DecoderConfig):
@@ -19,18 +21,26 @@ class ModelShape(DecoderConfig):
 
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
+    vocab_size: PositiveInt
     weights_gib: PositiveFloat
     """GPU memory of the loaded weights (vLLM logs it at start-up), GiB."""
+    max_position_embeddings: PositiveInt | None = None
+    """The longest context that the model was made for; None where it is not known."""
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Key and value of every layer for one token, bytes."""
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * _BYTES_PER_ELEMENT
+    def kv_bytes_per_token(self, gpus: int = 1) -> int:
+        """Key and value of every layer for one token, bytes on each GPU."""
+        heads = max(1, self.num_key_value_heads // gpus)
+        return 2 * self.num_hidden_layers * heads * self.head_dim * _BYTES_PER_ELEMENT
 
-    def slot_gib(self, rank: int, target_modules: tuple[str, ...]) -> float:
-        """GPU memory of one adapter slot, GiB: rank x (in + out) x 2 bytes, over the modules of every layer."""
-        width = sum(sum(self.lora_shape.modules[module]) for module in target_modules)
-        return rank * width * self.num_hidden_layers * _BYTES_PER_ELEMENT / _GIB
+    def lora_tensors(self, envelope: Envelope, gpus: int = 1) -> list[int]:
+        """Bytes of each tensor that vLLM makes for its slots on one GPU, in its order (`create_lora_weights`)."""
+        per_width = envelope.slots * envelope.rank * _BYTES_PER_ELEMENT
+        of_a_layer = []
+        for module, (width_in, width_out) in self.lora_shape.modules.items():
+            if module in envelope.target_modules:
+                split = module in _SPLIT_INPUTS
+                of_a_layer += [width_in // gpus if split else width_in, width_out if split else width_out // gpus]
+        return [width * per_width for width in of_a_layer] * self.num_hidden_layers
 
 
 MISTRAL_7B_AWQ = ModelShape(
@@ -40,7 +50,9 @@ MISTRAL_7B_AWQ = ModelShape(
     num_attention_heads=32,
     num_key_value_heads=8,
     head_dim=128,
-    weights_gib=3.98,
+    vocab_size=32000,
+    weights_gib=4.02,
+    max_position_embeddings=32768,
 )
 
 KNOWN_MODELS = {"TheBloke/Mistral-7B-v0.1-AWQ": MISTRAL_7B_AWQ}

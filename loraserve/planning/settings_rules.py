@@ -217,11 +217,16 @@ def layers_of_the_base_model(settings: Settings) -> Iterator[str]:
 @_rule
 def memory_for_one_request(settings: Settings) -> Iterator[str]:
     shape = _shape(settings)
-    if shape and not _strange_modules(settings, shape):
-        serving = gpu_memory.Serving(
-            shape, settings.gpu_instance, settings.max_model_len, settings.gpu_memory_utilization, settings.envelope
+    if not shape or _strange_modules(settings, shape):
+        return
+    longest = shape.max_position_embeddings
+    if longest and settings.max_model_len > longest:
+        yield (
+            f"{PROJECT}:maxModelLen {settings.max_model_len:,} is more than the {longest:,} that {settings.base_model} was "
+            f"made for, and vLLM would not start: set it to {longest} or less"
         )
-        yield from _told(gpu_memory.memory_problem(serving))
+    else:
+        yield from _told(gpu_memory.memory_problem(settings.serving))
 
 
 @_rule

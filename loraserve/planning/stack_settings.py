@@ -20,6 +20,7 @@ from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
 from loraserve.planning.envelope import envelope_around
+from loraserve.planning.gpu_memory import Serving
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
 from loraserve.planning.objectives import Objective
@@ -183,7 +184,9 @@ class Settings(_Section):
     base_model_mirror: Mirror | None = None
     accepted_base_ids: tuple[str, ...] = ()
     max_model_len: Annotated[int, Field(ge=16)]
-    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)]
+    gpu_memory_utilization: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda value: value or None)
+    ]
     chat_template_file: Annotated[OptionalText, AfterValidator(_readable_template)]
     base_model_has_chat_template: bool
     tool_call_parser: Annotated[OptionalText, AfterValidator(_registered(TOOL_CALL_PARSERS))]
@@ -264,6 +267,17 @@ class Settings(_Section):
     def needs_volume_driver(self) -> bool:
         """Whether anything in the cluster asks for an EBS volume."""
         return self.monitoring_enabled and self.prometheus_volume_gib > 0
+
+    @property
+    def serving(self) -> Serving:
+        """What the GPU's memory is planned for."""
+        return Serving(
+            model=self.model_shape,
+            instance=self.gpu_instance,
+            max_model_len=self.max_model_len,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            envelope=self.envelope,
+        )
 
     @property
     def envelope(self) -> Envelope | None:

