@@ -1,4 +1,7 @@
-"""The S3 bucket that holds adapters and mirrored base weights. Versions are written once: the bucket itself sees to it."""
+"""The S3 bucket that holds adapters and mirrored base weights. Versions are written once: the bucket itself sees to it.
+
+With `retainAdapters` it outlives `destroy`, guards included, and the next `up` of the stack finds it by its tags.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import iam
+from infra.errors import ConfigError
 from infra.names import CATALOG_PREFIXES
+from infra.tags import retained_tag, stack_tag
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
@@ -53,6 +58,21 @@ def gc_policy(bucket_arn: str) -> str:
     )
 
 
+def find_retained() -> str | None:
+    """The bucket that a `destroy` of this stack kept. Raises ConfigError where there are several."""
+    wanted: list[Any] = [{"key": key, "values": [value]} for key, value in (stack_tag() | retained_tag()).items()]
+    found = aws.resourcegroupstaggingapi.get_resources(resource_type_filters=["s3"], tag_filters=wanted)
+    buckets = [one.resource_arn.rpartition(":")[2] for one in found.resource_tag_mapping_lists or []]
+    if len(buckets) > 1:
+        raise ConfigError(
+            [
+                f"buckets {', '.join(sorted(buckets))} all have the tags of one that `destroy` kept for this stack "
+                f"({', '.join(stack_tag() | retained_tag())}): take them off those whose adapters it shall not serve"
+            ]
+        )
+    return buckets[0] if buckets else None
+
+
 def _deny(
     sid: str, action: str | list[str], resource: list[str], condition: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -61,17 +81,34 @@ def _deny(
 
 
 class AdapterBucket(pulumi.ComponentResource):
-    """A versioned, encrypted, private bucket. Destroying the stack empties it only where deletion is not protected."""
+    """A versioned, encrypted, private bucket. `destroy` empties it only where it is neither protected nor retained."""
 
     def __init__(
-        self, name: str, *, account: str, deletion_protection: bool, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        *,
+        account: str,
+        deletion_protection: bool,
+        retain: bool,
+        retained: str | None,
+        opts: pulumi.ResourceOptions | None = None,
     ) -> None:
+        """`retain`: `destroy` keeps it; `retained`: the bucket that one has kept, to be taken back."""
         super().__init__("loraserve:infra:AdapterBucket", name, None, opts)
-        child = pulumi.ResourceOptions(parent=self)
+        child = pulumi.ResourceOptions(parent=self, retain_on_delete=retain)
         self.bucket = aws.s3.Bucket(
             name,
-            force_destroy=not deletion_protection,
-            opts=pulumi.ResourceOptions(parent=self, protect=deletion_protection),
+            bucket=retained,
+            force_destroy=not (deletion_protection or retain),
+            tags=retained_tag() if retain else None,
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                protect=deletion_protection,
+                retain_on_delete=retain,
+                import_=retained,
+                # Once it is known, its name stays; the state has it.
+                ignore_changes=["bucket"],
+            ),
         )
         bucket = self.bucket.id
         aws.s3.BucketVersioning(name, bucket=bucket, versioning_configuration={"status": "Enabled"}, opts=child)
@@ -98,7 +135,7 @@ class AdapterBucket(pulumi.ComponentResource):
             name,
             bucket=bucket,
             policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn).apply(lambda arns: bucket_policy(*arns)),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[private]),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[private], retain_on_delete=retain),
         )
         aws.s3.BucketLifecycleConfiguration(
             name,

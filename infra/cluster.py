@@ -46,9 +46,7 @@ class Cluster(pulumi.ComponentResource):
         super().__init__("loraserve:infra:Cluster", name, None, opts)
         self.name = name
         child = pulumi.ResourceOptions(parent=self)
-        log_group = aws.cloudwatch.LogGroup(
-            name, name=f"/aws/eks/{name}/cluster", retention_in_days=LOG_RETENTION_DAYS, opts=child
-        )
+        log_group = self._create_log_group(f"/aws/eks/{name}/cluster")
         self.eks = eks.Cluster(
             name,
             name=name,
@@ -88,6 +86,16 @@ class Cluster(pulumi.ComponentResource):
         )
         self.kubeconfig = self.eks.kubeconfig_json
         self.register_outputs({"name": name, "kubeconfig": self.kubeconfig})
+
+    def _create_log_group(self, log_group: str) -> aws.cloudwatch.LogGroup:
+        """EKS writes its last lines after `destroy` has deleted the group, and so makes it anew: that one is adopted."""
+        found = aws.cloudwatch.get_log_groups(log_group_name_prefix=log_group).log_group_names or []
+        return aws.cloudwatch.LogGroup(
+            self.name,
+            name=log_group,
+            retention_in_days=LOG_RETENTION_DAYS,
+            opts=pulumi.ResourceOptions(parent=self, import_=log_group if log_group in found else None),
+        )
 
     def install_coredns(self, nodes: pulumi.Resource) -> aws.eks.Addon:
         """CoreDNS over the self-managed one that EKS starts with; its pods need the system nodes."""

@@ -1,6 +1,7 @@
 """A way in from the VPC: an internal load balancer with TLS, declared here, so that nothing of it outlives `destroy`.
 
-It hands connections to a port of the system nodes, in TLS again: a key is never in clear on a wire.
+It hands requests to a port of the system nodes, in TLS again: a key is never in clear on a wire. It is an application
+load balancer: a network load balancer's TLS listener cuts what is silent for 350 s, and no setting changes that.
 """
 
 from __future__ import annotations
@@ -10,11 +11,20 @@ import pulumi_aws as aws
 import pulumi_kubernetes as k8s
 
 from infra.cluster import Cluster
-from infra.names import GATEWAY_ENDPOINT, GATEWAY_SELECTOR, GATEWAY_TLS_PORT, HTTPS_PORT, SYSTEM_NODE_GROUP
+from infra.names import (
+    GATEWAY_ENDPOINT,
+    GATEWAY_SELECTOR,
+    GATEWAY_TLS_PORT,
+    HTTPS_PORT,
+    PROJECT,
+    SYSTEM_NODE_GROUP,
+)
 from infra.network import Network
 from infra.node_groups import NodeGroups, autoscaling_group_name
 
 NODE_PORT = 30443
+_BALANCER = f"{PROJECT}-gateway"
+"""AWS takes 32 characters, which the name of a stack may fill; the tag says whose it is."""
 _TLS_POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
 
 
@@ -26,6 +36,7 @@ class InternalEndpoint(pulumi.ComponentResource):
         name: str,
         *,
         certificate_arn: str,
+        idle_seconds: int,
         network: Network,
         cluster: Cluster,
         nodes: NodeGroups,
@@ -45,28 +56,30 @@ class InternalEndpoint(pulumi.ComponentResource):
             opts=child,
         )
         balancer = aws.lb.LoadBalancer(
-            name,
+            _BALANCER,
             internal=True,
-            load_balancer_type="network",
+            load_balancer_type="application",
             subnets=network.private_subnet_ids,
             security_groups=[self._admit_the_vpc(name, network, cluster).id],
-            enable_cross_zone_load_balancing=True,
+            idle_timeout=idle_seconds,
+            drop_invalid_header_fields=True,
             opts=child,
         )
         targets = aws.lb.TargetGroup(
-            name,
+            _BALANCER,
             port=NODE_PORT,
-            protocol="TLS",
+            protocol="HTTPS",
             target_type="instance",
             vpc_id=network.vpc.id,
-            health_check={"protocol": "TCP", "interval": 10},
+            # A gateway refuses whoever has no key, and so shows that it answers.
+            health_check={"protocol": "HTTPS", "path": "/v1/models", "matcher": "401", "interval": 10},
             opts=child,
         )
         aws.lb.Listener(
-            name,
+            _BALANCER,
             load_balancer_arn=balancer.arn,
             port=HTTPS_PORT,
-            protocol="TLS",
+            protocol="HTTPS",
             certificate_arn=certificate_arn,
             ssl_policy=_TLS_POLICY,
             default_actions=[{"type": "forward", "target_group_arn": targets.arn}],

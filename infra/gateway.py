@@ -39,8 +39,6 @@ core = k8s.core.v1
 PRESTOP_SECONDS = 10
 """The endpoint leaves every kube-proxy before the gateway stops to listen."""
 _GRACE_MARGIN_SECONDS = 10
-_STALL_MARGIN_SECONDS = 60
-"""On top of the longest generation: a whole answer is silent until it is complete, and may have queued in vLLM."""
 _KEYS_DIR = "/etc/loraserve/keys"
 _USER_ID = 65532
 _SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
@@ -63,9 +61,10 @@ def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDic
         vllm_port=VLLM_PORT,
         agent_port=AGENT_PORT,
         pod_concurrency=MAX_NUM_SEQS,
-        stall_seconds=settings.longest_generation_seconds + _STALL_MARGIN_SECONDS,
+        stall_seconds=settings.stall_seconds,
         wait_seconds=settings.gateway_wait_seconds if someone_wakes_it else 0,
         drain_seconds=settings.longest_generation_seconds,
+        balancer_idle_seconds=settings.balancer_idle_seconds,
     )
 
 

@@ -6,7 +6,7 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import deployed, names, preflight, settings, tags
-from infra.adapter_bucket import AdapterBucket
+from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
 from infra.agent_container import ServingIdentity
 from infra.cluster import Cluster
@@ -60,6 +60,8 @@ def deploy() -> None:
         f"{cluster_name}-adapters",
         account=settings.allowed_account(),
         deletion_protection=config.deletion_protection,
+        retain=config.retain_adapters,
+        retained=None if "adapterBucket" in last else find_retained(),
     )
     serving_role = WorkloadRole(
         f"{cluster_name}-serving",
@@ -125,6 +127,7 @@ def deploy() -> None:
         endpoint = InternalEndpoint(
             f"{cluster_name}-gateway",
             certificate_arn=config.gateway_certificate_arn,
+            idle_seconds=config.balancer_idle_seconds,
             network=network,
             cluster=cluster,
             nodes=nodes,

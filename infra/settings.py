@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pulumi
 from pulumi.runtime import config as runtime_config
 
 from infra.errors import ConfigError
 from infra.names import PROJECT
+from loraserve.contract.addresses import stack_name_problem
 from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, decode, parse
 from loraserve.planning.stack_settings import Settings
 
@@ -23,6 +25,8 @@ def load() -> Settings:
         found.append("aws:allowedAccountIds must name exactly one account: the one this stack file is for")
     if "hubToken" in values and not runtime_config.is_config_secret(f"{PROJECT}:hubToken"):
         found.append(TOKEN_IN_CLEAR)
+    if problem := stack_name_problem(pulumi.get_stack()):
+        found.append(problem)
     try:
         return parse(values, allowed_accounts=accounts, found=found)
     except InvalidSettings as error:

@@ -6,12 +6,17 @@ from typing import Any
 
 import pulumi
 
-from loraserve.contract.addresses import STACK_TAG
+from loraserve.contract.addresses import RETAINED_TAG, STACK_TAG
 
 
 def stack_tag() -> dict[str, str]:
     """For what the program does not make itself: instances, their volumes and interfaces, volumes of Kubernetes."""
     return {STACK_TAG: pulumi.get_stack()}
+
+
+def retained_tag() -> dict[str, str]:
+    """For what `destroy` keeps."""
+    return {RETAINED_TAG: "true"}
 
 
 def tag_everything() -> None:

@@ -1,10 +1,15 @@
 """Where the parts of a stack are found by each other: written into the cluster by `infra`, assumed by an operator's shell."""
 
+import re
+
 PROJECT = "loraserve"
 """Of the Pulumi program: the namespace of its configuration keys."""
 
 STACK_TAG = f"{PROJECT}/stack"
 """Key of the tag that names the stack, on everything in AWS."""
+
+RETAINED_TAG = f"{PROJECT}/retained"
+"""Key of the tag on a bucket that `destroy` keeps and the next `up` takes back; its value is true."""
 
 SERVING_NAMESPACE = "ml-models"
 VLLM = "vllm"
@@ -38,6 +43,18 @@ ADAPTER_PREFIX = "llm-models"
 """Adapters lie under llm-models/{model}/{version}/ in the bucket."""
 BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights lie under base-models/{hub id}/{version}/."""
+
+_STACK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
+
+
+def stack_name_problem(stack: str) -> str | None:
+    """Why nothing can be named after this stack: roles take 64 characters in all, buckets no capitals, a cluster no dot."""
+    if _STACK_NAME.fullmatch(stack):
+        return None
+    return (
+        f"the stack's name {stack!r} stands in the names of its cluster, roles and bucket, and AWS does not take it there: use at "
+        "most 30 small letters, digits and hyphens (`pulumi stack rename` before the first `up`)"
+    )
 
 
 def cluster_name(stack: str) -> str:

@@ -36,3 +36,5 @@ class GatewaySettings(ProcessSettings):
     """How long a request is held: longer than a cold start, shorter than the official client's own limit of 600."""
     drain_seconds: Seconds = 150
     """A stopping gateway lets running generations finish."""
+    balancer_idle_seconds: Seconds = 730
+    """The load balancer keeps a connection for so long without traffic."""

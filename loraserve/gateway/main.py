@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 KEYS_SECONDS = 2.0
 _BOUNDS = Bounds()
+_BALANCER_MARGIN_SECONDS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """Far more than Python's 700: requests leave few cycles behind, and every collection is a pause for all of them."""
 
@@ -79,13 +80,19 @@ async def serving(settings: GatewaySettings, bounds: Bounds = _BOUNDS) -> AsyncI
         ports = Ports(
             public=clients.listen(settings.port),
             inner=inner_clients.listen(settings.metrics_port),
-            tls=None if settings.tls_port is None else clients.listen(settings.tls_port, self_signed()),
+            tls=None if settings.tls_port is None else _listen_to_balancer(clients, settings.tls_port, settings),
         )
         try:
             yield ports
         finally:
             inner_api.stopping = True
             gateway.room.close(Stopping("This gateway is being replaced; try again.", retry_after=1))
+
+
+def _listen_to_balancer(clients: Clients, port: int, settings: GatewaySettings) -> int:
+    """The load balancer is to be the one that ends a connection: a request that met our end of it would get a 502."""
+    idle_seconds = settings.balancer_idle_seconds + _BALANCER_MARGIN_SECONDS
+    return clients.listen(port, self_signed(), idle_seconds=idle_seconds)
 
 
 async def _clients(runner: web.AppRunner, refuse: Refuse, bounds: Bounds, stack: contextlib.AsyncExitStack) -> Clients:

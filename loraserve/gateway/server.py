@@ -43,8 +43,8 @@ class Clients:
         self._open: dict[Connection, asyncio.Task[None]] = {}
         """And how each began; the oldest is the first."""
 
-    def listen(self, port: int, tls: ssl.SSLContext | None = None) -> int:
-        """The port; 0 takes a free one. Raises InvalidEnvironment."""
+    def listen(self, port: int, tls: ssl.SSLContext | None = None, *, idle_seconds: float | None = None) -> int:
+        """The port; 0 takes a free one. Its connections may be idle as the bounds say, or else. Raises InvalidEnvironment."""
         listening = socket.socket()
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,7 +55,9 @@ class Clients:
             listening.close()
             raise InvalidEnvironment(f"cannot listen on port {port}: {error.strerror}") from None
         self._listening.append(listening)
-        asyncio.get_running_loop().add_reader(listening, self._accept, listening, tls)
+        asyncio.get_running_loop().add_reader(
+            listening, self._accept, listening, tls, idle_seconds or self._bounds.idle_seconds
+        )
         return listening.getsockname()[1]
 
     def stop_listening(self) -> None:
@@ -67,7 +69,7 @@ class Clients:
         """It has ended."""
         self._open.pop(connection, None)
 
-    def _accept(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def _accept(self, listening: socket.socket, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 client, _ = listening.accept()
@@ -77,7 +79,7 @@ class Clients:
                 client.close()
                 continue
             client.setblocking(False)
-            connection = Connection(self._server, self._refuse, self._bounds, self.forget)
+            connection = Connection(self._server, self._refuse, self._bounds.head_bytes, idle_seconds, self.forget)
             self._open[connection] = asyncio.create_task(self._begin(connection, client, tls))
 
     async def _begin(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -104,19 +106,24 @@ class Connection(web.RequestHandler):
     """One client's connection."""
 
     def __init__(
-        self, server: web.Server, refuse: Refuse, bounds: Bounds, ended: Callable[["Connection"], None]
+        self,
+        server: web.Server,
+        refuse: Refuse,
+        head_bytes: int,
+        idle_seconds: float,
+        ended: Callable[["Connection"], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
             server,
             loop=loop,
             access_log=None,  # type: ignore[arg-type]
-            keepalive_timeout=bounds.idle_seconds,
+            keepalive_timeout=idle_seconds,
             lingering_time=_LINGER_SECONDS,
         )
         self._refuse = refuse
         self._ended = ended
-        self._parser = _Parser(self, loop, bounds.head_bytes)
+        self._parser = _Parser(self, loop, head_bytes)
         # A client that asks before it has its answer gets no more than one request into memory.
         self._max_msg_queue_size, self._msg_queue_resume_size = 1, 0
 

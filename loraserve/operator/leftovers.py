@@ -19,7 +19,7 @@ import boto3
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
-from loraserve.contract.addresses import STACK_TAG, cluster_name
+from loraserve.contract.addresses import RETAINED_TAG, STACK_TAG, cluster_name
 from loraserve.errors import LoraserveError
 from loraserve.operator.aws_commands import DELETIONS, Command, Connect, Thing, deletion
 
@@ -53,6 +53,8 @@ class Leftover:
     kind: str
     name: str
     commands: tuple[Command, ...]
+    kept: bool = False
+    """On purpose: the next `up` takes it back."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ def find(stack: str, state: State, connect: Connect) -> list[Leftover]:
     ]
     ranks = {kind: rank for rank, kind in enumerate(DELETIONS)}
     things.sort(key=lambda thing: ranks.get(thing.kind, -1))
-    return [*parts, *(_leftover(thing, connect) for thing in things)]
+    retained = _tagged(connect, RETAINED_TAG, "true")
+    return [*parts, *(_leftover(thing, connect, kept=thing in retained) for thing in things)]
 
 
-def _leftover(thing: Thing, connect: Connect) -> Leftover:
+def _leftover(thing: Thing, connect: Connect, *, kept: bool) -> Leftover:
     commands = DELETIONS.get(thing.kind, lambda *_: iter(()))
-    return Leftover(thing.kind, thing.name, tuple(commands(connect, thing)))
+    return Leftover(thing.kind, thing.name, tuple(commands(connect, thing)), kept)
 
 
 def _name_in_state(thing: Thing) -> str:
@@ -238,7 +241,7 @@ def is_gone(error: ClientError) -> bool:
 
 
 def show(stack: str, export: str, folder: Path) -> bool:
-    """Prints a shell script that deletes what is left. Returns whether anything is. Raises LeftoversError.
+    """Prints a shell script that deletes what is left, but for what is kept. Returns whether anything is. Raises LeftoversError.
 
     `folder` has the stack's file, which says where it is.
     """
@@ -247,17 +250,21 @@ def show(stack: str, export: str, folder: Path) -> bool:
         connect, region, account = _connected(folder / f"Pulumi.{stack}.yaml")
         found = find(stack, state, connect)
     where = f"in AWS ({region}, account {account})"
-    if not found:
+    left = [one for one in found if not one.kept]
+    if not left:
         print(f"# Stack {stack} has nothing {where} that its state does not know.")
     else:
         print(f"# Stack {stack} has this {where}, and its state does not know it. Delete what you do not need:")
     for leftover in found:
         print(f"\n# {leftover.kind} {leftover.name}")
+        if leftover.kept:
+            print("# kept by retainAdapters: the next `pulumi up` of this stack takes it back")
+            continue
         for command in leftover.commands:
             print(command.text(region))
         if not leftover.commands:
             print("# this kind is not known here: look at it in AWS")
-    return bool(found)
+    return bool(left)
 
 
 def _connected(stack_file: Path) -> tuple[Connect, str, str]:

@@ -19,14 +19,15 @@ class Prices:
     instances: dict[str, float]
     nat_gateway: float
     gp3: float
+    load_balancer: float
 
 
 PRICES = {
     "us-east-1": Prices(
-        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.08
+        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.08, 0.0225
     ),
     "eu-central-1": Prices(
-        {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061}, 0.052, 0.0952
+        {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061}, 0.052, 0.0952, 0.027
     ),
 }
 
@@ -51,6 +52,8 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
     parts["public addresses"] = max(gateways, 1) * HOURS * _PUBLIC_ADDRESS_HOURLY
     if settings.needs_volume_driver:
         parts["Prometheus volume"] = settings.prometheus_volume_gib * prices.gp3
+    if settings.gateway_certificate_arn:
+        parts["load balancer"] = HOURS * prices.load_balancer
     return parts
 
 

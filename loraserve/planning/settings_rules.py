@@ -11,7 +11,7 @@ from loraserve.contract.document import is_hub_id
 from loraserve.contract.keys import EVERY_MODEL
 from loraserve.planning import gpu_memory, pod_resources
 from loraserve.planning.model_shapes import KNOWN_MODELS, ModelShape
-from loraserve.planning.stack_settings import Local, Settings
+from loraserve.planning.stack_settings import LONGEST_BALANCER_IDLE_SECONDS, Local, Settings
 
 EMULATED_ACCOUNT = "123456789012"
 """The account that moto answers for; AWS has it in its documentation only."""
@@ -88,6 +88,27 @@ def disks_that_outlive_a_stop(settings: Settings) -> Iterator[str]:
 def nvme_disks(settings: Settings) -> Iterator[str]:
     if settings.gpu_nvme_raid0 and not settings.gpu_instance.nvme_gb:
         yield f"{PROJECT}:gpuNvmeRaid0: {settings.gpu_instance_type} has no NVMe disks: set it to false"
+
+
+@_rule
+def silence_that_a_load_balancer_bears(settings: Settings) -> Iterator[str]:
+    if settings.gateway_certificate_arn and settings.balancer_idle_seconds > LONGEST_BALANCER_IDLE_SECONDS:
+        yield (
+            f"{PROJECT}:gatewayWaitSeconds {settings.gateway_wait_seconds} and longestGenerationSeconds "
+            f"{settings.longest_generation_seconds} let an answer be silent for {settings.balancer_idle_seconds} s, and the load "
+            f"balancer of gatewayCertificateArn cuts what is silent for {LONGEST_BALANCER_IDLE_SECONDS} s: lower one of the two"
+        )
+
+
+@_rule
+def a_node_in_the_volumes_zone(settings: Settings) -> Iterator[str]:
+    zones = len(settings.availability_zones) or settings.availability_zone_count
+    if settings.needs_volume_driver and settings.system_node_count < zones:
+        yield (
+            f"{PROJECT}:prometheusVolumeGib: a volume stays in its zone, and {settings.system_node_count} system node(s) in {zones} "
+            f"zones may leave that one empty, where Prometheus would wait for ever: set systemNodeCount to {zones}, or "
+            "prometheusVolumeGib to 0"
+        )
 
 
 # Safety.

@@ -31,6 +31,10 @@ MAX_VPC_PREFIX = 20
 EMPTY_NODE_MINUTES = 2
 OCI = "oci://"
 """How the address of charts in an image registry begins."""
+LONGEST_BALANCER_IDLE_SECONDS = 4000
+"""Of an application load balancer: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html."""
+_STALL_MARGIN_SECONDS = 60
+_SILENCE_MARGIN_SECONDS = 10
 _INSTANCE_TYPES = "loraserve/planning/instance_types.py"
 
 
@@ -158,6 +162,7 @@ class Settings(_Section):
 
     environment: Literal["development", "production"]
     deletion_protection: bool
+    retain_adapters: bool
 
     vpc_cidr: Annotated[IPv4Network, AfterValidator(_roomy_vpc)]
     availability_zone_count: Annotated[int, Field(ge=2, le=3)]
@@ -262,6 +267,16 @@ class Settings(_Section):
         if self.local.single_node:
             return 0
         return min(EMPTY_NODE_MINUTES, self.gpu_idle_minutes) if self.scaling_enabled else self.gpu_idle_minutes
+
+    @property
+    def stall_seconds(self) -> int:
+        """vLLM may be silent for so long: a whole answer is until it is complete, and may have queued."""
+        return self.longest_generation_seconds + _STALL_MARGIN_SECONDS
+
+    @property
+    def balancer_idle_seconds(self) -> int:
+        """Longer than the gateway ever is silent: a request is held, then its whole answer is generated."""
+        return self.gateway_wait_seconds + self.stall_seconds + _SILENCE_MARGIN_SECONDS
 
     @property
     def needs_volume_driver(self) -> bool:

@@ -85,7 +85,7 @@ class World:
         ]
         self.bucket = self.make("aws:s3/bucket:Bucket", bucket="world").id
         self.repository = self.make("aws:ecr/repository:Repository", name="world").id
-        balancer = {"internal": True, "loadBalancerType": "network", "subnets": self.subnets}
+        balancer = {"internal": True, "loadBalancerType": "application", "subnets": self.subnets}
         balancer["securityGroups"] = self.groups[:1]
         self.balancer = self.make("aws:lb/loadBalancer:LoadBalancer", **balancer, name="world").id
         self.targets = [
@@ -113,7 +113,7 @@ class World:
         }
 
     def target_group_inputs(self) -> Properties:
-        return {"port": 30443, "protocol": "TLS", "targetType": "instance", "vpcId": self.vpc}
+        return {"port": 30443, "protocol": "HTTPS", "targetType": "instance", "vpcId": self.vpc}
 
     def node_group_inputs(self) -> Properties:
         return {
@@ -298,16 +298,20 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             {"tag": {"key": "k8s.io/a", "value": "2", "propagateAtLaunch": True}},
         ),
         "aws:lb/loadBalancer:LoadBalancer": (
-            {"internal": True, "loadBalancerType": "network", "subnets": world.subnets[:1]}
-            | {"securityGroups": world.groups[:1], "enableCrossZoneLoadBalancing": True},
-            {"enableCrossZoneLoadBalancing": False, "securityGroups": world.groups, "tags": {"a": "b"}},
+            {"internal": True, "loadBalancerType": "application", "subnets": world.subnets}
+            | {"securityGroups": world.groups[:1], "idleTimeout": 60, "dropInvalidHeaderFields": True},
+            {"idleTimeout": 730, "securityGroups": world.groups, "tags": {"a": "b"}},
         ),
         "aws:lb/targetGroup:TargetGroup": (
-            world.target_group_inputs() | {"healthCheck": {"protocol": "TCP", "interval": 10}},
-            {"healthCheck": {"protocol": "TCP", "interval": 30}, "tags": {"a": "b"}},
+            world.target_group_inputs()
+            | {"healthCheck": {"protocol": "HTTPS", "path": "/v1/models", "matcher": "401", "interval": 10}},
+            {
+                "healthCheck": {"protocol": "HTTPS", "path": "/v1/models", "matcher": "200", "interval": 30},
+                "tags": {"a": "b"},
+            },
         ),
         "aws:lb/listener:Listener": (
-            {"loadBalancerArn": world.balancer, "port": 443, "protocol": "TLS", "certificateArn": world.certificate}
+            {"loadBalancerArn": world.balancer, "port": 443, "protocol": "HTTPS", "certificateArn": world.certificate}
             | {"sslPolicy": "ELBSecurityPolicy-TLS13-1-2-2021-06"}
             | {"defaultActions": [{"type": "forward", "targetGroupArn": world.targets[0]}]},
             {"defaultActions": [{"type": "forward", "targetGroupArn": world.targets[1]}], "tags": {"a": "b"}},

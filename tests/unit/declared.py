@@ -33,6 +33,8 @@ class Resource:
     protect: bool
     ignore_changes: list[str]
     depends_on: list[str]
+    retain_on_delete: bool
+    import_id: str
 
 
 @dataclass
@@ -71,8 +73,11 @@ class _Recorder(logging.Handler):
 class _Aws(mocks.Mocks):
     """Answers with the flat outputs that the program reads, and echoes the rest."""
 
-    def __init__(self, last_outputs: Mapping[str, Any], offering: list[str], gpu_quota: float) -> None:
+    def __init__(
+        self, last_outputs: Mapping[str, Any], offering: list[str], gpu_quota: float, retained: Sequence[str]
+    ) -> None:
         self._gpu_quota = gpu_quota
+        self._retained = [{"resourceArn": f"arn:aws:s3:::{bucket}"} for bucket in retained]
         self._last_outputs = last_outputs
         self._offering = offering
 
@@ -80,6 +85,8 @@ class _Aws(mocks.Mocks):
         answers: dict[str, dict[str, Any]] = {
             "pulumi:pulumi:readStackOutputs": {"outputs": dict(self._last_outputs), "secretOutputNames": []},
             "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT, "arn": CALLER},
+            "aws:cloudwatch/getLogGroups:getLogGroups": {"logGroupNames": []},
+            "aws:resourcegroupstaggingapi/getResources:getResources": {"resourceTagMappingLists": self._retained},
             "aws:eks/getClusters:getClusters": {"names": []},
             "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
@@ -130,6 +137,8 @@ class _Monitor(mocks.MockMonitor):
                 request.protect,
                 list(request.ignoreChanges),
                 list(request.dependencies),
+                request.retainOnDelete,
+                request.importId,
             )
         )
         return response
@@ -153,23 +162,30 @@ def run(
     last_outputs: Mapping[str, Any] | None = None,
     offering: list[str] | None = None,
     gpu_quota: float = 64,
+    retained: Sequence[str] = (),
     secrets: Sequence[str] = (),
+    named: str | None = None,
     program: Program | None = None,
     **changes: Any,
 ) -> Program:
     """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values.
 
-    A given `program` is filled, and so tells what was declared before an error.
+    The stack has the name of its file, or is `named`. A given `program` is filled, and so tells what was declared before an error.
     """
     program = program or Program()
-    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering, gpu_quota)
+    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering, gpu_quota, retained)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     mocks.set_mocks(
-        answers, project=PROJECT, stack=stack, preview=preview, logger=logger, monitor=_Monitor(answers, program)
+        answers,
+        project=PROJECT,
+        stack=named or stack,
+        preview=preview,
+        logger=logger,
+        monitor=_Monitor(answers, program),
     )
     configured = {f"{PROJECT}:{key}": _as_text(value) for key, value in stack_values(stack, **changes).items()}
     provider_keys = {k: _as_text(v) for k, v in stack_file(stack).items() if k.startswith("aws:")}

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from infra.adapter_bucket import bucket_policy
-from tests.unit.declared import Program, declare
+from infra.errors import ConfigError
+from tests.unit.declared import Program, declare, run
 
 GC_ROLE = "arn:aws:iam::123456789012:role/gc"
 
@@ -51,6 +52,32 @@ def test_every_guard_stands_on_the_one_bucket(dev: Program) -> None:
     ]
     assert len(guards) == 6
     assert {guard.inputs["bucket"] for guard in guards} == {bucket}
+
+
+def test_a_retained_bucket_outlives_destroy_with_every_guard_and_is_never_emptied() -> None:
+    retained = declare("dev", retainAdapters=True)
+    of_bucket = [resource for resource in retained.resources if resource.type.startswith("aws:s3/")]
+    assert len(of_bucket) == 7
+    assert all(resource.retain_on_delete for resource in of_bucket)
+    assert retained.one("s3/bucket:Bucket").inputs["forceDestroy"] is False
+    assert sum(resource.retain_on_delete for resource in retained.resources) == len(of_bucket)
+
+
+def test_by_default_nothing_outlives_destroy(dev: Program) -> None:
+    assert not any(resource.retain_on_delete for resource in dev.resources)
+
+
+def test_the_next_up_takes_back_what_destroy_kept_and_the_one_after_keeps_it() -> None:
+    taken_back = declare("dev", retained=["kept-1f"]).one("s3/bucket:Bucket")
+    assert (taken_back.import_id, taken_back.inputs["bucket"]) == ("kept-1f", "kept-1f")
+    after = declare("dev", retained=["kept-1f"], last_outputs={"adapterBucket": "kept-1f"}).one("s3/bucket:Bucket")
+    assert after.ignore_changes == ["bucket"]
+    assert not after.import_id
+
+
+def test_two_buckets_to_take_back_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kept-1f, kept-2f .*loraserve/retained"):
+        run("dev", retained=["kept-2f", "kept-1f"])
 
 
 def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:

@@ -21,6 +21,7 @@ EVERYTHING: dict[str, Any] = {
     "gpuWarmPool": True,
     "privateAccessCidrs": ["192.168.0.0/24"],
     "prometheusVolumeGib": 10,
+    "systemNodeCount": 2,
 }
 
 

@@ -36,3 +36,11 @@ def test_each_zones_gateway_is_counted() -> None:
 
 def test_an_unknown_region_is_said_to_be_unknown() -> None:
     assert "no list prices known" in describe(parse(stack_values("dev")), "mars-north-1", zones=2)
+
+
+def test_a_load_balancer_is_counted() -> None:
+    arn = "arn:aws:acm:us-east-1:123456789012:certificate/0123"
+    parts = idle_cost(parse(stack_values("dev", gatewayCertificateArn=arn)), "us-east-1", zones=2)
+    assert parts
+    assert parts["load balancer"] == pytest.approx(730 * 0.0225)
+    assert "load balancer" not in (idle_cost(parse(stack_values("dev")), "us-east-1", zones=2) or {})

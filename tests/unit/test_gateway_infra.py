@@ -130,10 +130,26 @@ def test_the_load_balancer_is_internal_and_speaks_tls_on_both_sides(with_balance
     targets = with_balancer.one("lb/targetGroup:TargetGroup").inputs
     (port,) = with_balancer.one("core/v1:Service", names.GATEWAY_ENDPOINT).inputs["spec"]["ports"]
 
-    assert (balancer["internal"], balancer["loadBalancerType"]) == (True, "network")
-    assert (listener["port"], listener["protocol"], listener["certificateArn"]) == (443, "TLS", CERTIFICATE)
-    assert (targets["port"], targets["protocol"]) == (port["nodePort"], "TLS")
+    assert balancer["internal"] is True
+    assert (listener["port"], listener["protocol"], listener["certificateArn"]) == (443, "HTTPS", CERTIFICATE)
+    assert (targets["port"], targets["protocol"]) == (port["nodePort"], "HTTPS")
     assert port["targetPort"] == told(with_balancer).tls_port
+
+
+def test_the_load_balancer_bears_the_longest_silence_of_an_answer() -> None:
+    program = declare("dev", gatewayCertificateArn=CERTIFICATE, gatewayWaitSeconds=900, longestGenerationSeconds=300)
+    balancer, gateway = program.one("lb/loadBalancer:LoadBalancer").inputs, told(program)
+
+    assert balancer["loadBalancerType"] == "application", "a TLS listener of any other ends what is silent for 350 s"
+    assert balancer["idleTimeout"] > gateway.wait_seconds + gateway.stall_seconds
+    assert gateway.balancer_idle_seconds == balancer["idleTimeout"]
+
+
+def test_a_silence_that_no_load_balancer_bears_is_refused() -> None:
+    parse(stack_values("dev", gatewayWaitSeconds=3810, gatewayCertificateArn=CERTIFICATE))
+    with pytest.raises(InvalidSettings, match=r"3811 .* cuts what is silent for 4000 s"):
+        parse(stack_values("dev", gatewayWaitSeconds=3811, gatewayCertificateArn=CERTIFICATE))
+    parse(stack_values("dev", gatewayWaitSeconds=3811))
 
 
 def test_the_load_balancer_reaches_the_system_nodes_port_and_nothing_else(with_balancer: Program) -> None:

@@ -159,6 +159,17 @@ def test_a_destroyed_stack_has_nothing_left(aws: Connect, show: Show) -> None:
     assert (code, "nothing" in output) == (0, True)
 
 
+def test_a_bucket_that_destroy_kept_is_named_and_neither_deleted_nor_left(aws: Connect, show: Show) -> None:
+    aws("s3").create_bucket(Bucket="kept", CreateBucketConfiguration={"LocationConstraint": REGION})
+    retained = TAGS | {"loraserve/retained": "true"}
+    aws("s3").put_bucket_tagging(Bucket="kept", Tagging={"TagSet": tag_list(retained)})
+
+    code, output = show(state())
+
+    assert (code, "# s3:bucket kept" in output, "takes it back" in output) == (0, True, True)
+    assert all(line.startswith("#") for line in output.splitlines() if line)
+
+
 def test_what_is_of_another_stack_is_not_ours(aws: Connect) -> None:
     others = {"loraserve/stack": "dev-2"}
     make_vpc(aws, tags=others)

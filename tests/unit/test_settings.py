@@ -96,6 +96,13 @@ def test_a_rule_says_nothing_of_a_value_that_is_not_valid() -> None:
     assert told.startswith("loraserve:gpuMaxSize: Input should be a valid integer")
 
 
+def test_a_volume_needs_a_system_node_in_its_zone_whatever_happens() -> None:
+    assert "set systemNodeCount to 2" in problems(prometheusVolumeGib=50)
+    assert "set systemNodeCount to 3" in problems(prometheusVolumeGib=50, systemNodeCount=2, availabilityZoneCount=3)
+    parse(stack_values("dev", prometheusVolumeGib=50, systemNodeCount=2))
+    parse(stack_values("dev", prometheusVolumeGib=50, monitoringEnabled=False))
+
+
 def test_the_local_section_is_refused_beside_a_real_account() -> None:
     def read(**changes: Any) -> Settings:
         return parse(stack_values("local", **changes), allowed_accounts=["210987654321"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from local.stand_ins.aws.account import Account
-from local.stand_ins.aws.shapes import pascal
+from local.stand_ins.aws.shapes import pascal, tag_map
 from local.stand_ins.provider import Properties
 
 Function = Callable[[Account, Properties], Properties]
@@ -72,6 +72,21 @@ def eks_clusters(account: Account, args: Properties) -> Properties:
     return args | {"id": account.region, "names": pages.paginate().build_full_result()["clusters"]}
 
 
+def tagged_resources(account: Account, args: Properties) -> Properties:
+    api = account.client("resourcegroupstaggingapi")
+    wanted = {"ResourceTypeFilters": args.get("resourceTypeFilters", []), "TagFilters": pascal(args["tagFilters"])}
+    found = api.get_paginator("get_resources").paginate(**wanted).build_full_result()["ResourceTagMappingList"]
+    listed = [{"resourceArn": one["ResourceARN"], "tags": tag_map(one["Tags"])} for one in found]
+    return args | {"id": account.region, "resourceTagMappingLists": listed}
+
+
+def log_groups(account: Account, args: Properties) -> Properties:
+    pages = account.client("logs").get_paginator("describe_log_groups")
+    found = pages.paginate(logGroupNamePrefix=args["logGroupNamePrefix"]).build_full_result()["logGroups"]
+    names = {"logGroupNames": [group["logGroupName"] for group in found], "arns": [group["arn"] for group in found]}
+    return args | {"id": account.region} | names
+
+
 FUNCTIONS: dict[str, Function] = {
     "aws:index/getCallerIdentity:getCallerIdentity": caller_identity,
     "aws:index/getPartition:getPartition": partition,
@@ -79,6 +94,8 @@ FUNCTIONS: dict[str, Function] = {
     "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": instance_type_offerings,
     "aws:ssm/getParameter:getParameter": ssm_parameter,
     "aws:ecr/getAuthorizationToken:getAuthorizationToken": ecr_authorization_token,
+    "aws:cloudwatch/getLogGroups:getLogGroups": log_groups,
+    "aws:resourcegroupstaggingapi/getResources:getResources": tagged_resources,
     "aws:eks/getClusters:getClusters": eks_clusters,
 }
 

@@ -1,4 +1,4 @@
-"""aws:lb: a network load balancer, its target group and listener; and the Auto Scaling group behind it."""
+"""aws:lb: a load balancer, its target group and listener; and the Auto Scaling group behind it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from local.stand_ins.aws.resource import AwsResource
 from local.stand_ins.aws.shapes import camel, pascal, pick, tag_list, tag_map
 from local.stand_ins.provider import InvalidInput, Properties
 
-_CROSS_ZONE = "load_balancing.cross_zone.enabled"
+_ATTRIBUTES = {
+    "idleTimeout": "idle_timeout.timeout_seconds",
+    "dropInvalidHeaderFields": "routing.http.drop_invalid_header_fields.enabled",
+}
 _LONGEST_NAME = 32
 
 
@@ -45,8 +48,8 @@ class _Named(_Balancing):
 class LoadBalancer(_Named):
     token = "aws:lb/loadBalancer:LoadBalancer"
     required = frozenset({"internal", "loadBalancerType", "subnets", "securityGroups"})
-    optional = frozenset({"name", "enableCrossZoneLoadBalancing"})
-    mutable = frozenset({"subnets", "securityGroups", "enableCrossZoneLoadBalancing"})
+    optional = frozenset({"name", *_ATTRIBUTES})
+    mutable = frozenset({"subnets", "securityGroups", *_ATTRIBUTES})
 
     def make(self, inputs: Properties) -> str:
         created = self.api.create_load_balancer(
@@ -59,16 +62,17 @@ class LoadBalancer(_Named):
         )
         arn = created["LoadBalancers"][0]["LoadBalancerArn"]
         self.api.get_waiter("load_balancer_available").wait(LoadBalancerArns=[arn], WaiterConfig={"Delay": 1})
-        self.change(arn, {}, pick(inputs, "enableCrossZoneLoadBalancing"))
+        self.change(arn, {}, pick(inputs, *_ATTRIBUTES))
         return arn
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         [found] = self.api.describe_load_balancers(LoadBalancerArns=[resource_id])["LoadBalancers"]
-        attributes = self.api.describe_load_balancer_attributes(LoadBalancerArn=resource_id)["Attributes"]
+        answer = self.api.describe_load_balancer_attributes(LoadBalancerArn=resource_id)["Attributes"]
+        attributes = {attribute["Key"]: attribute["Value"] for attribute in answer}
         return {
+            **{name: attributes.get(key) for name, key in _ATTRIBUTES.items()},
             "arn": resource_id,
             "dnsName": found["DNSName"],
-            "enableCrossZoneLoadBalancing": {"Key": _CROSS_ZONE, "Value": "true"} in attributes,
             "internal": found["Scheme"] == "internal",
             "loadBalancerType": found["Type"],
             "name": found["LoadBalancerName"],
@@ -85,9 +89,10 @@ class LoadBalancer(_Named):
             self.api.set_subnets(**balancer, Subnets=news["subnets"])
         if "securityGroups" in changed:
             self.api.set_security_groups(**balancer, SecurityGroups=news["securityGroups"])
-        if "enableCrossZoneLoadBalancing" in changed:
-            value = str(news["enableCrossZoneLoadBalancing"]).lower()
-            self.api.modify_load_balancer_attributes(**balancer, Attributes=[{"Key": _CROSS_ZONE, "Value": value}])
+        if attributes := [
+            {"Key": key, "Value": str(news[name]).lower()} for name, key in _ATTRIBUTES.items() if name in changed
+        ]:
+            self.api.modify_load_balancer_attributes(**balancer, Attributes=attributes)
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
         self.api.delete_load_balancer(LoadBalancerArn=resource_id)
@@ -109,7 +114,12 @@ class TargetGroup(_Named):
         [found] = self.api.describe_target_groups(TargetGroupArns=[resource_id])["TargetGroups"]
         return pick(camel(found), *self.required) | {
             "arn": resource_id,
-            "healthCheck": {"protocol": found["HealthCheckProtocol"], "interval": found["HealthCheckIntervalSeconds"]},
+            "healthCheck": {
+                "protocol": found["HealthCheckProtocol"],
+                "interval": found["HealthCheckIntervalSeconds"],
+                "path": found.get("HealthCheckPath"),
+                "matcher": found.get("Matcher", {}).get("HttpCode"),
+            },
             "name": found["TargetGroupName"],
             "tagsAll": self.tags_of(resource_id),
         }
@@ -123,8 +133,10 @@ class TargetGroup(_Named):
 
 
 def _health_check(inputs: Properties) -> dict[str, Any]:
-    spelled = {"protocol": "HealthCheckProtocol", "interval": "HealthCheckIntervalSeconds"}
-    return {spelled[key]: value for key, value in (inputs.get("healthCheck") or {}).items()}
+    spelled = {"protocol": "HealthCheckProtocol", "interval": "HealthCheckIntervalSeconds", "path": "HealthCheckPath"}
+    checked = dict(inputs.get("healthCheck") or {})
+    matcher = {"Matcher": {"HttpCode": checked.pop("matcher")}} if "matcher" in checked else {}
+    return {spelled[key]: value for key, value in checked.items()} | matcher
 
 
 class Listener(_Balancing):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from local.stand_ins.aws.account import Account
-from local.stand_ins.aws.shapes import observed
+from local.stand_ins.aws.shapes import observed, pick
 from local.stand_ins.provider import UNKNOWN, PartlyCreated, Properties, ProviderError, ReadResult, ResourceType
 
 
@@ -109,6 +109,9 @@ class AwsResource(ResourceType):
             raise
 
     def _as_inputs(self, inputs: Properties, found: Properties) -> Properties:
+        if not inputs:  # it is imported
+            inputs = {key: value for key, value in found.items() if key in self.required | self.optional}
+            inputs |= pick(found, "tagsAll")
         seen = {key: observed(value, found[key], key) if key in found else value for key, value in inputs.items()}
         if "tagsAll" in found:
             declared, defaults = inputs.get("tags") or {}, self.account.default_tags
