@@ -42,6 +42,8 @@ KEDA_OPERATOR_LABELS = {"app": "keda-operator"}
 AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
 EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
 
+PROMETHEUS_VOLUME = "prometheus"
+
 GPU_NODE_GROUP = "gpu-vllm-nodes"
 SYSTEM_NODE_GROUP = "system-nodes"
 GPU_SELECTOR = {"workload": "gpu-vllm"}

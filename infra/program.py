@@ -139,6 +139,8 @@ def deploy() -> None:
         Monitoring(
             "monitoring",
             serving_namespace=serving_namespace,
+            cluster_name=cluster_name,
+            zone=zones[0],
             volume_gib=config.prometheus_volume_gib,
             volume_driver=volume_driver,
             chart_mirror=config.chart_repository,
@@ -157,6 +159,7 @@ def deploy() -> None:
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
+    pulumi.export("prometheusVolumeGib", config.prometheus_volume_gib if config.needs_volume_driver else 0)
     pulumi.export("region", region)
     pulumi.export("vpcCidr", str(config.vpc_cidr))
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")

@@ -130,6 +130,12 @@ def make_instance(aws: Connect) -> Made:
     return made["InstanceId"], {"ami": image, "instanceType": "t4g.nano", "subnetId": subnet, "tags": TAGS}
 
 
+def make_volume(aws: Connect) -> Made:
+    given = {"Size": 1, "VolumeType": "gp3", "AvailabilityZone": f"{REGION}a"}
+    made = aws("ec2").create_volume(**given, TagSpecifications=tagged("volume"))["VolumeId"]
+    return made, {"size": 1, "type": "gp3", "availabilityZone": f"{REGION}a", "tags": TAGS}
+
+
 def make_role(aws: Connect) -> Made:
     aws("iam").create_role(RoleName="loraserve-dev-node-1f", AssumeRolePolicyDocument=TRUST, Tags=tag_list(TAGS))
     return "loraserve-dev-node-1f", {"name": "loraserve-dev-node-1f", "assumeRolePolicy": TRUST, "tagsAll": TAGS}
@@ -215,6 +221,7 @@ MAKERS: dict[str, Callable[[Connect], Made]] = {
     "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": make_rule_for_everything,
     "aws:ec2/launchTemplate:LaunchTemplate": make_launch_template,
     "aws:ec2/instance:Instance": make_instance,
+    "aws:ebs/volume:Volume": make_volume,
     "aws:lb/loadBalancer:LoadBalancer": make_balancer,
     "aws:lb/targetGroup:TargetGroup": make_target_group,
     "aws:lb/listener:Listener": make_listener,

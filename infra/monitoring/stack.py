@@ -14,13 +14,13 @@ from infra.isolation import create_namespace
 from infra.monitoring.grafana import dashboard_json
 from infra.monitoring.rules import prometheus_rule
 from infra.monitoring.scraping import service_monitor
+from infra.monitoring.volume import claim_template, create_claim, create_volume
 from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
 from loraserve.monitoring import dashboards
 from loraserve.monitoring.rules import Group
 from loraserve.planning import pod_resources
 from loraserve.planning.pod_resources import Requests
 
-GP3_CLASS = "gp3"
 RETENTION_DAYS = 15
 _DASHBOARD_LABEL = "grafana_dashboard"
 _GRAFANA_USER = "admin"
@@ -79,15 +79,8 @@ def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
         "resources": requesting(_PROMETHEUS),
     }
     if volume_gib:
-        claim = {
-            "storageClassName": GP3_CLASS,
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": f"{volume_gib}Gi"}},
-        }
         spec["retentionSize"] = f"{volume_gib * 9 // 10}GiB"
-        spec["storageSpec"] = {"volumeClaimTemplate": {"spec": claim}}
-        # The claim of a StatefulSet outlives it by default, and its EBS volume with it.
-        spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete", "whenScaled": "Retain"}
+        spec["storageSpec"] = claim_template(volume_gib)
     return spec
 
 
@@ -109,6 +102,8 @@ class Monitoring(pulumi.ComponentResource):
         name: str,
         *,
         serving_namespace: pulumi.Input[str],
+        cluster_name: str,
+        zone: str,
         volume_gib: int,
         volume_driver: pulumi.Resource | None,
         chart_mirror: str | None,
@@ -117,10 +112,9 @@ class Monitoring(pulumi.ComponentResource):
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        # The namespace goes before the driver that has to delete its volumes.
-        driver = [volume_driver] if volume_driver else []
+        volume = [create_volume(cluster_name, volume_gib, zone, volume_driver, self)] if volume_driver else []
         namespace = create_namespace(
-            MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(parent=self, depends_on=driver)
+            MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(parent=self, depends_on=volume)
         )
         password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
         login = k8s.core.v1.Secret(
@@ -129,13 +123,13 @@ class Monitoring(pulumi.ComponentResource):
             string_data={"user": _GRAFANA_USER, "password": password.result},
             opts=child,
         )
-        storage = [_gp3(volume_driver, child)] if volume_driver else []
+        claim = [create_claim(volume_gib, namespace, self)] if volume_driver else []
         operator = KUBE_PROMETHEUS_STACK.install(
             mirror=chart_mirror,
             namespace=namespace,
             values=stack_values(_GRAFANA_LOGIN, volume_gib),
             parent=self,
-            depends_on=[login, *storage],
+            depends_on=[login, *claim],
         )
         # Custom resources come after the operator that knows their kind, and go before it.
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
@@ -157,16 +151,3 @@ class Monitoring(pulumi.ComponentResource):
             opts=child,
         )
         self.register_outputs({})
-
-
-def _gp3(driver: pulumi.Resource, opts: pulumi.ResourceOptions) -> k8s.storage.v1.StorageClass:
-    """EKS has had no default StorageClass since Kubernetes 1.30."""
-    return k8s.storage.v1.StorageClass(
-        GP3_CLASS,
-        metadata={"name": GP3_CLASS},
-        provisioner="ebs.csi.aws.com",
-        parameters={"type": "gp3", "encrypted": "true"},
-        reclaim_policy="Delete",
-        volume_binding_mode="WaitForFirstConsumer",
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[driver])),
-    )

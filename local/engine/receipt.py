@@ -11,7 +11,6 @@ from botocore.exceptions import ClientError, WaiterError
 from kubernetes import client, config
 
 from infra import names
-from infra.monitoring.stack import GP3_CLASS
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from loraserve.operator.aws_commands import Command, Connect
@@ -70,8 +69,8 @@ def _left_in_the_cluster(cluster: Cluster) -> list[str]:
         plain: Any = api.sanitize_for_serialization(listing)
         return [item["metadata"]["name"] for item in plain["items"]]
 
-    classes = named(client.StorageV1Api(api).list_storage_class())
+    volumes = named(core.list_persistent_volume())
     return [
         *(f"namespace {name}" for name in named(core.list_namespace()) if name in ours),
-        *(f"storage-class {name}" for name in classes if name == GP3_CLASS),
+        *(f"persistent-volume {name}" for name in volumes if name == names.PROMETHEUS_VOLUME),
     ]

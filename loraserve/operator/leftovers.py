@@ -28,8 +28,9 @@ Inputs = Mapping[str, Any]
 
 ROUTE = "aws:ec2/route:Route"
 ASSOCIATION = "aws:ec2/routeTableAssociation:RouteTableAssociation"
-_OF_NODES = ("ec2:network-interface", "ec2:volume")
-"""What the program never makes itself."""
+_BY_NODES = "ec2:network-interface"
+"""The program never makes one itself."""
+_BY_VOLUME_DRIVER = ("ebs.csi.aws.com/cluster", "true")
 _STILL_THERE = {
     "ec2:instance": ("describe_instances", "Reservations[].Instances[?State.Name!='terminated'][].InstanceId"),
     "ec2:natgateway": ("describe_nat_gateways", "NatGateways[?State!='deleted'].NatGatewayId"),
@@ -118,7 +119,8 @@ def _in_aws(stack: str, connect: Connect) -> Iterator[Thing]:
     tagged = _tagged(connect, STACK_TAG, stack)
     of_cluster = [thing for key, value in _cluster_tags(cluster) for thing in _tagged(connect, key, value)]
     if _found(lambda: connect("eks").describe_cluster(name=cluster)):
-        tagged = [thing for thing in tagged if thing not in of_cluster and thing.kind not in _OF_NODES]
+        in_use = [*of_cluster, *_tagged(connect, *_BY_VOLUME_DRIVER)]
+        tagged = [thing for thing in tagged if thing not in in_use and thing.kind != _BY_NODES]
     else:
         tagged += of_cluster
         yield from _made_by_eks(connect, cluster)

@@ -198,6 +198,10 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             },
             {"blockDeviceMappings": [disk | {"ebs": disk["ebs"] | {"volumeSize": 30}}], "userData": "aGVsbG8="},
         ),
+        "aws:ebs/volume:Volume": (
+            {"availabilityZone": f"{REGION}a", "size": 1, "type": "gp3", "encrypted": True},
+            {"tags": {"Name": "prometheus"}},
+        ),
         "aws:iam/role:Role": (
             {"assumeRolePolicy": ASSUMED_BY_EC2},
             {

@@ -29,5 +29,14 @@ def test_a_change_that_would_replace_the_network_is_refused_before_anything_is_d
     assert program.resources == []
 
 
+def test_another_size_of_a_disk_in_use_is_refused_with_the_way() -> None:
+    last = {"prometheusVolumeGib": 50.0}
+    with pytest.raises(ConfigError, match=r"of 50 GiB, cannot be resized: set it to 0 .* then to 80"):
+        run("prod", last_outputs=last, prometheusVolumeGib=80)
+    for gib in (0, 50):
+        run("prod", last_outputs=last, prometheusVolumeGib=gib)
+    run("prod", last_outputs={"prometheusVolumeGib": 0.0})
+
+
 def test_before_the_first_up_and_after_destroy_any_network_is_taken() -> None:
     assert run("dev", vpcCidr="10.8.0.0/16").one("ec2/vpc:Vpc").inputs["cidrBlock"] == "10.8.0.0/16"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -242,6 +243,17 @@ def test_a_connection_whose_headers_do_not_come_is_closed(tmp_path: Path, sent: 
             client.sendall(sent)
             client.settimeout(10)
             assert client.recv(100) == b""
+
+
+def test_a_load_balancers_connection_is_left_to_the_load_balancer_to_end(tmp_path: Path) -> None:
+    unverified = ssl._create_unverified_context()
+    with world(tmp_path, idle_seconds=0.2, tls_port=0) as at:
+        at.start(adapter())
+        address = ("127.0.0.1", int(at.tls_url.rpartition(":")[2]))
+        with socket.create_connection(address) as plain, unverified.wrap_socket(plain) as client:
+            client.settimeout(0.6)
+            with pytest.raises(TimeoutError):
+                client.recv(100)
 
 
 def test_a_client_that_hangs_up_cancels_its_generation(serving: World) -> None:

@@ -37,6 +37,7 @@ from tests.aws_objects import (
     make_instance,
     make_nat_gateway,
     make_role,
+    make_volume,
     make_vpc,
     tag_list,
     tagged,
@@ -181,13 +182,16 @@ def test_what_is_of_another_stack_is_not_ours(aws: Connect) -> None:
 
 def test_nodes_and_their_volumes_go_with_a_cluster_that_stands(aws: Connect) -> None:
     cluster, inputs = make_cluster(aws)
-    volume = aws("ec2").create_volume(Size=1, AvailabilityZone=f"{REGION}a", TagSpecifications=tagged("volume"))
+    by_driver = tagged("volume", TAGS | {"ebs.csi.aws.com/cluster": "true"})
+    volume = aws("ec2").create_volume(Size=1, AvailabilityZone=f"{REGION}a", TagSpecifications=by_driver)
+    own, _ = make_volume(aws)
     node, _ = make_instance(aws)
     aws("ec2").create_tags(Resources=[node], Tags=tag_list({"kubernetes.io/cluster/loraserve-dev": "owned"}))
     of_nodes = {volume["VolumeId"], node}
     known = state(known=(resource("aws:eks/cluster:Cluster", inputs, id=cluster),))
 
     assert not listed(aws, known) & of_nodes
+    assert own in listed(aws, known)
 
     aws("eks").delete_cluster(name=cluster)
     assert of_nodes <= listed(aws)

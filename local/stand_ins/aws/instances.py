@@ -13,6 +13,31 @@ _VERSIONS = ("latestVersion", "defaultVersion")
 _FLAGS = {"true": True, "false": False}
 
 
+class Volume(Ec2Resource):
+    token = "aws:ebs/volume:Volume"
+    kind = "volume"
+    describe = ("describe_volumes", "VolumeIds", "Volumes")
+    required = frozenset({"availabilityZone", "size", "type", "encrypted"})
+    mutable = frozenset({"size", "type"})
+
+    def make(self, inputs: Properties) -> str:
+        wanted = {"Size": inputs["size"], "VolumeType": inputs["type"]} | pascal(pick(inputs, "availabilityZone"))
+        made = self.api.create_volume(**wanted, Encrypted=inputs["encrypted"], **self.tagged(inputs))["VolumeId"]
+        self.api.get_waiter("volume_available").wait(VolumeIds=[made], WaiterConfig={"Delay": 1})
+        return made
+
+    def find(self, resource_id: str, inputs: Properties) -> Properties | None:
+        found = self.described(resource_id)
+        return found and found | {"arn": self.arn(resource_id), "type": found["volumeType"]}
+
+    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
+        if pick(olds, "size", "type") != pick(news, "size", "type"):
+            self.api.modify_volume(VolumeId=resource_id, Size=news["size"], VolumeType=news["type"])
+
+    def remove(self, resource_id: str, inputs: Properties) -> None:
+        self.api.delete_volume(VolumeId=resource_id)
+
+
 class LaunchTemplate(Ec2Resource):
     """A change of the template makes a new version; instances take it when their group is told that version."""
 

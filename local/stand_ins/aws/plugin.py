@@ -26,6 +26,7 @@ TYPES: tuple[type[AwsResource], ...] = (
     security_groups.SecurityGroupEgressRule,
     instances.Instance,
     instances.LaunchTemplate,
+    instances.Volume,
     iam.Role,
     iam.RolePolicy,
     iam.RolePolicyAttachment,
