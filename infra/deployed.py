@@ -7,10 +7,17 @@ from typing import Any
 
 import pulumi
 from pulumi.runtime import invoke
+from pydantic.alias_generators import to_camel
 
 from infra.errors import ConfigError
 from infra.names import PROJECT
 from loraserve.planning.stack_settings import Settings
+
+_SHAPES = {
+    "system": ("system_instance_type",),
+    "GPU": ("gpu_instance_type", "gpu_root_volume_gib", "gpu_nvme_raid0"),
+}
+"""Settings that a node has from its first moment, by group."""
 
 
 def last_outputs() -> dict[str, Any]:
@@ -18,6 +25,29 @@ def last_outputs() -> dict[str, Any]:
     itself = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
     answer = invoke("pulumi:pulumi:readStackOutputs", {"name": itself}).value
     return (answer or {}).get("outputs") or {}
+
+
+def node_shapes(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What the next `up` is to remember of each group's nodes."""
+    return {group: {to_camel(field): getattr(settings, field) for field in fields} for group, fields in _SHAPES.items()}
+
+
+def announce_new_nodes(settings: Settings, last: Mapping[str, Any]) -> None:
+    """Says in `preview` and `up` which nodes are replaced where they run, and why."""
+    for group, shape in node_shapes(settings).items():
+        before = last.get("nodes", {}).get(group, shape)
+        changed = [
+            f"{key} {_plain(before.get(key))} -> {_plain(value)}"
+            for key, value in shape.items()
+            if before.get(key) != value
+        ]
+        if changed:
+            pulumi.log.warn(f"this replaces the {group} nodes that run: {', '.join(changed)}")
+
+
+def _plain(value: Any) -> str:
+    """The engine keeps numbers as floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def refuse_to_replace(settings: Settings, region: str, last: Mapping[str, Any]) -> None:

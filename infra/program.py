@@ -35,6 +35,7 @@ def deploy() -> None:
     zones = preflight.check(config, cluster_name)
     pulumi.log.info(cost.describe(config, region, len(zones)))
     announce_restart(config, last)
+    deployed.announce_new_nodes(config, last)
     if crowding := crowding_warning(config.adapters, config.envelope):
         pulumi.log.warn(crowding)
     if not config.base.has_chat_template:
@@ -159,6 +160,7 @@ def deploy() -> None:
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
+    pulumi.export("nodes", deployed.node_shapes(config))
     pulumi.export("prometheusVolumeGib", config.prometheus_volume_gib if config.needs_volume_driver else 0)
     pulumi.export("region", region)
     pulumi.export("vpcCidr", str(config.vpc_cidr))

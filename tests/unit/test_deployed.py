@@ -38,5 +38,22 @@ def test_another_size_of_a_disk_in_use_is_refused_with_the_way() -> None:
     run("prod", last_outputs={"prometheusVolumeGib": 0.0})
 
 
+NODES = {"system": {"systemInstanceType": "t3a.medium"}}
+NODES["GPU"] = {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gpuRootVolumeGib": 120}, ["this replaces the GPU nodes that run: gpuRootVolumeGib 100 -> 120"]),
+        ({"systemInstanceType": "t3.medium"}, ["this replaces the system nodes that run: systemInstanceType t3a.medium -> t3.medium"]),
+        ({"gpuMaxSize": 3}, []),
+    ],
+)  # fmt: skip
+def test_nodes_that_are_replaced_are_announced_in_preview(changes: dict[str, Any], told: list[str]) -> None:
+    program = run("dev", preview=True, last_outputs={"nodes": NODES}, **changes)
+    assert [message for message in program.messages if "replaces" in message] == told
+
+
 def test_before_the_first_up_and_after_destroy_any_network_is_taken() -> None:
     assert run("dev", vpcCidr="10.8.0.0/16").one("ec2/vpc:Vpc").inputs["cidrBlock"] == "10.8.0.0/16"

@@ -34,6 +34,8 @@ def test_every_service_monitor_is_taken_whatever_its_labels() -> None:
 
 
 def test_a_volume_does_not_outlive_the_stack() -> None:
+    """It is declared: test_prometheus_volume.py. The operator is to make none, nor to delete the claim of a replaced pod."""
     spec = stack_values("secret", 50)["prometheus"]["prometheusSpec"]
-    assert spec["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
+    assert spec["storageSpec"]["volumeClaimTemplate"]["spec"]["volumeName"] == names.PROMETHEUS_VOLUME
+    assert "persistentVolumeClaimRetentionPolicy" not in spec
     assert "storageSpec" not in stack_values("secret", 0)["prometheus"]["prometheusSpec"]
