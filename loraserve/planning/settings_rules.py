@@ -17,8 +17,6 @@ EMULATED_ACCOUNT = "123456789012"
 """The account that moto answers for; AWS has it in its documentation only."""
 LEAST_SCALED_IDLE_MINUTES = 4
 """Less would end pods between two requests of one conversation."""
-LONGEST_SILENCE_SECONDS = 330
-"""The load balancer cuts a TLS connection that was silent for 350 s, which cannot be changed."""
 LONGEST_DRAIN_SECONDS = 570
 """The autoscaler gives the pods of a node 600 s to end, and half a minute goes to leaving the Service."""
 _WIDEST_CIDR_IN_PRODUCTION = 16
@@ -169,16 +167,6 @@ def one_limit_for_a_tenant(settings: Settings) -> Iterator[str]:
                     f"{PROJECT}:gatewayKeys: the keys of {tenant} have different {to_camel(limit)}, and a limit is the tenant's "
                     "over all its keys: give them the same one, or make two tenants of it"
                 )
-
-
-@_rule
-def holds_that_the_load_balancer_bears(settings: Settings) -> Iterator[str]:
-    if settings.gateway_certificate_arn and settings.gateway_wait_seconds > LONGEST_SILENCE_SECONDS:
-        yield (
-            f"{PROJECT}:gatewayWaitSeconds {settings.gateway_wait_seconds} is more than the load balancer of "
-            f"gatewayCertificateArn bears: it cuts a connection after 350 s of silence; set {LONGEST_SILENCE_SECONDS} or less, "
-            "clients that stream wait as long as they like"
-        )
 
 
 @_rule

@@ -29,7 +29,7 @@ def certificate(world: World) -> str:
 @pytest.fixture(scope="module")
 def prod(world: World, before: set[str], certificate: str) -> Deployment:
     """Production with a load balancer in front."""
-    deployment = Deployment(world, "prod", gatewayCertificateArn=certificate, gatewayWaitSeconds=330)
+    deployment = Deployment(world, "prod", gatewayCertificateArn=certificate)
     deployment.up()
     return deployment
 

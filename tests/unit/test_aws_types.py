@@ -16,7 +16,6 @@ from tests.unit.declared import Program, declare
 EVERYTHING: dict[str, Any] = {
     "clusterAccess": [{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops", "policy": "view"}],
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
-    "gatewayWaitSeconds": 330,
     "gpuNvmeRaid0": False,
     "gpuWarmPool": True,
     "privateAccessCidrs": ["192.168.0.0/24"],

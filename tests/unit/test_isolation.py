@@ -201,9 +201,7 @@ def test_the_outputs_say_which_pods_may_call() -> None:
 
 
 def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:
-    with_balancer = declare(
-        "dev", gatewayCertificateArn="arn:aws:acm:eu-central-1:123456789012:certificate/c", gatewayWaitSeconds=330
-    )
+    with_balancer = declare("dev", gatewayCertificateArn="arn:aws:acm:eu-central-1:123456789012:certificate/c")
     rendered = [resource.inputs for resource in with_balancer.of_type("networking.k8s.io/v1:NetworkPolicy")]
     admitted = {
         (name, port)
