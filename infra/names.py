@@ -13,6 +13,7 @@ from loraserve.contract.addresses import GATEWAY as GATEWAY
 from loraserve.contract.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
 from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
 from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
+from loraserve.contract.addresses import MONITORING_NAMESPACE as MONITORING_NAMESPACE
 from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
 from loraserve.contract.addresses import VLLM as VLLM
@@ -21,7 +22,6 @@ from loraserve.contract.addresses import VLLM_SELECTOR as VLLM_SELECTOR
 from loraserve.contract.addresses import VLLM_SERVICE as VLLM_SERVICE
 from loraserve.contract.addresses import cluster_name as cluster_name
 
-MONITORING_NAMESPACE = "ai-platform"
 SYSTEM_NAMESPACE = "kube-system"
 
 VLLM_LABELS = VLLM_SELECTOR | {"component": "inference"}

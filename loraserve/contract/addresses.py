@@ -12,6 +12,9 @@ RETAINED_TAG = f"{PROJECT}/retained"
 """Key of the tag on a bucket that `destroy` keeps and the next `up` takes back; its value is true."""
 
 SERVING_NAMESPACE = "ml-models"
+MONITORING_NAMESPACE = "ai-platform"
+PROMETHEUS_SERVICE, PROMETHEUS_PORT = "prometheus-operated", 9090
+"""What the Prometheus operator calls it, whatever the chart's release is called."""
 VLLM = "vllm"
 VLLM_SERVICE = "vllm-service"
 VLLM_SELECTOR = {"app": VLLM}

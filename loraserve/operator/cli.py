@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -128,6 +129,27 @@ def _ask(url: str, key: str, model: str, prompt: str, as_json: bool) -> None:
     for piece in (first, *pieces):
         click.echo(piece, nl=False)
     click.echo()
+
+
+@cli.command()
+@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@context_option
+@json_option
+def smoke(key: str, context: str | None, as_json: bool) -> int:
+    """Check that a deployed stack does what it is for; exit code 1 where it does not.
+
+    Pods, endpoints, health, an answer of the base model and of an adapter, Prometheus' targets. A sleeping model is woken.
+    """
+    from loraserve.operator import smoke as checks
+
+    found = []
+    for check in checks.run(Kubectl(context), key):
+        found.append(check)
+        if not as_json:
+            click.echo(f"{check.verdict.upper():<5} {check.name:<10} {check.found}")
+    if as_json:
+        print_json([asdict(check) for check in found])
+    return int(any(check.verdict is checks.Verdict.FAIL for check in found))
 
 
 @cli.command()
