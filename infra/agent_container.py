@@ -99,7 +99,7 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         kubernetes_pod_uid=of_pod("metadata.uid"),
         adapter_dir=ADAPTER_DIR,
         base_folder=base_folder(settings),
-        adapter_disk_bytes=pod_resources.ADAPTER_DISK_BYTES,
+        adapter_disk_bytes=pod_resources.adapter_disk_bytes(settings.adapters),
         port=AGENT_PORT,
         # The document that it follows may be ahead of the vLLM beside it.
         envelope=settings.envelope,

@@ -17,6 +17,7 @@ from infra.names import GPU_NODE_GROUP, GPU_PURPOSE_TAG, GPU_RESOURCE, GPU_TAINT
 from infra.network import Network
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB
+from loraserve.planning.pod_resources import USABLE_DISK
 from loraserve.planning.stack_settings import Settings
 
 SYSTEM_MAX_PODS = 110
@@ -57,13 +58,12 @@ def gpu_node_spec(*, nvme_raid0: bool) -> dict[str, Any]:
 def autoscaler_tags(settings: Settings) -> dict[str, str]:
     """Tags by which Cluster Autoscaler knows an empty group's nodes, and how long an idle one is kept."""
     instance = settings.gpu_instance
-    disk_gib = instance.nvme_gb * 9 // 10 if settings.gpu_nvme_raid0 else settings.gpu_root_volume_gib
     labels = gpu_node_labels(instance.gpu.product)
     return {
         **{f"{_AUTOSCALER}/label/{key}": value for key, value in labels.items()},
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
         f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": "1",
-        f"{_AUTOSCALER}/resources/ephemeral-storage": f"{disk_gib * 8 // 10}Gi",
+        f"{_AUTOSCALER}/resources/ephemeral-storage": f"{int(settings.gpu_node_disk_gib * USABLE_DISK)}Gi",
         f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.node_idle_minutes}m0s",
         f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.node_idle_minutes}m0s",
     }

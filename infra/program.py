@@ -22,7 +22,7 @@ from infra.node_groups import NodeGroups
 from infra.scaling import Scaling
 from loraserve.monitoring import rules
 from loraserve.planning import cost
-from loraserve.planning.envelope import crowding_warning
+from loraserve.planning.advice import advice
 
 
 def deploy() -> None:
@@ -36,8 +36,8 @@ def deploy() -> None:
     pulumi.log.info(cost.describe(config, region, len(zones)))
     announce_restart(config, last)
     deployed.announce_new_nodes(config, last)
-    if crowding := crowding_warning(config.adapters, config.envelope):
-        pulumi.log.warn(crowding)
+    for sentence in advice(config):
+        pulumi.log.warn(sentence)
     if not config.base.has_chat_template:
         pulumi.log.warn(
             f"{config.base.name} has no chat template, so it answers no conversations: set chatTemplateFile"

@@ -60,8 +60,9 @@ def _shared_volumes(settings: Settings) -> list[core.VolumeArgsDict]:
         "name": BASE_VOLUME,
         "empty_dir": {"size_limit": f"{pod_resources.BASE_VOLUME_GIB}Gi"},
     }
+    adapters = pod_resources.adapter_volume_gib(settings.adapters)
     return [
-        {"name": ADAPTERS_VOLUME, "empty_dir": {"size_limit": f"{pod_resources.ADAPTER_VOLUME_GIB}Gi"}},
+        {"name": ADAPTERS_VOLUME, "empty_dir": {"size_limit": f"{adapters}Gi"}},
         *([base] if settings.base_model_mirror else []),
         {"name": TMP_VOLUME, "empty_dir": {}},
     ]

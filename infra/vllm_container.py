@@ -58,7 +58,7 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
     """`secret` names the Secret that holds vLLM's key, and the hub token where there is one."""
     on_cpu, mirrored = settings.local.vllm_device == "cpu", bool(settings.base_model_mirror)
     needs = pod_resources.ON_CPU if on_cpu else pod_resources.ON_GPU
-    disk = {"ephemeral-storage": f"{needs.disk_gib}Gi"}
+    disk = {"ephemeral-storage": f"{pod_resources.pod_disk_gib(settings.adapters, on_cpu=on_cpu)}Gi"}
     variables = {
         **(_CPU_ENVIRONMENT if on_cpu else {}),
         **vllm_environment(lora=bool(settings.envelope), offline=mirrored),

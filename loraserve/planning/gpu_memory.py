@@ -177,6 +177,26 @@ def largest_utilization(serving: Serving) -> float:
     return min(int((1 - outside) * 100) / 100, LARGEST_UTILIZATION)
 
 
+def within_memory(serving: Serving) -> Serving:
+    """With as many of the envelope's slots, or fewer, as leave half of what would be KV cache without them.
+
+    An adapter in no slot waits for one, and a request without KV cache waits for another's end.
+    """
+    least = max(plan_memory(replace(serving, envelope=None)).kv_tokens / 2, serving.max_model_len)
+    for slots in reversed(SLOT_STEPS):
+        fewer = _with_slots(serving, slots)
+        if plan_memory(fewer).kv_tokens >= least:
+            return fewer
+    return _with_slots(serving, SLOT_STEPS[0])
+
+
+def _with_slots(serving: Serving, slots: int) -> Serving:
+    """At most so many."""
+    if not serving.envelope or serving.envelope.slots <= slots:
+        return serving
+    return replace(serving, envelope=serving.envelope.model_copy(update={"slots": slots}))
+
+
 def memory_problem(serving: Serving) -> str | None:
     """Why the model does not fit the GPU, and the smallest single change that would make it; None where it fits."""
     largest = largest_utilization(serving)
@@ -221,8 +241,7 @@ def _changes(serving: Serving) -> Iterator[tuple[str, Serving]]:
         yield f"maxModelLen {tokens}", replace(serving, max_model_len=tokens)
     if serving.envelope:
         for slots in (step for step in reversed(SLOT_STEPS) if step < serving.envelope.slots):
-            fewer = replace(serving, envelope=serving.envelope.model_copy(update={"slots": slots}))
-            yield f"adapterSlots {slots}", fewer
+            yield f"adapterSlots {slots}", _with_slots(serving, slots)
     for name, larger in GPU_INSTANCE_TYPES.items():
         if larger.gpus * larger.gpu.memory_mib > serving.instance.gpus * serving.instance.gpu.memory_mib:
             yield f"gpuInstanceType {name}", replace(serving, instance=larger)

@@ -25,22 +25,17 @@ class Requests:
         return {"cpu": f"{self.cpu_millis}m", "memory": f"{self.memory_mib}Mi"}
 
 
-NODE_DISK_GIB = 40
-"""Ephemeral storage that the pod asks for on a GPU node: base weights, adapters, compile caches."""
-
-
 @dataclass(frozen=True)
 class VllmResources:
-    """What vLLM's container asks for, and the most it may take; `disk_gib` is the pod's ephemeral storage."""
+    """What vLLM's container asks for, and the most it may take."""
 
     requests: Requests
     limits: Requests
-    disk_gib: int
 
 
-ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000, 14 * 1024), disk_gib=NODE_DISK_GIB)
+ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000, 14 * 1024))
 """14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
-ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024), disk_gib=5)
+ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024))
 """A tiny model on a small machine."""
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(2000, 512)
@@ -48,14 +43,21 @@ AGENT_LIMITS = Requests(2000, 512)
 GATEWAY_REQUESTS = Requests(100, 128)
 GATEWAY_MEMORY_LIMIT_MIB = 512
 """Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
-ADAPTER_VOLUME_GIB = 10
-ADAPTER_DISK_BYTES = int(0.95 * ADAPTER_VOLUME_GIB * _GIB)
+_ADAPTER_VOLUMES_GIB = (10, 20, 40, 80, 160, 320)
+"""Few sizes: another one replaces the pods."""
+_FILLED = 0.95
 """What the agent fills of it: a pod whose volume runs over is evicted."""
 BASE_VOLUME_GIB = 20
 """Base weights, where they are mirrored."""
 CACHE_VOLUME_GIB = 25
 """Compile caches, and base weights from a hub."""
 MIRRORED_CACHE_VOLUME_GIB = 5
+_OTHER_DISK_GIB = 30
+"""Of a pod on a GPU node, beside its adapters: base weights and compile caches."""
+_CPU_DISK_GIB = 5
+
+USABLE_DISK = 0.8
+"""Of a node's disk, for pods: the kubelet evicts them when a tenth is left, and images lie on the same disk."""
 
 DEVICE_PLUGIN = Requests(50, 64)
 DCGM_EXPORTER = Requests(100, 256)
@@ -102,13 +104,38 @@ def base_disk_problem(weights_bytes: int) -> str | None:
     )
 
 
-def disk_problem(adapters: Sequence[Adapter]) -> str | None:
-    """Why the adapters do not fit the pod's volume, with both versions of some during a swap; None where they do."""
-    sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
-    needed = sum(sizes) + sum(sizes[:SWAP_HEADROOM])
-    if needed <= ADAPTER_DISK_BYTES:
+def adapter_volume_gib(adapters: Sequence[Adapter]) -> int:
+    """Size of the volume that holds them, with both versions of some during a swap."""
+    needed = _disk_needed(adapters)
+    return next((gib for gib in _ADAPTER_VOLUMES_GIB if needed <= _FILLED * gib * _GIB), _ADAPTER_VOLUMES_GIB[-1])
+
+
+def adapter_disk_bytes(adapters: Sequence[Adapter]) -> int:
+    """What the agent may fill of that volume."""
+    return int(_FILLED * adapter_volume_gib(adapters) * _GIB)
+
+
+def pod_disk_gib(adapters: Sequence[Adapter], *, on_cpu: bool = False) -> int:
+    """Ephemeral storage that the pod asks for."""
+    return _CPU_DISK_GIB if on_cpu else _OTHER_DISK_GIB + adapter_volume_gib(adapters)
+
+
+def disk_problem(adapters: Sequence[Adapter], node_disk_gib: int) -> str | None:
+    """Why the adapters do not fit a node's disk, with both versions of some during a swap; None where they do."""
+    needed, volume = _disk_needed(adapters), adapter_volume_gib(adapters)
+    if needed <= adapter_disk_bytes(adapters) and pod_disk_gib(adapters) <= node_disk_gib * USABLE_DISK:
         return None
+    told = f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included"
+    if needed > adapter_disk_bytes(adapters):
+        return f"{told}, and a pod has {volume} GiB at most: split them over two stacks"
+    whole = int(pod_disk_gib(adapters) / USABLE_DISK) + 1
     return (
-        f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included, and the pod has "
-        f"{ADAPTER_DISK_BYTES / _GIB:.1f} GiB: train at a lower rank, or split them over two stacks"
+        f"{told}, with base weights and caches {pod_disk_gib(adapters)} GiB, and pods may use "
+        f"{int(node_disk_gib * USABLE_DISK)} GiB of a node: set gpuRootVolumeGib to {whole}, or gpuNvmeRaid0 to true on a "
+        "type with larger disks"
     )
+
+
+def _disk_needed(adapters: Sequence[Adapter]) -> int:
+    sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
+    return sum(sizes) + sum(sizes[:SWAP_HEADROOM])

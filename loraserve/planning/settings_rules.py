@@ -245,7 +245,7 @@ def a_node_that_fits_the_pod(settings: Settings) -> Iterator[str]:
 
 @_rule
 def disk_for_adapters(settings: Settings) -> Iterator[str]:
-    yield from _told(pod_resources.disk_problem(settings.adapters))
+    yield from _told(pod_resources.disk_problem(settings.adapters, settings.gpu_node_disk_gib))
 
 
 @_rule

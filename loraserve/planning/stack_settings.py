@@ -19,8 +19,8 @@ from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
-from loraserve.planning.envelope import envelope_around
-from loraserve.planning.gpu_memory import Serving
+from loraserve.planning.envelope import SLOT_STEPS, envelope_around
+from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
 from loraserve.planning.objectives import Objective
@@ -192,6 +192,11 @@ class Settings(_Section):
     gpu_memory_utilization: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda value: value or None)
     ]
+    adapter_slots: Annotated[
+        Annotated[int, Field(ge=0, le=SLOT_STEPS[-1])] | None,
+        BeforeValidator(lambda value: None if value == "" else value),
+    ]
+    """0: no LoRA."""
     chat_template_file: Annotated[OptionalText, AfterValidator(_readable_template)]
     base_model_has_chat_template: bool
     tool_call_parser: Annotated[OptionalText, AfterValidator(_registered(TOOL_CALL_PARSERS))]
@@ -257,6 +262,11 @@ class Settings(_Section):
         return GPU_INSTANCE_TYPES[self.gpu_instance_type]
 
     @property
+    def gpu_node_disk_gib(self) -> int:
+        """What images and pods share on a GPU node."""
+        return self.gpu_instance.nvme_gb * 9 // 10 if self.gpu_nvme_raid0 else self.gpu_root_volume_gib
+
+    @property
     def most_replicas(self) -> int:
         """vLLM replicas that there may be at once, but for a rolling update."""
         return max(self.inference_replicas, self.inference_max_replicas if self.scaling_enabled else 0)
@@ -286,15 +296,16 @@ class Settings(_Section):
     @property
     def serving(self) -> Serving:
         """What the GPU's memory is planned for."""
-        return Serving(
+        serving = Serving(
             model=self.model_shape,
             instance=self.gpu_instance,
             max_model_len=self.max_model_len,
             gpu_memory_utilization=self.gpu_memory_utilization,
-            envelope=self.envelope,
+            envelope=envelope_around(self.adapters, self.adapter_slots),
         )
+        return within_memory(serving) if self.adapter_slots is None else serving
 
     @property
     def envelope(self) -> Envelope | None:
         """Start-up flags around the declared adapters."""
-        return envelope_around(self.adapters)
+        return self.serving.envelope

@@ -221,7 +221,7 @@ def test_an_added_adapter_restarts_nothing(world: World, dev: Deployment) -> Non
 def test_preview_announces_an_adapter_that_restarts_vllm(dev: Deployment) -> None:
     with dev.proposed(adapters=[adapter("one", rank=64)]):
         changes = dev.preview()
-    assert "this restarts vLLM: the declared adapters leave the envelope: rank 8 -> 64" in changes.output
+    assert "this restarts vLLM: the declared adapters leave the envelope: rank 16 -> 64" in changes.output
     assert changes.operations[VLLM] == "update"
 
 

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 
 from loraserve.contract.desired_state import Adapter
 from loraserve.planning.envelope import (
+    FIRST,
     RANKS,
     SWAP_HEADROOM,
     crowding_warning,
     envelope_around,
     lora_flags,
     restart_reason,
+    widening,
 )
 from tests.stack_values import adapter
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 ALL = (*ATTENTION, "down_proj", "gate_proj", "up_proj")
+ALL_SORTED = tuple(sorted(ALL))
 
 
 def adapters(*entries: dict[str, Any]) -> list[Adapter]:
@@ -30,8 +33,18 @@ def many(count: int, **changes: Any) -> list[Adapter]:
     return adapters(*(adapter(f"a{number}", **changes) for number in range(count)))
 
 
-def test_no_adapters_need_no_lora_flags() -> None:
-    assert envelope_around([]) is None
+def test_no_slots_need_no_lora_flags() -> None:
+    assert envelope_around([], slots=0) is None
+
+
+def test_the_first_adapters_find_their_envelope_there() -> None:
+    assert envelope_around([]) == envelope_around(many(1)) == envelope_around(many(2, rank=16))
+
+
+def test_an_adapter_that_is_wider_than_most_has_an_envelope_made_for_it() -> None:
+    wide = envelope_around(many(1, rank=64, targetModules=["q_proj", "up_proj"]))
+    assert wide
+    assert (wide.slots, wide.rank, wide.target_modules) == (4, 64, ALL_SORTED)
 
 
 def test_flags_follow_from_the_adapters() -> None:
@@ -52,7 +65,7 @@ def test_an_adapter_inside_the_envelope_changes_no_flag() -> None:
 
 
 def test_the_envelope_leaves_room_for_both_versions_of_an_adapter_during_a_swap() -> None:
-    for count in range(1, 200):
+    for count in range(1, 51):
         slots = envelope_around(many(count))
         assert slots
         assert slots.slots >= count + SWAP_HEADROOM
@@ -63,9 +76,26 @@ def test_a_canary_has_a_slot_of_its_own() -> None:
     assert envelope_around(with_canary) == envelope_around(many(3))
 
 
-def test_versions_that_must_share_slots_are_announced_with_what_that_costs() -> None:
-    assert crowding_warning(many(254), envelope_around(many(254))) is None
-    assert "863 ms instead of 61" in (crowding_warning(many(255), envelope_around(many(255))) or "")
+def test_beyond_fifty_adapters_the_working_set_has_the_slots() -> None:
+    assert {(envelope_around(many(count)) or FIRST).slots for count in (51, 100, 200)} == {32}
+    chosen = envelope_around(many(200), slots=64)
+    assert chosen
+    assert chosen.slots == 64
+
+
+def test_versions_that_share_slots_are_announced_with_what_that_costs() -> None:
+    assert crowding_warning(many(50), envelope_around(many(50))) is None
+    assert "share 32 slots" in (crowding_warning(many(51), envelope_around(many(51))) or "")
+    assert "48, 48 and 62 ms" in (crowding_warning(many(8), envelope_around(many(8), slots=8)) or "")
+
+
+def test_an_adapter_that_alone_widens_the_envelope_is_found() -> None:
+    eight = many(8)
+    assert widening(eight) == {}
+    wide = adapters(adapter("wide", rank=64))
+    assert widening([*eight, *wide]) == {"wide": eight}
+    assert widening([*eight, *wide, *adapters(adapter("wide-too", rank=64))]) == {}
+    assert widening(wide) == {}
 
 
 @given(st.lists(st.sampled_from(ALL), min_size=1), st.integers(1, 512))
@@ -81,11 +111,11 @@ def test_leaving_the_envelope_is_explained() -> None:
     before = envelope_around(many(2))
     assert before
     assert restart_reason(before.model_dump(mode="json"), envelope_around(many(3))) == (
-        "the declared adapters leave the envelope: slots 4 -> 8"
+        "the declared adapters leave the envelope: slots 4 -> 8, rank 16 -> 8"
     )
     wider = envelope_around(many(2, rank=64, targetModules=["q_proj", "up_proj"]))
     told = restart_reason(before.model_dump(mode="json"), wider) or ""
-    assert "rank 8 -> 64" in told
+    assert "rank 16 -> 64" in told
     assert "target modules" in told
 
 
@@ -96,8 +126,8 @@ def test_staying_inside_the_envelope_is_silent() -> None:
     assert restart_reason(None, None) is None
 
 
-def test_the_first_and_the_last_adapter_restart_vllm() -> None:
+def test_turning_lora_on_or_off_restarts_vllm() -> None:
     slots = envelope_around(many(1))
     assert slots
-    assert "turn LoRA on" in (restart_reason(None, slots) or "")
-    assert "turns LoRA off" in (restart_reason(slots.model_dump(mode="json"), None) or "")
+    assert "turned on" in (restart_reason(None, slots) or "")
+    assert "turned off" in (restart_reason(slots.model_dump(mode="json"), None) or "")

@@ -90,7 +90,7 @@ def test_a_share_that_leaves_no_room_outside_is_refused() -> None:
 
 def test_too_many_slots_are_refused_with_how_many_would_fit() -> None:
     told = memory_problem(serving(Envelope(slots=64, rank=64, target_modules=ALL), gpu_memory_utilization=None)) or ""
-    assert "The smallest change that fits: adapterSlots 48" in told
+    assert "The smallest change that fits: adapterSlots 32" in told
 
 
 def test_the_change_that_is_named_does_fit() -> None:

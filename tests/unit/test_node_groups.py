@@ -12,7 +12,7 @@ import pytest
 from infra import names
 from infra.node_groups import autoscaler_tags
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
-from loraserve.planning.pod_resources import NODE_DISK_GIB
+from loraserve.planning.pod_resources import pod_disk_gib
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import stack_values
 from tests.unit.declared import Program, Resource, declare
@@ -69,7 +69,7 @@ def test_the_autoscaler_is_told_of_disk_that_the_pod_fits_on_and_a_node_really_h
     told = autoscaler_tags(settings)["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"]
     gib = int(told.removesuffix("Gi"))
     whole = settings.gpu_instance.nvme_gb * 1e9 / 1024**3 if on_nvme else settings.gpu_root_volume_gib
-    assert NODE_DISK_GIB < gib < 0.85 * whole
+    assert pod_disk_gib([]) < gib < 0.85 * whole
     assert gib > 0.7 * whole
 
 

@@ -13,9 +13,21 @@ def adapters(count: int, size: int) -> list[Adapter]:
 
 
 def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
-    size = 1900 * 1024**2
-    assert pod_resources.disk_problem(adapters(3, size)) is None
-    assert "loraserve:adapters need 11.1 GiB of disk" in (pod_resources.disk_problem(adapters(4, size)) or "")
+    size = 6 * 1024**3
+    assert pod_resources.disk_problem(adapters(4, size), 100) is None
+    told = pod_resources.disk_problem(adapters(5, size), 100) or ""
+    assert "loraserve:adapters need 42.0 GiB of disk" in told
+    assert "set gpuRootVolumeGib to 138" in told
+    assert pod_resources.disk_problem(adapters(5, size), 138) is None
+    assert "split them over two stacks" in (pod_resources.disk_problem(adapters(50, size), 10_000) or "")
+
+
+def test_the_volume_grows_with_the_adapters_in_few_steps() -> None:
+    megabytes = 1024**2
+    volumes = {
+        count: pod_resources.adapter_volume_gib(adapters(count, 200 * megabytes)) for count in (1, 40, 50, 90, 150)
+    }
+    assert volumes == {1: 10, 40: 10, 50: 20, 90: 20, 150: 40}
 
 
 def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:

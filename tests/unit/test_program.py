@@ -297,8 +297,12 @@ def test_a_first_update_announces_no_restart() -> None:
     assert not any("restarts" in message for message in declare("dev", adapters=[adapter()]).messages)
 
 
-def test_a_model_without_adapters_is_served_without_lora_flags() -> None:
-    args = vllm(declare("dev"))["args"]
+def test_the_first_adapter_changes_none_of_vllms_flags() -> None:
+    assert vllm(declare("dev"))["args"] == vllm(declare("dev", adapters=[adapter()]))["args"]
+
+
+def test_a_model_without_slots_is_served_without_lora_flags() -> None:
+    args = vllm(declare("dev", adapterSlots="0"))["args"]
     assert "--model=TheBloke/Mistral-7B-v0.1-AWQ" in args
     assert not any("-lora" in arg for arg in args)
 

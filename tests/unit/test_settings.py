@@ -16,6 +16,8 @@ from pydantic.alias_generators import to_camel
 from infra import preflight
 from infra.errors import ConfigError
 from loraserve.planning import pod_resources
+from loraserve.planning.advice import advice
+from loraserve.planning.gpu_memory import plan_memory
 from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
@@ -327,3 +329,38 @@ def test_a_mirror_needs_a_model_that_can_be_named_in_the_bucket() -> None:
 def test_a_mirrored_model_needs_no_commit_in_production() -> None:
     mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 1}
     assert parse(stack_values("prod", baseModelRevision="main", baseModelMirror=mirror))
+
+
+def many(count: int, **changes: Any) -> list[dict[str, Any]]:
+    return [adapter(f"tenant-{number}", **changes) for number in range(count)]
+
+
+ALL_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "changes", "slots"),
+    [
+        (many(50, sizeBytes=200_000_000), {}, 52),
+        (many(32, rank=64, targetModules=ALL_LAYERS), {"adapterSlots": "8"}, 8),
+        (many(32, rank=64, targetModules=ALL_LAYERS), {}, 16),
+        (many(200), {}, 32),
+    ],
+    ids=["50 of 200 MB", "32 of rank 64 in 8 slots", "32 of rank 64", "200 tenants"],
+)
+def test_published_sizes_fit_a_card_of_24_gb(
+    adapters: list[dict[str, Any]], changes: dict[str, Any], slots: int
+) -> None:
+    parsed = parse(stack_values("dev", adapters=adapters, **changes))
+    assert parsed.envelope
+    assert parsed.envelope.slots == slots
+    assert plan_memory(parsed.serving).kv_tokens > 8 * parsed.max_model_len
+
+
+def test_what_is_dear_but_works_is_told_with_its_price() -> None:
+    eight = many(8, targetModules=["q_proj", "v_proj"])
+    assert list(advice(parse(stack_values("dev", adapters=eight)))) == []
+    (told,) = advice(parse(stack_values("dev", adapters=[*eight, adapter("wide", rank=256)])))
+    assert told.startswith("adapter wide alone makes every slot wider (rank 256, 4 layers): 16 slots")
+    (shared,) = advice(parse(stack_values("dev", adapters=many(200))))
+    assert "share 32 slots" in shared

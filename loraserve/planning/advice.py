@@ -1,0 +1,41 @@
+"""What a stack's settings cost that would deploy all the same: told at `preview`, refused by nobody. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loraserve.planning.envelope import crowding_warning, envelope_around, widening
+from loraserve.planning.gpu_memory import plan_memory, within_memory
+from loraserve.planning.stack_settings import Settings
+
+MEASURED_GPUS = (1, 2)
+"""How many GPUs of one host the memory model was measured on."""
+
+
+def advice(settings: Settings) -> Iterator[str]:
+    """A sentence for each."""
+    if crowding := crowding_warning(settings.adapters, settings.envelope):
+        yield crowding
+    yield from _widening(settings)
+    if settings.gpu_instance.gpus not in MEASURED_GPUS:
+        yield (
+            f"{settings.gpu_instance.name} has {settings.gpu_instance.gpus} GPUs, and the memory plan was measured on one "
+            "and two: it is unproven there"
+        )
+
+
+def _widening(settings: Settings) -> Iterator[str]:
+    """The price of each adapter that alone makes rank or layers larger for all."""
+    if settings.local.vllm_device == "cpu" or not settings.envelope:
+        return
+    now = plan_memory(settings.serving).kv_tokens
+    for name, others in sorted(widening(settings.adapters).items()):
+        narrower = replace(settings.serving, envelope=envelope_around(others, settings.adapter_slots))
+        narrower = narrower if settings.adapter_slots else within_memory(narrower)
+        without, slots = plan_memory(narrower), narrower.envelope.slots if narrower.envelope else 0
+        yield (
+            f"adapter {name} alone makes every slot wider (rank {settings.envelope.rank}, "
+            f"{len(settings.envelope.target_modules)} layers): {settings.envelope.slots} slots and a KV cache of {now:,} tokens, "
+            f"where without it there would be {slots} and {without.kv_tokens:,}. Train it like the others, or give it a stack"
+        )
