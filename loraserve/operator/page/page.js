@@ -30,6 +30,7 @@ async function listModels() {
   const answer = await call("v1/models");
   if (!answer.ok) throw new Error(await refusal(answer));
   const { data } = await answer.json();
+  if (!data.length) throw new Error("This key may call no model that is declared.");
   // The base model first, then what is awake.
   const rank = ({ parent, status }) => (parent === null ? 0 : status === "ready" ? 1 : 2);
   const models = [...data].sort((a, b) => rank(a) - rank(b));
