@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench soak lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,9 +55,13 @@ deep: install tools images ## Engine and end-to-end tests side by side
 
 # swaps, cold_start and losses load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
+HOURS ?= 168
 
 bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local swaps cold_start losses'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
+
+soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, half an hour or more (root)
+	@$(PY) -m bench.soak --hours $(HOURS)
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.tools

@@ -7,10 +7,14 @@ Being a PrometheusStatLogger, this one takes the place of vLLM's own. It imports
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Gauge
+from prometheus_client import REGISTRY, Gauge
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
 
@@ -41,22 +45,36 @@ class LoraMetrics(PrometheusStatLogger):
         super().__init__(vllm_config, engine_indexes)
         if self.gauge_lora_info is not None:
             self.gauge_lora_info = _Present(self.gauge_lora_info)
-        # The prefix is vLLM's, which drops every metric that has it from its registry before it makes them anew.
-        self._last_used = Gauge(LAST_USED, "When a request for the adapter last ran or waited.", ["lora_name"])
-        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._last_used = _LastUsed()
+        REGISTRY.register(self._last_used)
 
     def record(self, scheduler_stats: Any, *others: Any, **named: Any) -> None:
         super().record(scheduler_stats, *others, **named)
         if scheduler_stats is not None:
-            for name in scheduler_stats.running_lora_adapters.keys() | scheduler_stats.waiting_lora_adapters.keys():
-                self._see(name)
+            self._last_used.see(scheduler_stats.running_lora_adapters)
+            self._last_used.see(scheduler_stats.waiting_lora_adapters)
 
-    def _see(self, adapter: str) -> None:
-        self._recent[adapter] = None
-        self._recent.move_to_end(adapter)
-        if len(self._recent) > MOST_ADAPTERS:
-            self._last_used.remove(self._recent.popitem(last=False)[0])
-        self._last_used.labels(adapter).set_to_current_time()
+
+class _LastUsed(Collector):
+    _name = LAST_USED
+    """By its prefix vLLM knows what to drop from the registry before it makes its metrics anew."""
+
+    def __init__(self) -> None:
+        self._at: OrderedDict[str, float] = OrderedDict()
+
+    def see(self, adapters: Iterable[str]) -> None:
+        now = time.time()
+        for adapter in adapters:
+            self._at[adapter] = now
+            self._at.move_to_end(adapter)
+        while len(self._at) > MOST_ADAPTERS:
+            self._at.popitem(last=False)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        told = GaugeMetricFamily(LAST_USED, "When a request for the adapter last ran or waited.", labels=["lora_name"])
+        for adapter, at in self._at.copy().items():
+            told.add_metric([adapter], at)
+        yield told
 
 
 class _Present:

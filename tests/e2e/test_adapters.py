@@ -46,6 +46,14 @@ def test_a_restarted_vllm_gets_its_adapters_back_from_the_agent(served: Served) 
     assert served.restarts()["agent"] == 0
 
 
+def test_vllms_metrics_about_adapters_are_ours(served: Served) -> None:
+    """Its own have one series for every ordered set of adapters that was ever in use at once."""
+    assert served.answers() == ANSWERS
+    text = served.run_in_agent("import httpx; print(httpx.get('http://127.0.0.1:8000/metrics').text)")
+    assert text.count("vllm:lora_requests_info{") <= 1
+    assert 'vllm:lora_last_used_timestamp_seconds{lora_name="faq@v1"}' in text
+
+
 def test_adapters_do_not_leak_into_the_base_models_answers(served: Served) -> None:
     """With every slot in use: a batch that they share is where another's weights could be taken."""
     difference = served.run_in_agent("""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY, Gauge, generate_latest
 
-from infra.vllm_container import vllm_files, vllm_volumes
+from bench.soak import mount
 from loraserve.agent import vllm as agent_vllm
 from loraserve.planning.settings_parser import parse
 from loraserve.vllm_plugins import guard
@@ -141,16 +141,7 @@ def test_vllm_finds_the_plugin_as_that_of_an_installed_package(
     tmp_path: Path, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the folder that its container mounts, as the kubelet lays it out."""
-    files = vllm_files(parse(stack_values("dev")))
-    (volume,) = [
-        volume for volume in vllm_volumes(parse(stack_values("dev")), "vllm-files") if volume["name"] == "files"
-    ]
-    for item in volume["config_map"]["items"]:  # type: ignore[index, typeddict-item]
-        path = tmp_path / item["path"]
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(files.pop(item["key"]))
-    assert not files, "every file is mounted"
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(mount(parse(stack_values("dev")), tmp_path / "vllm"))
 
     (found,) = entry_points(group="vllm.stat_logger_plugins")
 
