@@ -47,6 +47,9 @@ def _chunked(data: bytes) -> bytes:
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _STREAM = [_chunked(_piece())] * _PIECES + [_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
 _WHOLE = _answer(_whole())
+_SLOW_SECONDS = 2.0
+_LARGE_PIECE, _LARGE_PIECES = b"x" * (1 << 16), 4096
+_LARGE_HEAD = _answer(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (len(_LARGE_PIECE) * _LARGE_PIECES))
 
 
 class Http(asyncio.Protocol):
@@ -76,7 +79,13 @@ class Http(asyncio.Protocol):
 
 
 def vllm(http: Http, head: bytes, body: bytes) -> None:
-    if b'"stream": true' in body or b'"stream":true' in body:
+    if b'"prompt_logprobs"' in body:
+        http.write(_LARGE_HEAD)
+        for _ in range(_LARGE_PIECES):
+            http.write(_LARGE_PIECE)
+    elif b'"user": "slow"' in body:
+        asyncio.get_running_loop().call_later(_SLOW_SECONDS, http.write, _WHOLE)
+    elif b'"stream": true' in body or b'"stream":true' in body:
         http.write(_STREAM_HEAD)
         for piece in _STREAM:
             http.write(piece)

@@ -26,7 +26,7 @@ from bench.constant_upstream import SERVED
 from bench.vegeta import Answers, Request
 from local.processes import Process, free_port, free_ports
 from loraserve.contract.gateway_settings import GatewaySettings
-from loraserve.contract.keys import KeyRing, create_key
+from loraserve.contract.keys import Key, KeyRing, create_key
 
 CONCURRENCY = (1, 50, 200)
 STEADY_RATE = 200
@@ -57,6 +57,7 @@ class Target:
 @dataclass(frozen=True)
 class Gateway(Target):
     metrics_port: int
+    tls_port: int
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,19 @@ def upstream(folder: Path) -> Iterator[Upstream]:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, behind: Upstream) -> Iterator[Gateway]:
+def gateway(
+    folder: Path,
+    behind: Upstream,
+    others: Sequence[Key] = (),
+    wrap: Callable[..., tuple[str, ...]] = lambda *command: command,
+    *,
+    tls: bool = False,
+) -> Iterator[Gateway]:
+    """`others` may call it too; `wrap` makes a command of its command."""
     key, entry = create_key("bench", ("*",), 100_000_000)
-    (folder / "keys.json").write_text(KeyRing(keys=(entry,)).to_json())
+    (folder / "keys.json").write_text(KeyRing(keys=(entry, *others)).to_json())
     (folder / "token").write_text("token")
-    port, metrics_port = free_ports(2)
+    port, metrics_port, tls_port = free_ports(3)
     environment = GatewaySettings.variables(
         kubernetes_url=f"http://127.0.0.1:{behind.kubernetes}",
         kubernetes_namespace="bench",
@@ -175,13 +184,14 @@ def gateway(folder: Path, behind: Upstream) -> Iterator[Gateway]:
         vllm_api_key="upstream",
         port=port,
         metrics_port=metrics_port,
+        tls_port=tls_port if tls else None,
         vllm_port=behind.vllm,
         agent_port=behind.agent,
     )
-    command = (sys.executable, "-m", "loraserve", "gateway")
+    command = wrap(sys.executable, "-m", "loraserve", "gateway")
     with running("gateway", command, folder, environment) as process:
         process.wait_until(answers(metrics_port, "/readyz"))
-        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.adapter, metrics_port)
+        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.adapter, metrics_port, tls_port)
 
 
 @contextlib.contextmanager

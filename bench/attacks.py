@@ -1,0 +1,304 @@
+"""One tenant against all others: what the gateway takes of memory, how its neighbours and its probe fare, attack by attack.
+
+The gateway runs in a memory cgroup with its pod's limit, so root is needed; a neighbour asks steadily, and /livez is asked all the
+time. `python -m bench.attacks [NAME ...]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from bench import vegeta
+from bench.gateway import Gateway, Upstream, gateway, rss_mb, upstream
+from bench.vegeta import Answers
+from loraserve.contract.keys import create_key
+from loraserve.planning.pod_resources import GATEWAY_MEMORY_LIMIT_MIB
+
+SECONDS = 10.0
+OVERLOAD_SECONDS = 60.0
+OVERLOAD_RATE = 400
+NEIGHBOUR_RATE = 10
+_MIB = 1 << 20
+_LARGE = 4 * _MIB - 1000
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class MemoryGroup:
+    """A cgroup, version 1 or 2."""
+
+    def __init__(self, name: str, limit_mib: int) -> None:
+        second = (_CGROUPS / "cgroup.controllers").exists()
+        self.folder = (_CGROUPS if second else _CGROUPS / "memory") / name
+        limit, self._peak = (
+            ("memory.max", "memory.peak") if second else ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        )
+        self.folder.mkdir()
+        (self.folder / limit).write_text(str(limit_mib * _MIB))
+
+    def command(self, *command: str) -> tuple[str, ...]:
+        """The same command, run in the group from its first byte on."""
+        return ("sh", "-c", f'echo $$ > {self.folder}/cgroup.procs && exec "$@"', "sh", *command)
+
+    @property
+    def peak_mb(self) -> float:
+        return int((self.folder / self._peak).read_text()) / _MIB
+
+    def remove(self) -> None:
+        self.folder.rmdir()
+
+
+@dataclass
+class Target:
+    """The gateway under attack, and what attackers have seen of it."""
+
+    gateway: Gateway
+    limited: str
+    """A key of one request a minute."""
+    unlimited: str
+    statuses: Counter[str] = field(default_factory=Counter)
+
+    async def ask(self, key: str, body: bytes = b"", path: str = "/v1/completions") -> None:
+        """One request on a connection of its own; notes the status, or that there was none."""
+        writer = None
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.gateway.port)
+            method = "POST" if body else "GET"
+            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            status = (await reader.readline()).split()[1:2]
+            self.statuses[status[0].decode() if status else "none"] += 1
+            while await reader.read(_MIB):
+                pass
+        except OSError:
+            self.statuses["none"] += 1
+        finally:
+            if writer:
+                writer.close()
+
+
+Attack = Callable[[Target], Coroutine[Any, Any, None]]
+
+
+async def by_callers(count: int, ask: Callable[[], Awaitable[None]]) -> None:
+    """Each asks as soon as it has its answer."""
+
+    async def keep_asking() -> None:
+        while time.monotonic() < end:
+            await ask()
+
+    end = time.monotonic() + SECONDS
+    await asyncio.gather(*(keep_asking() for _ in range(count)))
+
+
+async def large_bodies(target: Target) -> None:
+    """64 bodies of 4 MiB at once on a key of one request a minute, held there."""
+    body = json.dumps({"model": "faq", "prompt": "word " * (_LARGE // 5), "user": "slow"}).encode()
+    await asyncio.gather(*(target.ask(target.limited, body) for _ in range(64)))
+
+
+async def large_bodies_without_limit(target: Target) -> None:
+    body = json.dumps({"model": "faq", "prompt": "word " * (_LARGE // 5), "user": "slow"}).encode()
+    await by_callers(64, lambda: target.ask(target.unlimited, body))
+
+
+async def large_headers(target: Target) -> None:
+    """427 connections without a key, each with a megabyte of headers that never ends."""
+
+    async def hold() -> None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port)
+            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
+            for number in range(120):
+                writer.write(b"X-%d: " % number + b"x" * 8000 + b"\r\n")
+                await writer.drain()
+            await asyncio.sleep(SECONDS)
+            writer.close()
+
+    await asyncio.gather(*(hold() for _ in range(427)))
+
+
+async def silent_handshakes(target: Target) -> None:
+    """3,000 connections that begin TLS and never end it."""
+    outgoing = ssl.MemoryBIO()
+    hello = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        hello.do_handshake()
+    first = outgoing.read()
+
+    async def hold() -> None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", target.gateway.tls_port)
+            writer.write(first)
+            await asyncio.sleep(SECONDS)
+            writer.close()
+
+    await asyncio.gather(*(hold() for _ in range(3000)))
+
+
+async def bursting_json(target: Target) -> None:
+    body = b'{"model": "faq", "prompt": [' + b"[]," * (_LARGE // 3) + b"[]]}"
+    await by_callers(8, lambda: target.ask(target.unlimited, body))
+
+
+async def bad_json(target: Target) -> None:
+    body = b'{"model": "faq", "prompt": "' + b"x" * _LARGE
+    await by_callers(8, lambda: target.ask(target.unlimited, body))
+
+
+async def unknown_models(target: Target) -> None:
+    await by_callers(50, lambda: target.ask(target.unlimited, b'{"model": "nope", "prompt": "Hi"}'))
+
+
+async def lists_of_models(target: Target) -> None:
+    await by_callers(50, lambda: target.ask(target.unlimited, path="/v1/models"))
+
+
+async def wrong_keys(target: Target) -> None:
+    await by_callers(50, lambda: target.ask("lsk-0-wrong", b"{}"))
+
+
+async def large_answers(target: Target) -> None:
+    """8 answers of 256 MiB each, as `prompt_logprobs` makes them, to clients that hardly read."""
+    body = b'{"model": "faq", "prompt": "Hi", "prompt_logprobs": 20}'
+
+    async def hold() -> None:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port, limit=1 << 16)
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.unlimited}\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            await reader.readline()
+            await asyncio.sleep(SECONDS)
+            writer.close()
+
+    await asyncio.gather(*(hold() for _ in range(8)))
+
+
+async def overload(target: Target) -> None:
+    """400 requests/s for a minute of an answer that takes 2 s: three times of what 256 places can do."""
+    body = json.dumps({"model": "faq", "prompt": "Hi", "user": "slow"}).encode()
+    asked, start = set[asyncio.Task[None]](), time.monotonic()
+    for number in range(int(OVERLOAD_RATE * OVERLOAD_SECONDS)):
+        await asyncio.sleep(max(0.0, start + number / OVERLOAD_RATE - time.monotonic()))
+        task = asyncio.create_task(target.ask(target.unlimited, body))
+        asked.add(task)
+        task.add_done_callback(asked.discard)
+    await asyncio.gather(*asked)
+
+
+ATTACKS: dict[str, Attack] = {
+    attack.__name__: attack
+    for attack in (
+        *(large_bodies, large_bodies_without_limit, large_headers, silent_handshakes, bursting_json, bad_json),
+        *(unknown_models, lists_of_models, wrong_keys, large_answers, overload),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    before_mb: float
+    peak_mb: float
+    alive: bool
+    slowest_probe: float
+    """Seconds."""
+    neighbour: Answers
+    statuses: Counter[str]
+
+
+def suffer(name: str, folder: Path, behind: Upstream) -> Outcome:
+    """A fresh gateway through one attack."""
+    group = MemoryGroup(f"loraserve-bench-{name}", GATEWAY_MEMORY_LIMIT_MIB)
+    limited, limited_entry = create_key("attacker-limited", ("*",), 1)
+    unlimited, unlimited_entry = create_key("attacker", ("*",), None)
+    try:
+        with gateway(folder, behind, [limited_entry, unlimited_entry], group.command, tls=True) as under:
+            target = Target(under, limited, unlimited)
+            before = rss_mb(under.pid)
+            with ThreadPoolExecutor(1) as pool, probing(under) as probes:
+                seconds = (OVERLOAD_SECONDS if name == "overload" else SECONDS) + 4
+                neighbour = pool.submit(
+                    vegeta.answers, under.request(), vegeta.at_rate(NEIGHBOUR_RATE), folder, seconds
+                )
+                time.sleep(2)
+                asyncio.run(ATTACKS[name](target))
+                answers = neighbour.result()
+            return Outcome(before, group.peak_mb, alive(under), max(probes, default=0), answers, target.statuses)
+    finally:
+        with contextlib.suppress(OSError):
+            group.remove()
+
+
+def alive(under: Gateway) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{under.metrics_port}/livez", trust_env=False).status_code == 200
+    return False
+
+
+@contextlib.contextmanager
+def probing(under: Gateway) -> Iterator[list[float]]:
+    """How long each probe took, in seconds; 60 where none was answered."""
+    took, stop = list[float](), threading.Event()
+
+    def probe() -> None:
+        while not stop.wait(0.1):
+            begin = time.monotonic()
+            try:
+                httpx.get(f"http://127.0.0.1:{under.metrics_port}/livez", trust_env=False, timeout=60)
+                took.append(time.monotonic() - begin)
+            except httpx.HTTPError:
+                took.append(60)
+                return
+
+    thread = threading.Thread(target=probe)
+    thread.start()
+    try:
+        yield took
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main() -> None:
+    """Prints a table; exit code 1 where the gateway died, or its probe was not answered within a second."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ATTACKS)}; default: all")
+    names = parser.parse_args().names or list(ATTACKS)
+    table = Table(
+        "attack", "MB before", "peak MB", "alive", "slowest probe s", "neighbour p50", "p99 ms", "failed", "seen"
+    )
+    failed = False
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="loraserve-attack-") as folder, upstream(Path(folder)) as behind:
+            outcome = suffer(name, Path(folder), behind)
+        failed |= not outcome.alive or outcome.slowest_probe > 1
+        seen = ", ".join(f"{count} x {status}" for status, count in sorted(outcome.statuses.items()))
+        table.add_row(
+            *(name, f"{outcome.before_mb:.0f}", f"{outcome.peak_mb:.0f}", "yes" if outcome.alive else "NO"),
+            *(f"{outcome.slowest_probe:.2f}", f"{outcome.neighbour.p50:.1f}", f"{outcome.neighbour.p99:.1f}"),
+            *(str(outcome.neighbour.failed), seen),
+        )
+        print(name, outcome, flush=True)
+    Console(width=160).print(table)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
