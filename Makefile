@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit engine images e2e deep bench soak lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ quick: install ## In seconds what CI runs first: format, lint and import rules (
 unit: install ## Pure logic, and the program under mocks
 	@$(PY) -m pytest -n 2 --dist loadfile tests/unit
 
+fuzz: install ## The gateway's fuzz tests with 10,000 cases, about half an hour
+	@FUZZ_CASES=10000 $(PY) -m pytest tests/unit/test_gateway_fuzz.py
+
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine
 
@@ -57,7 +60,7 @@ deep: install tools images ## Engine and end-to-end tests side by side
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local swaps cold_start losses'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local attacks swaps cold_start losses'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, half an hour or more (root)

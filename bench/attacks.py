@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import sys
 import tempfile
@@ -225,7 +226,7 @@ class Outcome:
 
 def suffer(name: str, folder: Path, behind: Upstream) -> Outcome:
     """A fresh gateway through one attack."""
-    group = MemoryGroup(f"loraserve-bench-{name}", GATEWAY_MEMORY_LIMIT_MIB)
+    group = MemoryGroup(f"loraserve-bench-{os.getpid()}", GATEWAY_MEMORY_LIMIT_MIB)
     limited, limited_entry = create_key("attacker-limited", ("*",), 1)
     unlimited, unlimited_entry = create_key("attacker", ("*",), None)
     try:

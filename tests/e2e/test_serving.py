@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+from typing import Any
 
 import httpx
 import pytest
@@ -36,6 +37,28 @@ def test_make_ask_prints_one_answer(served: Served) -> None:
 def test_an_unknown_model_is_not_found(served: Served) -> None:
     with served.endpoint() as endpoint, pytest.raises(ProcessError, match="404"):
         endpoint.ask("nobody", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"temperature": "exploratory"}, "body.temperature"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, None),
+        ({"n": 2048}, "n"),
+        ({"cache_salt": 1}, "cache_salt"),
+    ],
+    ids=["a temperature of text", "an image to a text base", "2,048 answers at once", "a salt that is none"],
+)
+def test_a_clients_own_mistake_is_told_at_once_and_nobody_pays_for_it(
+    served: Served, more: dict[str, Any], param: str | None
+) -> None:
+    ask = {"model": "faq", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    with httpx.Client(base_url=served.address("gateway", 8080), trust_env=False, timeout=60) as client:
+        client.headers["Authorization"] = f"Bearer {served.key}"
+        refused = client.post("/v1/chat/completions", json=ask | more)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert refused.elapsed.total_seconds() < 3
+        assert client.post("/v1/chat/completions", json=ask).headers["x-loraserve-model"] == "faq@v1"
 
 
 def test_the_gateway_answers_nobody_without_a_key_and_loads_nothing_for_anybody(served: Served) -> None:

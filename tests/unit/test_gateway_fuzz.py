@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import logging
+import os
 import socket
 from collections.abc import Iterator
 
@@ -16,8 +19,12 @@ from tests.unit.gateway_world import World, adapter, world
 
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
+CASES = int(os.environ.get("FUZZ_CASES", "200"))
+"""In all; `make fuzz` asks for 10,000."""
 RELAXED = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=CASES // 4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
@@ -33,13 +40,34 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def fuzzed(tmp_path_factory: pytest.TempPathFactory, **limits: float) -> Iterator[World]:
+    logged = Logged()
+    logging.getLogger().addHandler(logged)
     with world(tmp_path_factory.mktemp("gateway"), **limits) as made:
         made.pods[0].holds("faq@v1")
         made.start(adapter())
         made.wait_for_status("ready")
         yield made
+        logging.getLogger().removeHandler(logged)
+        assert not [line for line in logged.lines if secret(made) in line]
         made.wait_for_load()
-        assert 'outcome="internal_error"' not in made.inner("/metrics").text
+        samples = [line for line in made.inner("/metrics").text.splitlines() if "requests_total{" in line]
+        assert [line for line in samples if 'outcome="internal_error"' in line and not line.endswith(" 0.0")] == []
+
+
+class Logged(logging.Handler):
+    """Whatever is logged, tracebacks included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+def secret(at: World) -> str:
+    """Of the key that is sent."""
+    return at.key.split("-", 2)[2]
 
 
 def whole(body: bytes) -> bytes:
@@ -118,6 +146,38 @@ def test_no_bytes_make_it_fail_or_hang(at: World, pieces: list[bytes]) -> None:
         assert 100 <= head < 500, pieces
 
 
+VALUES = some.recursive(
+    some.none()
+    | some.booleans()
+    | some.integers()
+    | some.floats()
+    | some.text()
+    | some.sampled_from(["faq", "nope", "1e9"]),
+    lambda inner: some.lists(inner, max_size=4) | some.dictionaries(some.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = some.sampled_from(
+    [
+        *("model", "prompt", "messages", "input", "n", "max_tokens", "max_completion_tokens", "stream", "user"),
+        *("cache_salt", "service_tier", "prompt_embeds", "safety_identifier", "previous_response_id", "temperature"),
+    ]
+)
+BODIES = some.dictionaries(FIELDS, VALUES, max_size=6)
+PATHS = some.sampled_from([b"/v1/completions", b"/v1/chat/completions", b"/v1/responses", b"/tokenize"])
+
+
+@given(PATHS, BODIES, EDITS)
+@RELAXED
+def test_no_body_makes_it_fail_or_hang(
+    patient: World, path: bytes, body: dict[str, object], edits: list[tuple[int, int, bytes]]
+) -> None:
+    content = json.dumps({"model": "faq"} | body).encode()
+    for where, gone, instead in edits:
+        content = content[:where] + instead + content[where + gone :]
+    answer = exchanged(patient, [requested(patient, b"POST %s HTTP/1.1" % path, whole(content), [])])
+    assert [status < 500 for status in statuses(answer)] == [True], (content, answer)
+
+
 def test_a_second_request_cannot_hide_in_the_first_ones_body(at: World) -> None:
     """Where two lengths contradict each other, nothing is believed."""
     hidden = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -128,7 +188,9 @@ def test_a_second_request_cannot_hide_in_the_first_ones_body(at: World) -> None:
 
 @schema.parametrize()
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=CASES // 16,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_what_the_document_says_holds(case: schemathesis.Case, at: World) -> None:
     case.call_and_validate(
@@ -149,6 +211,7 @@ def exchanged(at: World, pieces: list[bytes]) -> bytes:
                 received += data
         except (ConnectionResetError, BrokenPipeError):
             pass
+    assert secret(at).encode() not in received
     return received
 
 
