@@ -26,7 +26,7 @@ POLL_SECONDS = 1.0
 FRESH_SECONDS = 5.0
 """What an agent said longer ago is not acted on."""
 SLOW_SECONDS = 60.0
-"""Unless it takes connections and only answers slowly: a pod that works hard is not asleep."""
+"""Unless it takes connections and only answers slowly: a pod that works hard is not asleep. Its vLLM has as long to answer the agent."""
 DOUBT_SECONDS = 3.0
 """Where vLLM's own answer contradicts its agent, the agent is believed again after so long: it has looked anew by then."""
 IMBALANCE = 1.25
@@ -76,6 +76,8 @@ class Pod:
     def has(self, served: str, now: float) -> bool:
         """Whether a request for it may go there."""
         if self.state.loaded is None or now < max(self.doubted_until, self.refused_until.get(served, -math.inf)):
+            return False
+        if (self.state.age or 0) > SLOW_SECONDS:
             return False
         status = self.versions.get(served)
         return status.state is State.READY if status else served == self.state.base

@@ -94,6 +94,16 @@ def test_an_agent_that_only_answers_slowly_is_not_asleep_for_a_while() -> None:
     assert fleet.served(FAQ) is None
 
 
+def test_a_vllm_that_has_not_answered_its_agent_for_long_gets_nothing() -> None:
+    fleet = Fleet()
+    pod = fleet.add("a", faq_v2=State.READY)
+    pod.hear(pod.state.model_copy(update={"age": SLOW_SECONDS}), fleet.now)
+    assert fleet.served(FAQ) == "faq@v2"
+    pod.hear(pod.state.model_copy(update={"age": SLOW_SECONDS + 1}), fleet.now)
+    assert fleet.served(FAQ) is None
+    assert fleet.pods.awake, "it is no start from zero"
+
+
 def test_an_agent_whose_vllm_is_silent_has_nothing_ready() -> None:
     fleet = Fleet()
     pod = fleet.add("a", faq_v2=State.READY)
