@@ -63,7 +63,7 @@ HOURS ?= 168
 bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local attacks swaps cold_start losses'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
-soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, half an hour or more (root)
+soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)
 	@$(PY) -m bench.soak --hours $(HOURS)
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane

@@ -21,13 +21,15 @@ from loraserve.planning.stack_settings import Settings
 from tests.stack_values import stack_values
 
 MOST_BYTES = 300_000
+_STEPS = 10
+"""A week in minutes: what is bounded is so after every tenth step as well."""
 _SCRIPT = Path(__file__).with_name("soak_in_vllm.py")
 
 
 def main() -> None:
     """Exit code 1 where there are more bytes than MOST_BYTES."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hours", type=float, default=7 * 24, help="simulated (default: a week, half an hour or more)")
+    parser.add_argument("--hours", type=float, default=7 * 24, help="simulated (default: a week, ten minutes)")
     hours = parser.parse_args().hours
     with tempfile.TemporaryDirectory(prefix="loraserve-soak-") as folder:
         place = Machine(Path(folder) / "state")
@@ -38,13 +40,13 @@ def main() -> None:
             base, shared = models.base(place.run_in_vllm_image), Path(folder) / "shared"
             plugins = mount(parse(stack_values("dev")), shared / "plugins")
 
-            def soak(plugins: str, hours: float) -> dict[str, float]:
+            def soak(plugins: str, hours: float, steps: int) -> dict[str, float]:
                 result = shared / "result.json"
-                command = ["python3", str(_SCRIPT), str(base), plugins, str(hours), str(result)]
+                command = ["python3", str(_SCRIPT), str(base), plugins, str(hours), str(steps), str(result)]
                 place.run_in_vllm_image(command, [_SCRIPT.parent, base, shared])
                 return json.loads(result.read_text())
 
-            before, after = soak("", min(hours, 1)), soak(str(plugins), hours)
+            before, after = soak("", min(hours, 1), 1), soak(str(plugins), hours, _STEPS)
         finally:
             place.remove()
     figures = {

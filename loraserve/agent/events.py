@@ -17,6 +17,7 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
+MOST_TOLD = 1000
 LONGEST_NOTE = 1000
 """The API refuses notes of more than 1,024 bytes."""
 
@@ -45,6 +46,8 @@ class Events:
     def quarantined(self, adapter: str, cause: str, reason: str) -> None:
         name = _name(self._pod, adapter, cause)
         if name not in self._told:
+            if len(self._told) >= MOST_TOLD:  # the API server still knows them, and takes none twice
+                self._told.clear()
             self._told.add(name)
             self._waiting.put(_warning(self._pod, name, f"{adapter}: {reason}"))
 
