@@ -22,7 +22,6 @@ from infra.names import (
 )
 from infra.pods import environment, hardened, of_secret, probe
 from loraserve.planning import pod_resources
-from loraserve.planning.envelope import lora_flags
 from loraserve.planning.gpu_memory import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 from loraserve.planning.stack_settings import Settings
 from loraserve.vllm_plugins import guard
@@ -139,7 +138,7 @@ def vllm_flags(settings: Settings) -> list[str]:
             else []
         ),
         *([f"--reasoning-parser={settings.reasoning_parser}"] if settings.reasoning_parser else []),
-        *(lora_flags(settings.envelope) if settings.envelope else []),
+        *settings.lora_flags,
     ]
 
 

@@ -90,7 +90,7 @@ def read_base(source: str) -> Base:
         if source.lstrip().startswith("{"):
             return Base.model_validate_json(source)
         config = json.loads(Path(source).read_bytes())
-        shape = DecoderConfig.model_validate(_with_defaults(config)).lora_shape
+        shape = DecoderConfig.model_validate(with_defaults(config)).lora_shape
     except ValidationError as error:
         raise InvalidBaseModel(f"the base model is not understood:\n{explain(error)}") from None
     except (OSError, ValueError, AttributeError) as error:
@@ -100,7 +100,7 @@ def read_base(source: str) -> Base:
     return Base(name=config.get("_name_or_path") or source, shape=shape)
 
 
-def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """What a config.json may leave out, as transformers fills it in."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     derived = {"num_key_value_heads": heads, "head_dim": hidden // heads if hidden and heads else None}

@@ -56,12 +56,12 @@ def _default_slots(versions: int) -> int:
     return _at_least(versions, SLOT_STEPS) if versions <= _OWN_SLOTS else _SHARED_SLOTS
 
 
-def lora_flags(envelope: Envelope) -> list[str]:
-    """vLLM's start-up flags for this envelope."""
+def lora_flags(envelope: Envelope, in_host_memory: int) -> list[str]:
+    """vLLM's start-up flags for this envelope; so many adapters are kept in the host's memory, others on disk."""
     return [
         "--enable-lora",
         f"--max-loras={envelope.slots}",
-        f"--max-cpu-loras={envelope.slots}",
+        f"--max-cpu-loras={max(envelope.slots, in_host_memory)}",
         f"--max-lora-rank={envelope.rank}",
         "--lora-target-modules",
         *envelope.target_modules,

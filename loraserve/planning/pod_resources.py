@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraserve.contract.addresses import GPU_RESOURCE, PROJECT
-from loraserve.contract.desired_state import Adapter
+from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.planning.envelope import SWAP_HEADROOM
 from loraserve.planning.instance_types import InstanceType
+from loraserve.planning.model_shapes import ModelShape
 
 _GIB = 1024**3
 
@@ -43,6 +44,8 @@ AGENT_LIMITS = Requests(2000, 512)
 GATEWAY_REQUESTS = Requests(100, 128)
 GATEWAY_MEMORY_LIMIT_MIB = 512
 """Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
+_ADAPTER_MEMORY_GIB = 3
+_MOST_ADAPTERS_IN_MEMORY = 512
 _ADAPTER_VOLUMES_GIB = (10, 20, 40, 80, 160, 320)
 """Few sizes: another one replaces the pods."""
 _FILLED = 0.95
@@ -102,6 +105,12 @@ def base_disk_problem(weights_bytes: int) -> str | None:
         f"{PROJECT}:baseModelMirror has {weights_bytes / _GIB:.1f} GiB of weights, and the pod has {BASE_VOLUME_GIB} GiB "
         "of disk for them: mirror a smaller or a quantised model"
     )
+
+
+def adapters_in_memory(shape: ModelShape, envelope: Envelope) -> int:
+    """How many adapters vLLM may keep in the pod's memory: as many as fit if each is as large as the envelope allows."""
+    of_one = sum(shape.lora_tensors(envelope.model_copy(update={"slots": 1})))
+    return min(_ADAPTER_MEMORY_GIB * _GIB // of_one, _MOST_ADAPTERS_IN_MEMORY)
 
 
 def adapter_volume_gib(adapters: Sequence[Adapter]) -> int:

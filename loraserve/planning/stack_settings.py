@@ -19,11 +19,12 @@ from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
-from loraserve.planning.envelope import SLOT_STEPS, envelope_around
+from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
 from loraserve.planning.objectives import Objective
+from loraserve.planning.pod_resources import adapters_in_memory
 from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 MAX_VPC_PREFIX = 20
@@ -307,5 +308,12 @@ class Settings(_Section):
 
     @property
     def envelope(self) -> Envelope | None:
-        """Start-up flags around the declared adapters."""
+        """What vLLM can hold of the declared adapters."""
         return self.serving.envelope
+
+    @property
+    def lora_flags(self) -> list[str]:
+        """vLLM's start-up flags for its adapters."""
+        if not (envelope := self.envelope):
+            return []
+        return lora_flags(envelope, adapters_in_memory(self.model_shape, envelope))

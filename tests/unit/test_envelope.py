@@ -50,10 +50,10 @@ def test_an_adapter_that_is_wider_than_most_has_an_envelope_made_for_it() -> Non
 def test_flags_follow_from_the_adapters() -> None:
     slots = envelope_around(adapters(adapter(rank=12, targetModules=["q_proj", "v_proj"])))
     assert slots
-    assert lora_flags(slots) == [
+    assert lora_flags(slots, 200) == [
         "--enable-lora",
         "--max-loras=4",
-        "--max-cpu-loras=4",
+        "--max-cpu-loras=200",
         "--max-lora-rank=16",
         "--lora-target-modules",
         *ATTENTION,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from loraserve.contract.desired_state import Adapter
+from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.planning import pod_resources
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
+from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
 from tests.stack_values import adapter
 
 
@@ -35,3 +36,10 @@ def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:
     assert pod_resources.node_fit_problem(node) is None
     beside = sum(requests.memory_mib for requests in pod_resources.GPU_NODE_DAEMONSETS.values())
     assert 14 * 1024 + pod_resources.AGENT_REQUESTS.memory_mib + beside > node.allocatable_memory_mib
+
+
+def test_the_hosts_memory_holds_more_adapters_than_the_gpu() -> None:
+    attention = Envelope(slots=32, rank=8, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert pod_resources.adapters_in_memory(MISTRAL_7B_AWQ, attention) == 236
+    wide = attention.model_copy(update={"rank": 64})
+    assert pod_resources.adapters_in_memory(MISTRAL_7B_AWQ, wide) == 29

@@ -1,0 +1,138 @@
+"""What a stack's settings give, before anything is deployed: where the GPU's memory goes, how many requests fit, disk,
+memory of the node, price; and what the next smaller and larger instance would give."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from loraserve.planning import pod_resources
+from loraserve.planning.advice import advice
+from loraserve.planning.cost import PRICES
+from loraserve.planning.envelope import envelope_around
+from loraserve.planning.gpu_memory import MAX_NUM_SEQS, MEASURED_VLLM, Serving, fits, plan_memory, within_memory
+from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, GpuInstanceType
+from loraserve.planning.stack_settings import Settings
+
+USUAL_REQUEST_TOKENS = 1000
+"""Prompt and answer of a request, for the number that fit at once."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one instance type gives these settings. GiB are those of each GPU; `hourly` is a list price in US dollars."""
+
+    instance: str
+    gpus: int
+    gpu: str
+    gpu_gib: float
+    utilization: float
+    weights_gib: float
+    adapters_gib: float
+    peak_gib: float
+    graphs_gib: float
+    overhead_gib: float
+    kv_gib: float
+    outside_gib: float
+    slots: int
+    kv_tokens: int
+    full_requests: int
+    """Requests of `maxModelLen` at once."""
+    usual_requests: int
+    fits: bool
+    hourly: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For people and for machines."""
+
+    model: str
+    max_model_len: int
+    offer: Offer
+    smaller: Offer | None
+    larger: Offer | None
+    adapters: int
+    rank: int
+    target_modules: tuple[str, ...]
+    flags: tuple[str, ...]
+    adapter_disk_gib: int
+    pod_disk_gib: int
+    node_disk_gib: int
+    pod_memory_mib: int
+    node_memory_mib: int
+    advice: tuple[str, ...]
+    measured_with: str
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def plan(settings: Settings, region: str) -> Plan:
+    """`region` is for prices only."""
+    envelope, node = settings.envelope, settings.gpu_instance
+    smaller, larger = _neighbours(node)
+    return Plan(
+        model=settings.base_model,
+        max_model_len=settings.max_model_len,
+        offer=_offer(settings, node, region),
+        smaller=_offer(settings, smaller, region) if smaller else None,
+        larger=_offer(settings, larger, region) if larger else None,
+        adapters=len(settings.adapters),
+        rank=envelope.rank if envelope else 0,
+        target_modules=envelope.target_modules if envelope else (),
+        flags=(
+            f"--max-model-len={settings.max_model_len}",
+            f"--gpu-memory-utilization={settings.serving.utilization}",
+            *settings.lora_flags,
+        ),
+        adapter_disk_gib=pod_resources.adapter_volume_gib(settings.adapters),
+        pod_disk_gib=pod_resources.pod_disk_gib(settings.adapters),
+        node_disk_gib=int(settings.gpu_node_disk_gib * pod_resources.USABLE_DISK),
+        pod_memory_mib=pod_resources.ON_GPU.limits.memory_mib,
+        node_memory_mib=node.allocatable_memory_mib,
+        advice=tuple(advice(settings)),
+        measured_with=MEASURED_VLLM,
+    )
+
+
+def _offer(settings: Settings, instance: GpuInstanceType, region: str) -> Offer:
+    serving = _serving_on(settings, instance)
+    memory, prices = plan_memory(serving), PRICES.get(region)
+    gib = {name: round(value, 2) for name, value in asdict(memory).items() if name.endswith("_gib")}
+    del gib["budget_gib"]
+    tokens = max(memory.kv_tokens, 0)
+    return Offer(
+        instance=instance.name,
+        gpus=instance.gpus,
+        gpu=instance.gpu.product,
+        gpu_gib=round(instance.gpu.memory_mib / 1024, 2),
+        utilization=serving.utilization,
+        **gib,
+        kv_gib=round(memory.kv_gib, 2),
+        slots=serving.envelope.slots if serving.envelope else 0,
+        kv_tokens=tokens,
+        full_requests=tokens // serving.max_model_len,
+        usual_requests=min(tokens // USUAL_REQUEST_TOKENS, MAX_NUM_SEQS),
+        fits=fits(serving) and pod_resources.node_fit_problem(instance) is None,
+        hourly=prices.instances.get(instance.name) if prices else None,
+    )
+
+
+def _serving_on(settings: Settings, instance: GpuInstanceType) -> Serving:
+    """As the stack would serve on another instance type: slots and share are computed anew."""
+    envelope = envelope_around(settings.adapters, settings.adapter_slots)
+    serving = replace(settings.serving, instance=instance, envelope=envelope)
+    return within_memory(serving) if settings.adapter_slots is None else serving
+
+
+def _neighbours(node: GpuInstanceType) -> tuple[GpuInstanceType | None, GpuInstanceType | None]:
+    """The next with less, and with more, GPU memory than cards of one size differ by."""
+    smaller = [one for one in GPU_INSTANCE_TYPES.values() if _gpu_mib(one) < 0.9 * _gpu_mib(node)]
+    larger = [one for one in GPU_INSTANCE_TYPES.values() if _gpu_mib(one) > 1.1 * _gpu_mib(node)]
+    return max(smaller, key=_gpu_mib, default=None), min(larger, key=_gpu_mib, default=None)
+
+
+def _gpu_mib(instance: GpuInstanceType) -> int:
+    return instance.gpus * instance.gpu.memory_mib

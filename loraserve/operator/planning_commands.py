@@ -1,0 +1,87 @@
+"""`loraserve plan | base-model`: what is worth knowing before a deployment."""
+
+import json
+from pathlib import Path
+
+import click
+
+from loraserve.operator.terminal import add_row, json_option, print_json, print_table, table, tell
+
+
+@click.command()
+@click.argument("stack_file", type=click.Path(path_type=Path), default=Path("Pulumi.dev.yaml"))
+@click.option("--region", default="eu-central-1", show_default=True, help="For prices.")
+@json_option
+def plan(stack_file: Path, region: str, as_json: bool) -> None:
+    """Show what a stack's settings give: where the GPU's memory goes, slots, requests at once, disk, price.
+
+    And what the next smaller and larger instance would. Needs the stack's file only, no Pulumi and no cluster.
+    """
+    from loraserve.operator import plan as planning
+    from loraserve.planning import stack_file as stack_files
+
+    found = planning.plan(stack_files.read(stack_file), region)
+    if as_json:
+        print_json(found.plain())
+        return
+    offers = [offer for offer in (found.smaller, found.offer, found.larger) if offer]
+    click.echo(f"{found.model}, {found.adapters} adapters, {found.max_model_len:,} tokens at most\n")
+    shown = table("", *(f"{offer.instance}{' (chosen)' if offer is found.offer else ''}" for offer in offers))
+    for label, cell in _ROWS.items():
+        add_row(shown, label, *(cell(offer) for offer in offers))
+    print_table(shown)
+    click.echo(
+        f"\nrank {found.rank}, LoRA on {', '.join(found.target_modules) or 'nothing'}\n"
+        f"disk: {found.adapter_disk_gib} GiB for adapters, {found.pod_disk_gib} of {found.node_disk_gib} GiB in all\n"
+        f"memory: {found.pod_memory_mib:,} MiB at most, the node has {found.node_memory_mib:,}\n"
+        f"flags: {' '.join(found.flags)}\n"
+        f"GPU figures follow a model of vLLM {found.measured_with} that was measured on H200 and H100 cards "
+        "(docs/capacity.md), not on these."
+    )
+    for sentence in found.advice:
+        click.echo(f"note: {sentence}")
+
+
+_ROWS = {
+    "GPUs": lambda offer: f"{offer.gpus} x {offer.gpu}, {offer.gpu_gib:.1f} GiB",
+    "vLLM's share": lambda offer: f"{offer.utilization:.2f}",
+    "  weights": lambda offer: f"{offer.weights_gib:.2f} GiB",
+    "  adapter slots": lambda offer: f"{offer.adapters_gib:.2f} GiB ({offer.slots} slots)",
+    "  peak of a start": lambda offer: f"{offer.peak_gib:.2f} GiB",
+    "  CUDA graphs": lambda offer: f"{offer.graphs_gib:.2f} GiB",
+    "  overhead": lambda offer: f"{offer.overhead_gib:.2f} GiB",
+    "  KV cache": lambda offer: f"{offer.kv_gib:.2f} GiB, {offer.kv_tokens:,} tokens",
+    "outside": lambda offer: f"{offer.outside_gib:.2f} GiB",
+    "requests of full length": lambda offer: f"{offer.full_requests:,}",
+    "requests of 1,000 tokens": lambda offer: f"{offer.usual_requests:,}",
+    "fits": lambda offer: "yes" if offer.fits else "no",
+    "list price": lambda offer: f"${offer.hourly:.2f}/h" if offer.hourly else "not known here",
+}
+
+
+@click.command("base-model")
+@click.argument("source")
+@click.option("--revision", default="main", show_default=True, help="Of a model on the hub.")
+@json_option
+def base_model(source: str, revision: str, as_json: bool) -> None:
+    """Print the stack's settings for a base model: SOURCE is its id on the hub, or its folder.
+
+    Reads config.json and the headers of its weights, which are not loaded. A gated model needs HF_TOKEN.
+    """
+    from loraserve.operator import base_model as base_models
+
+    found = base_models.describe(source, revision)
+    if as_json:
+        print_json(found.settings() | {"quantisation": found.quantisation})
+        return
+    tell(f"{found.shape.weights_gib} GiB of weights ({found.quantisation}). Set in the stack config:")
+    for key, value in found.settings().items():
+        if isinstance(value, dict):
+            click.echo(
+                f"loraserve:{key}:\n  " + "\n  ".join(f"{name}: {json.dumps(one)}" for name, one in value.items())
+            )
+        else:
+            click.echo(f"loraserve:{key}: {json.dumps(value)}")
+
+
+COMMANDS = (plan, base_model)
