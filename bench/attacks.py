@@ -29,7 +29,7 @@ from rich.table import Table
 
 from bench import vegeta
 from bench.gateway import Gateway, Upstream, gateway, rss_mb, upstream
-from bench.vegeta import Answers
+from bench.vegeta import Answers, Request
 from loraserve.contract.keys import create_key
 from loraserve.planning.pod_resources import GATEWAY_MEMORY_LIMIT_MIB
 
@@ -194,14 +194,12 @@ async def large_answers(target: Target) -> None:
 
 async def overload(target: Target) -> None:
     """400 requests/s for a minute of an answer that takes 2 s: three times of what 256 places can do."""
-    body = json.dumps({"model": "faq", "prompt": "Hi", "user": "slow"}).encode()
-    asked, start = set[asyncio.Task[None]](), time.monotonic()
-    for number in range(int(OVERLOAD_RATE * OVERLOAD_SECONDS)):
-        await asyncio.sleep(max(0.0, start + number / OVERLOAD_RATE - time.monotonic()))
-        task = asyncio.create_task(target.ask(target.unlimited, body))
-        asked.add(task)
-        task.add_done_callback(asked.discard)
-    await asyncio.gather(*asked)
+    body = {"model": "faq", "prompt": "Hi", "user": "slow"}
+    request = Request(f"http://127.0.0.1:{target.gateway.port}/v1/completions", target.unlimited, body)
+    with tempfile.TemporaryDirectory(prefix="loraserve-overload-") as folder:
+        load = vegeta.at_rate(OVERLOAD_RATE)
+        answers = await asyncio.to_thread(vegeta.answers, request, load, Path(folder), OVERLOAD_SECONDS)
+    target.statuses.update(answers.statuses)
 
 
 ATTACKS: dict[str, Attack] = {

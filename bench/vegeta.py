@@ -23,6 +23,8 @@ class Answers:
     count: int
     failed: int
     """Answers with another status than 2xx or 3xx, broken ones, and those that did not come."""
+    statuses: dict[str, int]
+    """How often each; "0" where none came."""
 
 
 @dataclass(frozen=True)
@@ -71,4 +73,5 @@ def answers(request: Request, load: Sequence[str], folder: Path, seconds: float)
         rate=report["throughput"],
         count=succeeded,
         failed=count - succeeded,
+        statuses=report["status_codes"],
     )
