@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from local.cluster.control_plane import PARTS
 from local.processes import Process, ProcessError
+from loraserve.operator.cli import main
+from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from tests.e2e.conftest import ANSWERS, BASE, Served, eventually
+
+WHO: Any = [{"role": "user", "content": "Who are you?"}]
+HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+BOUND: dict[str, Any] = {"temperature": 0, "max_tokens": 400, "frequency_penalty": 2}
+"""JSON may have spaces without end, which so small a model would write."""
+MOOD: dict[str, Any] = {
+    "type": "object",
+    "properties": {"mood": {"type": "string", "enum": ["good", "bad"]}},
+    "required": ["mood"],
+    "additionalProperties": False,
+}
 
 
 def test_make_up_shows_what_each_model_answers(served: Served) -> None:
@@ -59,6 +76,98 @@ def test_a_clients_own_mistake_is_told_at_once_and_nobody_pays_for_it(
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
         assert refused.elapsed.total_seconds() < 3
         assert client.post("/v1/chat/completions", json=ask).headers["x-loraserve-model"] == "faq@v1"
+
+
+@pytest.fixture
+def application(served: Served) -> Iterator[openai.OpenAI]:
+    """OpenAI's official client."""
+    with (
+        openai.DefaultHttpxClient(trust_env=False) as http,
+        openai.OpenAI(base_url=f"{served.address('gateway', 8080)}/v1", api_key=served.key, http_client=http) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("model", [BASE, "faq"])
+def test_a_json_schema_binds_base_and_adapter_whole_and_streamed(application: openai.OpenAI, model: str) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": HELLO, **BOUND}
+    asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "mood", "schema": MOOD, "strict": True}}
+    whole = application.chat.completions.create(**asked).choices[0].message.content
+    pieces = application.chat.completions.create(**asked, stream=True)
+    streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    for text in (whole, streamed):
+        assert json.loads(text or "")["mood"] in ("good", "bad")
+
+
+@pytest.mark.parametrize("model", [BASE, "faq"])
+def test_tools_are_called_whole_and_streamed(application: openai.OpenAI, model: str) -> None:
+    tool = {"type": "function", "function": {"name": "tell_mood", "description": "Tells it.", "parameters": MOOD}}
+    asked: dict[str, Any] = {"model": model, "messages": HELLO, "tools": [tool], **BOUND}
+    chosen: Any = {"type": "function", "function": {"name": "tell_mood"}}
+    calls: Any = application.chat.completions.create(**asked, tool_choice=chosen).choices[0].message.tool_calls
+    pieces = application.chat.completions.create(**asked, tool_choice=chosen, stream=True)
+    parts = [part.function for piece in pieces for choice in piece.choices for part in choice.delta.tool_calls or ()]
+    assert [call.function.name for call in calls] == ["tell_mood"]
+    assert "".join(part.name or "" for part in parts if part) == "tell_mood"
+    for arguments in (calls[0].function.arguments, "".join(part.arguments or "" for part in parts if part)):
+        assert json.loads(arguments)["mood"] in ("good", "bad")
+    free = application.chat.completions.create(**asked, tool_choice="auto").choices[0]
+    assert free.finish_reason in ("stop", "length"), "vLLM lets the model choose"
+
+
+def test_the_doors_beside_completions_work_on_a_real_vllm(served: Served, application: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "faq", "input": "Who are you?", "temperature": 0, "max_output_tokens": 40}
+    assert application.responses.create(**asked).output_text.strip() == ANSWERS["faq"]
+    events = list(application.responses.create(**asked, stream=True))
+    streamed = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert streamed.strip() == ANSWERS["faq"]
+    assert events[-1].type == "response.completed"
+    patient = application.chat.completions.create(model="faq", messages=WHO, temperature=0, service_tier="flex")
+    assert (patient.choices[0].message.content or "").strip() == ANSWERS["faq"]
+    assert application.models.retrieve(BASE).model_dump()["max_model_len"] == 1024
+    with httpx.Client(base_url=served.address("gateway", 8080), trust_env=False) as http:
+        http.headers["Authorization"] = f"Bearer {served.key}"
+        said = http.post("/tokenize", json={"model": "faq", "messages": WHO}).json()
+        text = http.post("/detokenize", json={"model": "faq", "tokens": said["tokens"]}).json()["prompt"]
+    assert "[INST] Who are you? [/INST]" in text, "the template that ships: the base model has none of its own"
+    assert said["count"] == len(said["tokens"])
+
+
+def test_a_batch_is_answered_in_order(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "batch.jsonl"
+    rows = [
+        {
+            "custom_id": str(number),
+            "url": "/v1/chat/completions",
+            "body": {"model": model, "messages": WHO, "temperature": temperature, "max_tokens": 40},
+        }
+        for number, (model, temperature) in enumerate([("legal", 0), ("faq", "hot"), (BASE, 0), ("faq@v1", 0)])
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    url = f"{served.address('gateway', 8080)}/v1"
+    assert main(["batch", str(file), "--url", url, "--key", served.key, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["refused"] == 1
+    results = [json.loads(line)["response"] for line in file.with_name("batch.results.jsonl").read_text().splitlines()]
+    assert [result["status_code"] for result in results] == [200, 400, 200, 200]
+    answers = [r["body"]["choices"][0]["message"]["content"].strip() for r in results if r["status_code"] == 200]
+    assert answers == [ANSWERS["legal"], ANSWERS[BASE], ANSWERS["faq"]]
+
+
+def test_the_parsers_that_settings_may_name_are_those_of_the_image(served: Served) -> None:
+    """Read from vLLM's source, as its import takes half a minute."""
+    program = """
+import ast, importlib.util, json, pathlib
+folder = pathlib.Path(importlib.util.find_spec("vllm").submodule_search_locations[0])
+names = {}
+for package in ("tool_parsers", "reasoning"):
+    for node in ast.parse((folder / package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id.endswith("_PARSERS_TO_REGISTER"):
+            names[package] = [key.value for key in node.value.keys]
+print(json.dumps(names))
+"""
+    found = json.loads(served.kubectl("exec", served.pod_name, "--container", "vllm", "--", "python3", "-c", program))
+    assert set(found["tool_parsers"]) == TOOL_CALL_PARSERS
+    assert set(found["reasoning"]) == REASONING_PARSERS
 
 
 def test_the_gateway_answers_nobody_without_a_key_and_loads_nothing_for_anybody(served: Served) -> None:
