@@ -6,7 +6,7 @@ from typing import Any
 
 from local.stand_ins.aws.resource import AwsResource
 from local.stand_ins.aws.shapes import pick
-from local.stand_ins.provider import Properties
+from local.stand_ins.provider import Properties, ProviderError
 
 _POLL = {"Delay": 1, "MaxAttempts": 1800}
 
@@ -40,8 +40,10 @@ class Cluster(EksResource):
         if inputs.get("enabledClusterLogTypes"):
             wanted["logging"] = _logging(inputs["enabledClusterLogTypes"])
         self.api.create_cluster(name=name, resourcesVpcConfig=inputs["vpcConfig"], tags=inputs["tagsAll"], **wanted)
-        self.wait("cluster_active", name=name)
         return name
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        self.wait("cluster_active", name=resource_id)
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_cluster(name=resource_id)["cluster"]
@@ -113,14 +115,16 @@ class NodeGroup(EksResource):
             "labels",
             "launchTemplate",
             "nodeGroupName",
+            "nodeRepairConfig",
+            "releaseVersion",
             "taints",
             "updateConfig",
             "version",
             "warmPoolConfig",
         }
     )
-    _configured = ("scalingConfig", "updateConfig", "warmPoolConfig")
-    _versioned = ("launchTemplate", "version")
+    _configured = ("nodeRepairConfig", "scalingConfig", "updateConfig", "warmPoolConfig")
+    _versioned = ("launchTemplate", "releaseVersion", "version")
     mutable = frozenset({*_configured, *_versioned, "labels", "taints"})
     name_property = "nodeGroupName"
 
@@ -134,8 +138,16 @@ class NodeGroup(EksResource):
             tags=inputs["tagsAll"],
             **_template_as_text(pick(inputs, *same, *self._configured, *self._versioned)),
         )
-        self.wait("nodegroup_active", **names)
         return f"{inputs['clusterName']}:{inputs['nodeGroupName']}"
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        from botocore.exceptions import WaiterError  # slow to import, and not for a preview
+
+        try:
+            self.wait("nodegroup_active", **_group(resource_id))
+        except WaiterError as error:
+            issues = error.last_response["nodegroup"]["health"]["issues"]
+            raise ProviderError("; ".join(f"{issue['code']}: {issue['message']}" for issue in issues)) from error
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_nodegroup(**_group(resource_id))["nodegroup"]
@@ -215,8 +227,10 @@ class Addon(EksResource):
         names = pick(inputs, "clusterName", "addonName")
         conflicts = {"resolveConflicts": inputs.get("resolveConflictsOnCreate", "NONE")}
         self.api.create_addon(**names, **pick(inputs, *self._settings), **conflicts, tags=inputs["tagsAll"])
-        self.wait("addon_active", **names)
         return f"{inputs['clusterName']}:{inputs['addonName']}"
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        self.wait("addon_active", **_addon(resource_id))
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_addon(**_addon(resource_id))["addon"]

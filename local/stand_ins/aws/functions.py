@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from local.stand_ins.aws.account import Account
-from local.stand_ins.aws.shapes import pascal, tag_map
+from local.stand_ins.aws.shapes import camel, pascal, pick, tag_map
 from local.stand_ins.provider import Properties
 
 Function = Callable[[Account, Properties], Properties]
@@ -87,6 +87,43 @@ def log_groups(account: Account, args: Properties) -> Properties:
     return args | {"id": account.region} | names
 
 
+def eks_cluster(account: Account, args: Properties) -> Properties:
+    found = account.client("eks").describe_cluster(name=args["name"])["cluster"]
+    return args | {"id": found["name"], "version": found["version"], "vpcConfig": found["resourcesVpcConfig"]}
+
+
+def eks_node_groups(account: Account, args: Properties) -> Properties:
+    pages = account.client("eks").get_paginator("list_nodegroups").paginate(clusterName=args["clusterName"])
+    return args | {"id": args["clusterName"], "names": pages.build_full_result()["nodegroups"]}
+
+
+def eks_node_group(account: Account, args: Properties) -> Properties:
+    names = {"clusterName": args["clusterName"], "nodegroupName": args["nodeGroupName"]}
+    found = account.client("eks").describe_nodegroup(**names)["nodegroup"]
+    return args | pick(found, "releaseVersion", "status", "version") | {"scalingConfigs": [found["scalingConfig"]]}
+
+
+def availability_zones(account: Account, args: Properties) -> Properties:
+    """The filter `opt-in-status` is left to the reader: moto has no other zones."""
+    found = account.client("ec2").describe_availability_zones()["AvailabilityZones"]
+    zones = [zone for zone in found if zone["ZoneId"] not in args.get("excludeZoneIds", [])]
+    return args | {
+        "id": account.region,
+        "names": [zone["ZoneName"] for zone in zones],
+        "zoneIds": [zone["ZoneId"] for zone in zones],
+    }
+
+
+def subnets(account: Account, args: Properties) -> Properties:
+    found = account.client("ec2").describe_subnets(Filters=_filters(args))["Subnets"]
+    return args | {"id": account.region, "ids": [subnet["SubnetId"] for subnet in found]}
+
+
+def subnet(account: Account, args: Properties) -> Properties:
+    found = account.client("ec2").describe_subnets(SubnetIds=[args["id"]])["Subnets"][0]
+    return args | pick(camel(found), "availabilityZone", "cidrBlock", "vpcId")
+
+
 FUNCTIONS: dict[str, Function] = {
     "aws:index/getCallerIdentity:getCallerIdentity": caller_identity,
     "aws:index/getPartition:getPartition": partition,
@@ -96,7 +133,13 @@ FUNCTIONS: dict[str, Function] = {
     "aws:ecr/getAuthorizationToken:getAuthorizationToken": ecr_authorization_token,
     "aws:cloudwatch/getLogGroups:getLogGroups": log_groups,
     "aws:resourcegroupstaggingapi/getResources:getResources": tagged_resources,
+    "aws:index/getAvailabilityZones:getAvailabilityZones": availability_zones,
+    "aws:ec2/getSubnet:getSubnet": subnet,
+    "aws:ec2/getSubnets:getSubnets": subnets,
+    "aws:eks/getCluster:getCluster": eks_cluster,
     "aws:eks/getClusters:getClusters": eks_clusters,
+    "aws:eks/getNodeGroup:getNodeGroup": eks_node_group,
+    "aws:eks/getNodeGroups:getNodeGroups": eks_node_groups,
 }
 
 

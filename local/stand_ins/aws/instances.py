@@ -142,10 +142,11 @@ class Instance(Ec2Resource):
             wanted.setdefault("TagSpecifications", []).append({"ResourceType": "volume", "Tags": tags})
             ebs = pascal({"deleteOnTermination": True} | root)
             wanted["BlockDeviceMappings"] = [{"DeviceName": "/dev/xvda", "Ebs": ebs}]
-        started = self.api.run_instances(**wanted, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
-        self.api.get_waiter("instance_running").wait(InstanceIds=[started], WaiterConfig={"Delay": 2})
-        self.change(started, {}, pick(inputs, "sourceDestCheck"))
-        return started
+        return self.api.run_instances(**wanted, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        self.api.get_waiter("instance_running").wait(InstanceIds=[resource_id], WaiterConfig={"Delay": 2})
+        self.change(resource_id, {}, pick(inputs, "sourceDestCheck"))
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         reservations = self.api.describe_instances(InstanceIds=[resource_id])["Reservations"]

@@ -172,9 +172,10 @@ class NatGateway(Ec2Resource):
 
     def make(self, inputs: Properties) -> str:
         wanted = pascal(pick(inputs, "subnetId", "allocationId"))
-        created = self.api.create_nat_gateway(**wanted, **self.tagged(inputs))["NatGateway"]["NatGatewayId"]
-        self._wait("nat_gateway_available", created)
-        return created
+        return self.api.create_nat_gateway(**wanted, **self.tagged(inputs))["NatGateway"]["NatGatewayId"]
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        self._wait("nat_gateway_available", resource_id)
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.described(resource_id)

@@ -36,8 +36,11 @@ class AwsResource(ResourceType):
         return self.account.client(self.service)
 
     def make(self, inputs: Properties) -> str:
-        """Creates the object, waits until it is usable, returns its id."""
+        """Creates the object, returns its id."""
         raise NotImplementedError(self.token)
+
+    def settle(self, resource_id: str, inputs: Properties) -> None:
+        """Waits until a new object is usable. One that never becomes so is kept, as the real plugin keeps it."""
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         """The object's properties as AWS holds them now; None (or AWS's not-found error) where it is gone."""
@@ -65,7 +68,8 @@ class AwsResource(ResourceType):
         with self._explained("create"):
             resource_id = self.make(inputs)
         try:
-            with self._explained("read"):
+            with self._explained("create"):
+                self.settle(resource_id, inputs)
                 return resource_id, self._outputs(resource_id, inputs)
         except AwsError as error:
             raise PartlyCreated(resource_id, inputs, inputs, [str(error)]) from error
@@ -130,7 +134,7 @@ class AwsResource(ResourceType):
             detail = error.response["Error"]
             text = f"{verb} {self.token}: AWS answered {detail.get('Code')}: {detail.get('Message')}"
             raise AwsError(text) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, ProviderError) as error:
             raise AwsError(f"{verb} {self.token}: {error}") from error
 
 

@@ -1,13 +1,18 @@
-"""EC2: a teardown in the wrong order is refused as AWS refuses it (moto deletes what is still in use)."""
+"""EC2: a teardown in the wrong order is refused as AWS refuses it (moto deletes what is still in use); consoles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from infra.nat import READY
+from moto.core.responses import ActionResult
+from moto.core.types import Base64EncodedString
+from moto.core.utils import utcnow
 from moto.ec2.exceptions import DependencyViolationError
 from moto.ec2.models import EC2Backend
 from moto.ec2.models.instances import Instance
+from moto.ec2.responses.general import General
 from moto.elbv2.models import elbv2_backends
 
 
@@ -18,6 +23,15 @@ def install() -> None:
     _guard("delete_vpc", _vpc_in_use)
     _delete_interfaces_with_instances()
     _delete_interfaces_with_nat_gateways()
+    General.get_console_output = _console
+
+
+def _console(self: General) -> ActionResult:
+    """What an instance prints that does as its user data says: a NAT instance, that requests come back."""
+    instance = self.ec2_backend.get_instance(self._get_param("InstanceId"))
+    told = instance.user_data.decode() if instance.user_data else ""
+    printed = Base64EncodedString.from_raw_string(READY if READY in told else "login:")
+    return ActionResult({"InstanceId": instance.id, "Timestamp": utcnow(), "Output": printed})
 
 
 def _guard(method: str, in_use: Callable[..., str | None]) -> None:

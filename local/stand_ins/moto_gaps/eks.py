@@ -92,6 +92,7 @@ class EksWithGaps(AddonCalls, AccessCalls):
 
     def create_nodegroup(self) -> ActionResult:
         cluster = self.cluster()
+        self._check_sizes(self.params["scalingConfig"])
         super().create_nodegroup()
         group = cluster.nodegroups[self.params["nodegroupName"]]
         group.version = self.params.get("version", cluster.version)
@@ -99,13 +100,17 @@ class EksWithGaps(AddonCalls, AccessCalls):
             group,
             update_config={"maxUnavailable": 1} | self.params.get("updateConfig", {}),
             remote_access=None,
+            node_repair_config=self.params.get("nodeRepairConfig"),
             warm_pool_config=self.params.get("warmPoolConfig"),
         )
+        group.release_version = self.params.get("releaseVersion", f"{group.version}.0-20260101")
         self._start_nodes(cluster, group)
         self._admit_nodes(cluster, group.node_role)
+        self._let_nodes_join(group)
         return ActionResult({"nodegroup": group})
 
     def update_nodegroup_config(self) -> ActionResult:
+        self._check_sizes(self._node_group().scaling_config | self.params.get("scalingConfig", {}))
         answer = super().update_nodegroup_config()
         group = self._node_group()
         _set(group, warm_pool_config=self.params.get("warmPoolConfig", vars(group)["warm_pool_config"]))
@@ -118,6 +123,7 @@ class EksWithGaps(AddonCalls, AccessCalls):
     def update_nodegroup_version(self) -> ActionResult:
         group = self._node_group()
         group.version = self.params.get("version", self.cluster().version)
+        group.release_version = self.params.get("releaseVersion", group.release_version)
         group.launch_template = self.params.get("launchTemplate", group.launch_template)
         return updated("VersionUpdate")
 
@@ -206,6 +212,22 @@ class EksWithGaps(AddonCalls, AccessCalls):
             tags=[{"Key": key, "Value": value, "PropagateAtLaunch": True} for key, value in owned.items()],
         )
         group.resources = {"autoScalingGroups": [{"name": name}]}
+
+    def _check_sizes(self, sizes: dict[str, int]) -> None:
+        least, desired, most = (sizes[key] for key in ("minSize", "desiredSize", "maxSize"))
+        self.refuse(desired < least, f"Minimum capacity {least} can't be greater than desired size {desired}")
+        self.refuse(desired > most, f"desired capacity {desired} can't be greater than max size {most}")
+
+    def _let_nodes_join(self, group: Nodegroup) -> None:
+        """Nodes that reach nothing outside never join, and the group stays failed for ever."""
+        if group.scaling_config["desiredSize"] and not all(self._has_way_out(subnet) for subnet in group.subnets):
+            group.status = "CREATE_FAILED"
+            message = "Instances failed to join the kubernetes cluster"
+            group.health = {"issues": [{"code": "NodeCreationFailure", "message": message, "resourceIds": []}]}
+
+    def _has_way_out(self, subnet: str) -> bool:
+        wanted = {"association.subnet-id": [subnet], "route.destination-cidr-block": ["0.0.0.0/0"]}
+        return bool(self._ec2.describe_route_tables(filters=wanted))
 
     def _admit_nodes(self, cluster: Cluster, role: str) -> None:
         """EKS makes the access entry of a managed node group's role by itself."""

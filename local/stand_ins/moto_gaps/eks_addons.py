@@ -12,7 +12,7 @@ from moto.eks.exceptions import InvalidParameterException, ResourceInUseExceptio
 
 from local.stand_ins.moto_gaps.eks_base import EksCalls, addons, stamped, updated
 
-_ADDONS = ("coredns", "kube-proxy", "vpc-cni", "aws-ebs-csi-driver")
+_ADDONS = ("coredns", "kube-proxy", "vpc-cni", "aws-ebs-csi-driver", "eks-node-monitoring-agent")
 _ADDON_VERSION = re.compile(r"v\d+\.\d+\.\d+-eksbuild\.\d+")
 """Any well-formed version is accepted; one must be named."""
 
