@@ -14,9 +14,10 @@ import pulumi_kubernetes as k8s
 
 from infra import versions
 from infra.iam import AUDIENCE, WorkloadRole
-from infra.names import EBS_CSI_SERVICE_ACCOUNT, HTTPS_PORT, SYSTEM_NAMESPACE
+from infra.names import EBS_CSI_SERVICE_ACCOUNT, GPU_TAINT, HTTPS_PORT, SYSTEM_NAMESPACE
 from infra.network import Network
 from infra.tags import stack_tag
+from loraserve.planning.pod_resources import DCGM_SERVER
 from loraserve.planning.stack_settings import ClusterAccess
 
 LOG_RETENTION_DAYS = 30
@@ -52,8 +53,9 @@ class Cluster(pulumi.ComponentResource):
             name=name,
             version=versions.KUBERNETES,
             vpc_id=network.vpc.id,
-            private_subnet_ids=network.private_subnet_ids,
-            public_subnet_ids=network.public_subnet_ids,
+            # Its zones are those of its creation: EKS takes no others later.
+            private_subnet_ids=[network.private_subnets[zone] for zone in network.zones.cluster],
+            public_subnet_ids=[network.public_subnets[zone] for zone in network.zones.cluster],
             authentication_mode=eks.AuthenticationMode.API,
             access_entries={entry.name: _access_entry(entry) for entry in access},
             endpoint_private_access=True,
@@ -117,6 +119,19 @@ class Cluster(pulumi.ComponentResource):
             "aws-ebs-csi-driver", versions.EBS_CSI_DRIVER, nodes, configuration=tagged, role=role
         )
 
+    def install_node_monitoring_agent(self, nodes: pulumi.Resource) -> aws.eks.Addon:
+        """Finds what node auto repair acts on beyond a silent kubelet: a GPU's Xid errors, the kernel, disks, networking.
+
+        The part that speaks to the GPU tolerates nothing by itself, and the agent calls a GPU broken that it cannot ask.
+        """
+        gpu_part = {"tolerations": [GPU_TAINT.toleration()], "resources": {"requests": DCGM_SERVER.quantities()}}
+        return self._install_addon(
+            "eks-node-monitoring-agent",
+            versions.NODE_MONITORING_AGENT,
+            nodes,
+            configuration={"dcgmAgent": gpu_part},
+        )
+
     def kubernetes_provider(self, after: Sequence[pulumi.Resource]) -> k8s.Provider:
         """Reaches the cluster's API. What it makes goes before `after` and the cluster do."""
         return k8s.Provider(
@@ -151,7 +166,13 @@ class Cluster(pulumi.ComponentResource):
             resolve_conflicts_on_create="OVERWRITE",
             resolve_conflicts_on_update="OVERWRITE",
             service_account_role_arn=role.arn if role else None,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[nodes, *([role] if role else [])]),
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[nodes, *([role] if role else [])],
+                # One that never became healthy is made anew; the cluster has it once only.
+                replace_on_changes=["#initerror"],
+                delete_before_replace=True,
+            ),
         )
 
 

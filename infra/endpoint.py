@@ -59,7 +59,7 @@ class InternalEndpoint(pulumi.ComponentResource):
             _BALANCER,
             internal=True,
             load_balancer_type="application",
-            subnets=network.private_subnet_ids,
+            subnets=list(network.private_subnets.values()),
             security_groups=[self._admit_the_vpc(name, network, cluster).id],
             idle_timeout=idle_seconds,
             drop_invalid_header_fields=True,

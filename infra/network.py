@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from textwrap import dedent
 
 import pulumi
 import pulumi_aws as aws
 
+from infra import nat
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import NAT_INSTANCE_TYPE, NAT_VOLUME_GIB
 
-_NAT_IMAGE = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-arm64"
-_NAT_USER_DATA = dedent("""\
-    #!/bin/bash
-    set -euo pipefail
-    # 512 MB and no swap: the package manager would be killed.
-    dd if=/dev/zero of=/swap bs=1M count=1024
-    chmod 600 /swap
-    mkswap /swap
-    swapon /swap
-    dnf install --assumeyes iptables-services
-    echo net.ipv4.ip_forward=1 > /etc/sysctl.d/90-nat.conf
-    sysctl --load /etc/sysctl.d/90-nat.conf
-    iptables --flush FORWARD
-    iptables --table nat --append POSTROUTING --out-interface "$(ip -o route show default | cut -d' ' -f5 | head -n 1)" --jump MASQUERADE
-    service iptables save
-    systemctl enable --now iptables
-    """)
+
+@dataclass(frozen=True)
+class Zones:
+    """Availability zones: those of the cluster, for its whole life, and those that its network got later."""
+
+    cluster: tuple[str, ...]
+    added: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.cluster + self.added
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,17 @@ class ZonePlan:
 
 
 def plan_subnets(vpc: IPv4Network, zones: Sequence[str]) -> list[ZonePlan]:
-    """A quarter of the VPC per zone for nodes and pods; the last quarter is shared by the small public subnets."""
-    *privates, shared = vpc.subnets(prefixlen_diff=2)
-    publics = shared.subnets(prefixlen_diff=4)
-    return [ZonePlan(zone, private, public) for zone, private, public in zip(zones, privates, publics, strict=False)]
+    """An eighth of the VPC per zone for nodes and pods, by the zone's letter: what others there are moves nothing.
+
+    The last eighth is shared by the small public subnets. Zones are named REGION and a letter from a to g.
+    """
+    *privates, shared = vpc.subnets(prefixlen_diff=3)
+    publics = list(shared.subnets(prefixlen_diff=3))
+    return [ZonePlan(zone, privates[_letter(zone)], publics[_letter(zone)]) for zone in zones]
+
+
+def _letter(zone: str) -> int:
+    return ord(zone[-1]) - ord("a")
 
 
 class Network(pulumi.ComponentResource):
@@ -56,15 +57,17 @@ class Network(pulumi.ComponentResource):
         name: str,
         *,
         cidr: IPv4Network,
-        zones: Sequence[str],
-        nat: str,
+        zones: Zones,
+        way_out: str,
         region: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Network", name, None, opts)
         self._name = name
+        self._region = region
         self._child = pulumi.ResourceOptions(parent=self)
-        self._plans = plan_subnets(cidr, zones)
+        self.zones = zones
+        plans = plan_subnets(cidr, zones.all)
         self.vpc = aws.ec2.Vpc(
             name,
             cidr_block=str(cidr),
@@ -76,11 +79,12 @@ class Network(pulumi.ComponentResource):
         cluster_tag = {f"kubernetes.io/cluster/{name}": "shared"}
         private_tags = cluster_tag | {"kubernetes.io/role/internal-elb": "1"}
         public_tags = cluster_tag | {"kubernetes.io/role/elb": "1"}
-        private = {p.zone: self._create_subnet("private", p.zone, p.private, private_tags) for p in self._plans}
-        public = {p.zone: self._create_subnet("public", p.zone, p.public, public_tags) for p in self._plans}
+        private = {p.zone: self._create_subnet("private", p.zone, p.private, private_tags) for p in plans}
+        public = {p.zone: self._create_subnet("public", p.zone, p.public, public_tags) for p in plans}
         internet = self._create_internet_route(public)
-        ways_out = self._create_nat(nat, public, internet)
-        private_tables = self._create_private_routes(private, ways_out)
+        ways_out = self._create_nat(way_out, public, internet)
+        proof = nat.proof(f"{name}-nat", region) if way_out == "instance" else None
+        private_tables = self._create_private_routes(private, ways_out, proof)
         aws.ec2.VpcEndpoint(
             f"{name}-s3",
             vpc_id=self.vpc.id,
@@ -90,8 +94,8 @@ class Network(pulumi.ComponentResource):
             tags=self._tags("s3"),
             opts=self._child,
         )
-        self.private_subnet_ids: list[pulumi.Output[str]] = [subnet.id for subnet in private.values()]
-        self.public_subnet_ids: list[pulumi.Output[str]] = [subnet.id for subnet in public.values()]
+        self.private_subnets: dict[str, pulumi.Output[str]] = {zone: subnet.id for zone, subnet in private.items()}
+        self.public_subnets: dict[str, pulumi.Output[str]] = {zone: subnet.id for zone, subnet in public.items()}
         self.register_outputs({"vpcId": self.vpc.id})
 
     def _create_subnet(self, kind: str, zone: str, cidr: IPv4Network, tags: dict[str, str]) -> aws.ec2.Subnet:
@@ -121,15 +125,15 @@ class Network(pulumi.ComponentResource):
         )
 
     def _create_nat(
-        self, nat: str, public: dict[str, aws.ec2.Subnet], internet: aws.ec2.Route
+        self, way_out: str, public: dict[str, aws.ec2.Subnet], internet: aws.ec2.Route
     ) -> dict[str, dict[str, pulumi.Output[str]]]:
         """The default route's target for each zone's private subnet."""
-        zones = list(public)
+        zones = self.zones.all
         opts = pulumi.ResourceOptions(parent=self, depends_on=[internet])
-        if nat == "instance":
+        if way_out == "instance":
             interface = self._create_nat_instance(public[zones[0]], opts).primary_network_interface_id
             return {zone: {"network_interface_id": interface} for zone in zones}
-        served_by = {zone: zone if nat == "gateway-per-zone" else zones[0] for zone in zones}
+        served_by = {zone: zone if way_out == "gateway-per-zone" else zones[0] for zone in zones}
         gateways = {
             zone: self._create_nat_gateway(zone, public[zone], opts) for zone in sorted(set(served_by.values()))
         }
@@ -154,19 +158,18 @@ class Network(pulumi.ComponentResource):
             f"{name}-from-vpc", **everything, cidr_ipv4=self.vpc.cidr_block, opts=self._child
         )
         outside = aws.vpc.SecurityGroupEgressRule(f"{name}-out", **everything, cidr_ipv4="0.0.0.0/0", opts=self._child)
-        image = aws.ssm.get_parameter(name=_NAT_IMAGE)
         return aws.ec2.Instance(
             name,
-            ami=image.value,
+            ami=aws.ssm.get_parameter(name=nat.image_parameter()).value,
             instance_type=NAT_INSTANCE_TYPE,
             subnet_id=subnet.id,
             vpc_security_group_ids=[group.id],
             associate_public_ip_address=True,
             source_dest_check=False,
-            user_data=_NAT_USER_DATA,
+            user_data=nat.user_data(self._region),
             user_data_replace_on_change=True,
-            # The default, unlimited, bills what exceeds the credits.
-            credit_specification={"cpu_credits": "standard"},
+            # Cents for a burst; without credits left it would crawl while nodes pull images.
+            credit_specification={"cpu_credits": "unlimited"},
             metadata_options={"http_tokens": "required", "http_put_response_hop_limit": 1},
             root_block_device={
                 "volume_type": "gp3",
@@ -176,19 +179,23 @@ class Network(pulumi.ComponentResource):
             },
             tags=self._tags("nat"),
             opts=pulumi.ResourceOptions.merge(
-                opts, pulumi.ResourceOptions(depends_on=[inside, outside], ignore_changes=["ami"])
+                opts, pulumi.ResourceOptions(depends_on=[inside, outside], replace_on_changes=["#initerror"])
             ),
         )
 
     def _create_private_routes(
-        self, private: dict[str, aws.ec2.Subnet], ways_out: dict[str, dict[str, pulumi.Output[str]]]
+        self,
+        private: dict[str, aws.ec2.Subnet],
+        ways_out: dict[str, dict[str, pulumi.Output[str]]],
+        proof: pulumi.ResourceHookBinding | None,
     ) -> list[aws.ec2.RouteTable]:
         tables = []
+        opts = pulumi.ResourceOptions(parent=self, hooks=proof)
         for zone, subnet in private.items():
             name = f"{self._name}-private-{zone}"
             table = aws.ec2.RouteTable(name, vpc_id=self.vpc.id, tags=self._tags(f"private-{zone}"), opts=self._child)
             aws.ec2.Route(
-                name, route_table_id=table.id, destination_cidr_block="0.0.0.0/0", opts=self._child, **ways_out[zone]
+                name, route_table_id=table.id, destination_cidr_block="0.0.0.0/0", opts=opts, **ways_out[zone]
             )
             self._associate(f"private-{zone}", table, subnet)
             tables.append(table)

@@ -15,6 +15,7 @@ from infra.cluster import Cluster
 from infra.iam import service_trust
 from infra.names import GPU_NODE_GROUP, GPU_PURPOSE_TAG, GPU_RESOURCE, GPU_TAINT, SYSTEM_NODE_GROUP, gpu_node_labels
 from infra.network import Network
+from infra.standing import Group, Standing
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB
 from loraserve.planning.pod_resources import USABLE_DISK
@@ -79,6 +80,21 @@ def _volume(gib: int, mibps: int | None = None) -> aws.ec2.LaunchTemplateBlockDe
     }
 
 
+def sizes(group: Group | None, least: int, most: int) -> tuple[aws.eks.NodeGroupScalingConfigArgsDict, list[str]]:
+    """A node group's size, and what of it to leave alone: the autoscaler changes the desired size, and EKS takes that one
+    only together with its bounds. Other bounds carry the size that there is now."""
+    if group is None:
+        return {"min_size": least, "desired_size": least, "max_size": most}, ["scalingConfig.desiredSize"]
+    desired = min(max(group.desired, least), most)
+    unchanged = (group.least, group.most) == (least, most)
+    return {"min_size": least, "desired_size": desired, "max_size": most}, ["scalingConfig"] if unchanged else []
+
+
+def never_worked(group: Group | None) -> list[str]:
+    """What makes the engine replace a group whose creation failed. After a failed update it would end nodes that run."""
+    return ["#initerror"] if group and group.status == "CREATE_FAILED" else []
+
+
 def autoscaling_group_name(resources: Sequence[aws.eks.outputs.NodeGroupResource]) -> str:
     """The group that EKS made; it knows its name only once the node group exists."""
     groups = resources[0].autoscaling_groups or [] if resources else []
@@ -99,12 +115,14 @@ class NodeGroups(pulumi.ComponentResource):
         settings: Settings,
         cluster: Cluster,
         network: Network,
+        standing: Standing | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:NodeGroups", name, None, opts)
         self._child = pulumi.ResourceOptions(parent=self)
         self._cluster = cluster
-        self._subnet_ids = network.private_subnet_ids
+        self._network = network
+        self._standing = standing
         self._role = aws.iam.Role(
             f"{name}-node", assume_role_policy=service_trust("ec2.amazonaws.com"), opts=self._child
         )
@@ -112,7 +130,11 @@ class NodeGroups(pulumi.ComponentResource):
         # Nodes leave before their role's policies, the CNI and the way out do: else network interfaces stay behind.
         self._node_opts = pulumi.ResourceOptions(parent=self, depends_on=[*attached, cluster.eks, network])
         self.system = self._create_system_group(settings)
-        self.gpu = self._create_gpu_group(settings)
+        template = self._create_gpu_template(settings)
+        zones = network.zones
+        self.gpu = self._create_gpu_group(GPU_NODE_GROUP, settings, template, zones.cluster, settings.gpu_min_size)
+        for zone in zones.added:
+            self._create_gpu_group(f"{GPU_NODE_GROUP}-{zone[-1]}", settings, template, [zone], 0)
         self.register_outputs({"gpu": self.gpu.node_group_name})
 
     def _attach(self, policy: str) -> aws.iam.RolePolicyAttachment:
@@ -121,70 +143,84 @@ class NodeGroups(pulumi.ComponentResource):
         )
 
     def _create_system_group(self, settings: Settings) -> aws.eks.NodeGroup:
-        count = settings.system_node_count
         template = self._create_template(
             SYSTEM_NODE_GROUP,
             volume=_volume(SYSTEM_VOLUME_GIB),
             user_data=node_user_data({"kubelet": {"config": {"maxPods": SYSTEM_MAX_PODS}}}),
             tags={},
         )
-        return aws.eks.NodeGroup(
+        return self._create_group(
             SYSTEM_NODE_GROUP,
-            **self._common(template),
+            template,
+            zones=self._network.zones.cluster,
+            least=settings.system_node_count,
+            most=settings.most_system_nodes,
             ami_type="AL2023_x86_64_STANDARD",
             instance_types=[settings.system_instance_type],
-            scaling_config={"min_size": count, "desired_size": count, "max_size": count + 1},
-            opts=self._node_opts,
         )
 
-    def _create_gpu_group(self, settings: Settings) -> aws.eks.NodeGroup:
-        template = self._create_template(
+    def _create_gpu_template(self, settings: Settings) -> aws.ec2.LaunchTemplate:
+        return self._create_template(
             GPU_NODE_GROUP,
             # With RAID0 images lie on NVMe, and the root volume needs no speed.
             volume=_volume(settings.gpu_root_volume_gib, None if settings.gpu_nvme_raid0 else _GPU_VOLUME_MIBPS),
             user_data=node_user_data(gpu_node_spec(nvme_raid0=settings.gpu_nvme_raid0)),
             tags=GPU_PURPOSE_TAG,
         )
-        group = aws.eks.NodeGroup(
-            GPU_NODE_GROUP,
-            **self._common(template),
-            node_group_name=GPU_NODE_GROUP,
+
+    def _create_gpu_group(
+        self, name: str, settings: Settings, template: aws.ec2.LaunchTemplate, zones: Sequence[str], least: int
+    ) -> aws.eks.NodeGroup:
+        group = self._create_group(
+            name,
+            template,
+            zones=zones,
+            least=least,
+            most=settings.gpu_max_size,
+            node_group_name=name,
             ami_type="AL2023_x86_64_NVIDIA",
             instance_types=[settings.gpu_instance_type],
-            scaling_config={
-                "min_size": settings.gpu_min_size,
-                "desired_size": settings.gpu_min_size,
-                "max_size": settings.gpu_max_size,
-            },
             labels=gpu_node_labels(settings.gpu_instance.gpu.product),
             taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
             warm_pool_config={"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
             tags=GPU_PURPOSE_TAG,
-            opts=pulumi.ResourceOptions.merge(
-                self._node_opts,
-                pulumi.ResourceOptions(
-                    # The autoscaler owns the desired size.
-                    ignore_changes=["scalingConfig.desiredSize"],
-                    # Two groups cannot share the name.
-                    delete_before_replace=True,
-                ),
-            ),
         )
-        self._tag_for_autoscaler(group, autoscaler_tags(settings))
+        self._tag_for_autoscaler(name, group, autoscaler_tags(settings))
         return group
 
-    def _common(self, template: aws.ec2.LaunchTemplate) -> dict[str, Any]:
-        return {
-            "cluster_name": self._cluster.name,
-            "node_role_arn": self._role.arn,
-            "subnet_ids": self._subnet_ids,
-            "version": versions.KUBERNETES,
-            "launch_template": {
-                "id": template.id,
-                "version": template.latest_version.apply(str),
-            },
-            "update_config": {"max_unavailable": 1},
-        }
+    def _create_group(
+        self,
+        name: str,
+        template: aws.ec2.LaunchTemplate,
+        *,
+        zones: Sequence[str],
+        least: int,
+        most: int,
+        **properties: Any,
+    ) -> aws.eks.NodeGroup:
+        group = self._standing.group(name) if self._standing else None
+        size, left_alone = sizes(group, least, most)
+        own = pulumi.ResourceOptions(
+            ignore_changes=left_alone,
+            replace_on_changes=never_worked(group),
+            # Two groups cannot share a name.
+            delete_before_replace="node_group_name" in properties,
+        )
+        return aws.eks.NodeGroup(
+            name,
+            cluster_name=self._cluster.name,
+            node_role_arn=self._role.arn,
+            # Those of its creation: EKS gives a group no others later.
+            subnet_ids=[self._network.private_subnets[zone] for zone in zones],
+            version=versions.KUBERNETES,
+            release_version=versions.NODE_RELEASE,
+            launch_template={"id": template.id, "version": template.latest_version.apply(str)},
+            scaling_config=size,
+            update_config={"max_unavailable": 1},
+            node_repair_config={"enabled": True},
+            **properties,
+            opts=pulumi.ResourceOptions.merge(self._node_opts, own),
+        )
 
     def _create_template(
         self,
@@ -207,12 +243,12 @@ class NodeGroups(pulumi.ComponentResource):
             opts=self._child,
         )
 
-    def _tag_for_autoscaler(self, group: aws.eks.NodeGroup, tags: dict[str, str]) -> None:
+    def _tag_for_autoscaler(self, group_name: str, group: aws.eks.NodeGroup, tags: dict[str, str]) -> None:
         """EKS does not hand a node group's tags on to its Auto Scaling group, where the autoscaler reads them."""
         name = group.resources.apply(autoscaling_group_name)
         for key, value in tags.items():
             aws.autoscaling.Tag(
-                f"{GPU_NODE_GROUP}-{key.removeprefix(_AUTOSCALER + '/')}",
+                f"{group_name}-{key.removeprefix(_AUTOSCALER + '/')}",
                 autoscaling_group_name=name,
                 tag={"key": key, "value": value, "propagate_at_launch": False},
                 opts=self._child,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
-from infra import deployed, names, preflight, settings, tags
+from infra import deployed, names, preflight, settings, standing, tags
 from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
 from infra.agent_container import ServingIdentity
@@ -32,8 +32,10 @@ def deploy() -> None:
     cluster_name = names.cluster_name(pulumi.get_stack())
     region, last = aws.get_region().region, deployed.last_outputs()
     deployed.refuse_to_replace(config, region, last)
-    zones = preflight.check(config, cluster_name)
-    pulumi.log.info(cost.describe(config, region, len(zones)))
+    caller = preflight.check_account()
+    cluster_before = standing.look(cluster_name)
+    zones = preflight.check(config, caller, cluster_before)
+    pulumi.log.info(cost.describe(config, region, len(zones.all)))
     announce_restart(config, last)
     deployed.announce_new_nodes(config, last)
     for sentence in advice(config):
@@ -44,7 +46,7 @@ def deploy() -> None:
         )
 
     # AWS: network, cluster, nodes, adapters and who may read them.
-    network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, nat=config.nat, region=region)
+    network = Network(cluster_name, cidr=config.vpc_cidr, zones=zones, way_out=config.nat, region=region)
     cluster = Cluster(
         cluster_name,
         network=network,
@@ -54,8 +56,9 @@ def deploy() -> None:
         logs=config.control_plane_logs,
         deletion_protection=config.deletion_protection,
     )
-    nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network)
+    nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network, standing=cluster_before)
     coredns = cluster.install_coredns(nodes.system)
+    cluster.install_node_monitoring_agent(nodes.system)
     volume_driver = cluster.install_ebs_csi_driver(nodes.system) if config.needs_volume_driver else None
     adapters = AdapterBucket(
         f"{cluster_name}-adapters",
@@ -141,14 +144,14 @@ def deploy() -> None:
             "monitoring",
             serving_namespace=serving_namespace,
             cluster_name=cluster_name,
-            zone=zones[0],
+            zone=zones.cluster[0],
             volume_gib=config.prometheus_volume_gib,
             volume_driver=volume_driver,
             chart_mirror=config.chart_repository,
             rule_groups=rules.groups(
                 config.objective_of,
                 cold_start_seconds=config.gateway_wait_seconds,
-                cost=cost.hourly_cost(config, region, len(zones)),
+                cost=cost.hourly_cost(config, region, len(zones.all)),
             ),
             opts=in_cluster,
         )

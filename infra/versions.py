@@ -8,12 +8,19 @@ VLLM = "0.32.0"
 KUBERNETES = "1.35"
 """Standard support ends 2027-03-27; the Cluster Autoscaler's minor version follows it."""
 
+NODE_RELEASE = "1.35.6-20260714"
+"""Of the EKS AMIs that nodes and the NAT instance start from; the newest is the first entry of amazon-eks-ami's CHANGELOG.
+
+Raising it replaces the nodes one by one at the next `up`, which `preview` announces.
+"""
+
 # EKS add-ons for that Kubernetes version.
 VPC_CNI = "v1.22.3-eksbuild.1"
 """1.21 can drop all traffic of pods on a fresh node where network policies are on (aws-network-policy-agent#570)."""
 KUBE_PROXY = "v1.35.0-eksbuild.2"
 COREDNS = "v1.13.2-eksbuild.1"
 EBS_CSI_DRIVER = "v1.56.0-eksbuild.1"
+NODE_MONITORING_AGENT = "v1.7.0-eksbuild.1"
 
 CLUSTER_AUTOSCALER_IMAGE = "v1.35.2"
 PYTHON_IMAGE = "python:3.12.12-slim-bookworm"

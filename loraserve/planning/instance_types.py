@@ -57,7 +57,8 @@ class GpuInstanceType(InstanceType):
 
 
 NAT_INSTANCE_TYPE = "t4g.nano"
-NAT_VOLUME_GIB = 8
+NAT_VOLUME_GIB = 20
+"""The size of its image, the EKS AMI."""
 SYSTEM_VOLUME_GIB = 20
 
 L4 = Gpu("nvidia-l4", 23_034)

@@ -68,11 +68,16 @@ NODE_EXPORTER = Requests(20, 32)
 AWS_NODE = Requests(50, 0)
 KUBE_PROXY = Requests(100, 0)
 EBS_CSI_NODE = Requests(30, 120)
+NODE_MONITORING_AGENT = Requests(10, 30)
+DCGM_SERVER = Requests(50, 256)
+"""The node monitoring agent's part that watches the GPU."""
 
 GPU_NODE_DAEMONSETS = {
     "aws-node": AWS_NODE,
     "kube-proxy": KUBE_PROXY,
     "ebs-csi-node": EBS_CSI_NODE,
+    "eks-node-monitoring-agent": NODE_MONITORING_AGENT,
+    "dcgm-server": DCGM_SERVER,
     "nvidia-device-plugin": DEVICE_PLUGIN,
     "dcgm-exporter": DCGM_EXPORTER,
     "node-exporter": NODE_EXPORTER,

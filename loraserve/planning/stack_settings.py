@@ -268,6 +268,11 @@ class Settings(_Section):
         return self.gpu_instance.nvme_gb * 9 // 10 if self.gpu_nvme_raid0 else self.gpu_root_volume_gib
 
     @property
+    def most_system_nodes(self) -> int:
+        """One more than there are, for an update that replaces them."""
+        return self.system_node_count + 1
+
+    @property
     def most_replicas(self) -> int:
         """vLLM replicas that there may be at once, but for a rolling update."""
         return max(self.inference_replicas, self.inference_max_replicas if self.scaling_enabled else 0)

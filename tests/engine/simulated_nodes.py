@@ -33,7 +33,7 @@ _ROOT_DISK_GB = 20
 _GB = 10**9
 _GIB = 2**30
 _REGION, _ZONE = "eu-central-1", "eu-central-1a"
-_ON_GPU_NODES_ONLY = {"nvidia-device-plugin", "dcgm-exporter"}
+_ON_GPU_NODES_ONLY = {"nvidia-device-plugin", "dcgm-exporter", "dcgm-server"}
 _APPLY: dict[str, Any] = {"field_manager": "local", "force": True, "_content_type": "application/apply-patch+yaml"}
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from infra.nat import READY
 from local.engine.cloud import ACCOUNT_ID, Cloud
 from local.stand_ins.eks import check
 from local.stand_ins.provider import InvalidInput, Properties
 from tests.aws_objects import inventory
 from tests.aws_types import EKS_COMPONENT
+from tests.engine.cli import Refused
 from tests.engine.throwaway import Throwaway
+from tests.stack_values import CHECKOUT
 
 REGION = "us-east-1"
 KUBECONFIG = {"apiVersion": "v1", "kind": "Config", "clusters": []}
@@ -156,6 +159,95 @@ def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_
 
     project.destroy()
     assert inventory(cloud.client) == before, "nothing is left behind"
+
+
+NODES_BEHIND_NAT = """
+import json
+
+import pulumi
+import pulumi_aws as aws
+
+from infra import nat, standing
+from infra.node_groups import never_worked
+
+nat.LIMIT_S = 1
+config = pulumi.Config()
+vpc = aws.ec2.Vpc("vpc", cidr_block="10.0.0.0/16")
+zones = [aws.get_region().region + letter for letter in "ab"]
+subnets = [
+    aws.ec2.Subnet(f"subnet-{i}", vpc_id=vpc.id, cidr_block=f"10.0.{i}.0/24", availability_zone=zones[i])
+    for i in range(2)
+]
+table = aws.ec2.RouteTable("table", vpc_id=vpc.id)
+for i, subnet in enumerate(subnets):
+    aws.ec2.RouteTableAssociation(f"table-{i}", route_table_id=table.id, subnet_id=subnet.id)
+routes = []
+if says := config.get("says"):
+    way_out = aws.ec2.Instance(
+        "way-out",
+        ami=aws.ssm.get_parameter(name=nat.image_parameter()).value,
+        instance_type="t4g.nano",
+        subnet_id=subnets[0].id,
+        user_data=says,
+        user_data_replace_on_change=True,
+    )
+    routes = [
+        aws.ec2.Route(
+            "out",
+            route_table_id=table.id,
+            destination_cidr_block="0.0.0.0/0",
+            network_interface_id=way_out.primary_network_interface_id,
+            opts=pulumi.ResourceOptions(hooks=nat.proof("nat", aws.get_region().region)),
+        )
+    ]
+trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}
+role = aws.iam.Role("role", assume_role_policy=json.dumps({"Version": "2012-10-17", "Statement": [trust]}))
+cluster = aws.eks.Cluster(
+    "cluster", name="cluster", role_arn=role.arn, vpc_config={"subnet_ids": [subnet.id for subnet in subnets]}
+)
+before = standing.look("cluster")
+aws.eks.NodeGroup(
+    "nodes",
+    cluster_name=cluster.name,
+    node_role_arn=role.arn,
+    subnet_ids=[subnet.id for subnet in subnets],
+    scaling_config={"min_size": 1, "desired_size": 1, "max_size": 2},
+    opts=pulumi.ResourceOptions(
+        depends_on=routes, replace_on_changes=never_worked(before.group("nodes") if before else None)
+    ),
+)
+"""
+
+
+def test_nodes_wait_for_a_way_out_that_works_and_those_that_never_joined_are_made_anew(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    before = inventory(cloud.client)
+    project = Throwaway(tmp_path, NODES_BEHIND_NAT, {"aws:region": {"value": REGION}})
+    with pytest.raises(Refused, match="NodeCreationFailure: Instances failed to join"):
+        project.up()
+    (failed,) = node_groups(cloud)
+
+    project.configure(says="nothing of a way out")
+    with pytest.raises(Refused, match=r"let no request out(.|\n)*console ends with:\s+login:"):
+        project.up()
+    assert node_groups(cloud) == [failed], "nodes wait for the route, and the route for its proof"
+
+    project.configure(says=f"echo {READY}")
+    changes = project.up()
+    assert changes.operations["aws:eks/nodeGroup:NodeGroup nodes"] == "replace"
+    assert changes.operations["aws:ec2/instance:Instance way-out"] == "replace"
+    (working,) = node_groups(cloud)
+    assert working != failed
+    assert project.up().touched == {}
+
+    project.destroy()
+    assert inventory(cloud.client) == before
+
+
+def node_groups(cloud: Cloud) -> list[str]:
+    return cloud.client("eks").list_nodegroups(clusterName="cluster")["nodegroups"]
 
 
 def registered(project: Throwaway, parent: str) -> dict[str, int]:

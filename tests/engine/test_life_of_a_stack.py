@@ -35,7 +35,6 @@ VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
 BUDGET = f"kubernetes:policy/v1:PodDisruptionBudget {names.VLLM}"
 GATEWAY = f"kubernetes:apps/v1:Deployment {names.GATEWAY}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
-_GPU_GROUP = {"clusterName": "loraserve-dev", "nodegroupName": names.GPU_NODE_GROUP}
 _REFUSED = r"AccessDenied|PreconditionFailed|\(403\)"
 
 
@@ -192,7 +191,8 @@ def serving_s3(world: World, role: str) -> Any:
     )
 
 
-def test_a_second_up_changes_nothing_and_keeps_a_third_out_meanwhile(dev: Deployment) -> None:
+def test_a_second_up_changes_nothing_and_keeps_a_third_out_meanwhile(world: World, dev: Deployment) -> None:
+    grow(world, names.SYSTEM_NODE_GROUP, 2)
     second = dev.start("up", "--yes", "--skip-preview")
     assert second.stdout
     next(line for line in second.stdout if "Updating" in line)
@@ -202,6 +202,7 @@ def test_a_second_up_changes_nothing_and_keeps_a_third_out_meanwhile(dev: Deploy
     assert "the stack is currently locked" in third.stderr + third.stdout
     assert second.returncode == 0
     assert re.search(r"Resources:\s+\d+ unchanged\s+Duration", printed)
+    assert node_group(world, names.SYSTEM_NODE_GROUP)["scalingConfig"]["desiredSize"] == 2
 
 
 def test_an_added_adapter_restarts_nothing(world: World, dev: Deployment) -> None:
@@ -270,7 +271,7 @@ def edited(world: World, dev: Deployment, outputs: dict[str, Any], budgets: list
         apps.patch_namespaced_deployment(deployment, names.SERVING_NAMESPACE, history, field_manager=manager)
     suspended = {"Status": "Suspended"}
     world.cloud.client("s3").put_bucket_versioning(Bucket=outputs["adapterBucket"], VersioningConfiguration=suspended)
-    world.cloud.client("eks").update_nodegroup_config(**_GPU_GROUP, scalingConfig={"desiredSize": 1})
+    grow(world, names.GPU_NODE_GROUP, 1)
     return dev.refresh(), dev.up()
 
 
@@ -298,11 +299,19 @@ def test_an_object_that_a_killed_up_left_without_a_record_is_taken_over(
 
 def test_the_autoscalers_desired_size_is_left_alone(world: World, edited: tuple[Changes, Changes]) -> None:
     assert GPU_GROUP not in edited[1].touched
-    assert gpu_group(world)["scalingConfig"]["desiredSize"] == 1
+    assert node_group(world, names.GPU_NODE_GROUP)["scalingConfig"]["desiredSize"] == 1
 
 
-def test_a_config_change_touches_only_what_it_should(dev: Deployment) -> None:
-    assert touched(dev.change(gpuMaxSize=3)) == {GPU_GROUP: "update"}
+def test_other_bounds_leave_running_nodes_and_a_third_zone_only_adds(world: World, dev: Deployment) -> None:
+    grow(world, names.GPU_NODE_GROUP, 2)  # nobody refreshes
+    changed = touched(dev.change(gpuMinSize=1, gpuMaxSize=3, availabilityZoneCount=3))
+    endpoint = "aws:ec2/vpcEndpoint:VpcEndpoint loraserve-dev-s3"
+    assert {name for name, op in changed.items() if op != "create"} == {GPU_GROUP, endpoint}
+    assert (changed[GPU_GROUP], changed[endpoint]) == ("update", "update")
+    assert changed["aws:ec2/subnet:Subnet loraserve-dev-private-eu-central-1c"] == "create"
+    sizes = {"minSize": 1, "desiredSize": 2, "maxSize": 3}
+    assert node_group(world, names.GPU_NODE_GROUP)["scalingConfig"] == sizes
+    assert dev.up().touched == {}
 
 
 def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
@@ -310,7 +319,7 @@ def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: 
     assert changes.operations[GPU_GROUP] == "replace"
     assert changes.operations["eks:index:Cluster loraserve-dev"] == "same"
     assert changes.operations[VLLM] == "same"
-    assert gpu_group(world)["instanceTypes"] == ["g6.2xlarge"]
+    assert node_group(world, names.GPU_NODE_GROUP)["instanceTypes"] == ["g6.2xlarge"]
 
 
 def budget_ids(world: World) -> list[str]:
@@ -318,8 +327,18 @@ def budget_ids(world: World) -> list[str]:
     return sorted(budget.metadata.uid for budget in budgets.items)
 
 
-def gpu_group(world: World) -> dict[str, Any]:
-    return world.cloud.client("eks").describe_nodegroup(**_GPU_GROUP)["nodegroup"]
+def node_group(world: World, name: str) -> dict[str, Any]:
+    """As EKS holds it; the system nodes' group has a name of Pulumi's making."""
+    eks, cluster = world.cloud.client("eks"), {"clusterName": "loraserve-dev"}
+    found = eks.list_nodegroups(**cluster)["nodegroups"]
+    [full] = [full for full in found if re.fullmatch(rf"{name}(-[0-9a-f]{{7}})?", full)]
+    return eks.describe_nodegroup(**cluster, nodegroupName=full)["nodegroup"]
+
+
+def grow(world: World, name: str, size: int) -> None:
+    """The autoscaler adds nodes."""
+    group = {"clusterName": "loraserve-dev", "nodegroupName": node_group(world, name)["nodegroupName"]}
+    world.cloud.client("eks").update_nodegroup_config(**group, scalingConfig={"desiredSize": size})
 
 
 def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:

@@ -35,6 +35,10 @@ class Resource:
     depends_on: list[str]
     retain_on_delete: bool
     import_id: str
+    replace_on_changes: list[str]
+    delete_before_replace: bool
+    hooks: list[str]
+    """Before its creation, and before an update."""
 
 
 @dataclass
@@ -74,8 +78,14 @@ class _Aws(mocks.Mocks):
     """Answers with the flat outputs that the program reads, and echoes the rest."""
 
     def __init__(
-        self, last_outputs: Mapping[str, Any], offering: list[str], gpu_quota: float, retained: Sequence[str]
+        self,
+        last_outputs: Mapping[str, Any],
+        standing: Mapping[str, Any] | None,
+        offering: list[str],
+        gpu_quota: float,
+        retained: Sequence[str],
     ) -> None:
+        self._standing = standing
         self._gpu_quota = gpu_quota
         self._retained = [{"resourceArn": f"arn:aws:s3:::{bucket}"} for bucket in retained]
         self._last_outputs = last_outputs
@@ -88,13 +98,28 @@ class _Aws(mocks.Mocks):
             "aws:cloudwatch/getLogGroups:getLogGroups": {"logGroupNames": []},
             "aws:resourcegroupstaggingapi/getResources:getResources": {"resourceTagMappingLists": self._retained},
             "aws:eks/getClusters:getClusters": {"names": []},
+            "aws:index/getAvailabilityZones:getAvailabilityZones": {"names": ZONES},
             "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
             "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": {"locations": self._offering},
             "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
             "aws:ecr/getAuthorizationToken:getAuthorizationToken": {"userName": "AWS", "password": "token"},
         }
+        if self._standing:
+            answers |= self._of_the_cluster(self._standing, args.args)
         return answers[args.token], []
+
+    def _of_the_cluster(self, standing: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Subnets are named after their zones, private ones only."""
+        vpc = {"vpcId": "vpc-1", "subnetIds": standing["zones"]}
+        return {
+            "aws:eks/getClusters:getClusters": {"names": [standing["cluster"]]},
+            "aws:eks/getCluster:getCluster": {"version": standing["version"], "vpcConfig": vpc},
+            "aws:ec2/getSubnets:getSubnets": {"ids": standing["zones"] + standing.get("addedZones", [])},
+            "aws:ec2/getSubnet:getSubnet": {"availabilityZone": asked.get("id")},
+            "aws:eks/getNodeGroups:getNodeGroups": {"names": list(standing["groups"])},
+            "aws:eks/getNodeGroup:getNodeGroup": standing["groups"].get(asked.get("nodeGroupName")) or {},
+        }
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         outputs = {"name": args.name, "arn": f"arn:aws:mock:::{args.name}"} | args.inputs
@@ -139,6 +164,9 @@ class _Monitor(mocks.MockMonitor):
                 list(request.dependencies),
                 request.retainOnDelete,
                 request.importId,
+                list(request.replaceOnChanges),
+                request.deleteBeforeReplace,
+                [*request.hooks.before_create, *request.hooks.before_update],
             )
         )
         return response
@@ -160,6 +188,7 @@ def run(
     *,
     preview: bool = False,
     last_outputs: Mapping[str, Any] | None = None,
+    standing: Mapping[str, Any] | None = None,
     offering: list[str] | None = None,
     gpu_quota: float = 64,
     retained: Sequence[str] = (),
@@ -168,12 +197,13 @@ def run(
     program: Program | None = None,
     **changes: Any,
 ) -> Program:
-    """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `changes` are config values.
+    """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `standing` is the cluster in
+    AWS with its node groups; `changes` are config values.
 
     The stack has the name of its file, or is `named`. A given `program` is filled, and so tells what was declared before an error.
     """
     program = program or Program()
-    answers = _Aws(last_outputs or {}, ZONES if offering is None else offering, gpu_quota, retained)
+    answers = _Aws(last_outputs or {}, standing, ZONES if offering is None else offering, gpu_quota, retained)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))

@@ -34,13 +34,14 @@ def chart_values(program: Program, chart: str) -> dict[str, Any]:
 def test_what_belongs_to_a_kubernetes_version_has_its_minor_version() -> None:
     for version in (versions.CLUSTER_AUTOSCALER_IMAGE, versions.KUBE_PROXY, local_versions.KUBERNETES):
         assert version.startswith(f"v{versions.KUBERNETES}.")
+    assert re.fullmatch(rf"{re.escape(versions.KUBERNETES)}\.\d+-\d{{8}}", versions.NODE_RELEASE)
 
 
 def test_every_addon_is_pinned(prod: Program) -> None:
     cluster = prod.one("eks:index:Cluster").inputs
     pinned = [addon["addonVersion"] for addon in addons(prod).values()]
     pinned += [cluster["vpcCniOptions"]["addonVersion"], cluster["kubeProxyAddonOptions"]["version"]]
-    assert len(pinned) == 4
+    assert len(pinned) == 5
     assert all(re.fullmatch(r"v\d+\.\d+\.\d+-eksbuild\.\d+", version) for version in pinned)
 
 
@@ -49,8 +50,12 @@ def test_coredns_takes_over_from_the_one_that_eks_starts_with(dev: Program) -> N
 
 
 def test_the_volume_driver_comes_only_with_a_volume(dev: Program, prod: Program) -> None:
-    assert set(addons(dev)) == {"coredns"}
-    assert set(addons(prod)) == {"coredns", "aws-ebs-csi-driver"}
+    assert addons(prod).keys() - addons(dev).keys() == {"aws-ebs-csi-driver"}
+
+
+def test_an_addon_that_never_became_healthy_is_made_anew(prod: Program) -> None:
+    for addon in prod.of_type("eks/addon:Addon"):
+        assert (addon.replace_on_changes, addon.delete_before_replace) == (["#initerror"], True)
 
 
 def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) -> None:

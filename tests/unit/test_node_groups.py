@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from infra import names
-from infra.node_groups import autoscaler_tags
+from infra import names, versions
+from infra.errors import ConfigError
+from infra.node_groups import autoscaler_tags, sizes
+from infra.preflight import check_kubernetes
+from infra.standing import Group
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
 from loraserve.planning.pod_resources import pod_disk_gib
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import stack_values
 from tests.unit.declared import Program, Resource, declare
+from tests.unit.standing import SYSTEM, node_group, standing
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +49,88 @@ def test_the_gpu_group_has_the_specified_values(dev: Program) -> None:
     assert inputs["tags"]["Purpose"] == "LLM Inference"
 
 
-def test_the_autoscaler_owns_the_desired_size(dev: Program) -> None:
-    assert group(dev, names.GPU_NODE_GROUP).ignore_changes == ["scalingConfig.desiredSize"]
+@pytest.mark.parametrize(
+    ("least", "most", "found", "size", "left_alone"),
+    [
+        (0, 2, None, (0, 0, 2), ["scalingConfig.desiredSize"]),
+        (0, 2, (0, 2, 2), (0, 2, 2), ["scalingConfig"]),
+        (0, 3, (0, 1, 2), (0, 1, 3), []),
+        (1, 2, (0, 0, 2), (1, 1, 2), []),
+        (0, 2, (1, 1, 2), (0, 1, 2), []),
+        (1, 2, (2, 3, 3), (1, 2, 2), []),
+    ],
+)
+def test_other_bounds_carry_the_size_that_there_is_now_and_the_same_bounds_leave_it_alone(
+    least: int,
+    most: int,
+    found: tuple[int, int, int] | None,
+    size: tuple[int, int, int],
+    left_alone: list[str],
+) -> None:
+    """Sizes are the least, the desired and the most."""
+    now = found and Group("ACTIVE", versions.NODE_RELEASE, least=found[0], desired=found[1], most=found[2])
+    config, ignored = sizes(now, least, most)
+    assert tuple(config[key] for key in ("min_size", "desired_size", "max_size")) == size
+    assert ignored == left_alone
+
+
+@pytest.fixture(scope="module")
+def grown() -> Program:
+    """dev with nodes that the autoscaler has added, told to have other bounds for some of them."""
+    return declare("dev", standing=standing(gpu=node_group(0, 2, 2), system=node_group(1, 2, 2)), gpuMaxSize=1)
+
+
+def test_the_sizes_of_both_groups_are_those_that_aws_holds(grown: Program) -> None:
+    gpu, system = group(grown, names.GPU_NODE_GROUP), group(grown, names.SYSTEM_NODE_GROUP)
+    assert (gpu.inputs["scalingConfig"]["desiredSize"], gpu.ignore_changes) == (1, [])
+    assert system.ignore_changes == ["scalingConfig"]
+
+
+def test_bounds_that_end_running_nodes_are_announced(grown: Program) -> None:
+    assert "this ends 1 of 2 running nodes of gpu-vllm-nodes" in grown.messages
+
+
+@pytest.fixture(scope="module")
+def behind() -> Program:
+    """dev with a control plane and nodes of earlier versions, and one group whose creation failed."""
+    failed = node_group(1, 1, 2, status="CREATE_FAILED", releaseVersion="old")
+    gpu = node_group(0, 0, 2, status="DEGRADED", releaseVersion="old")
+    return declare("dev", standing=standing(version="1.34", system=failed, gpu=gpu))
+
+
+def test_a_group_that_never_worked_is_made_anew_and_one_that_an_update_failed_on_is_not(behind: Program) -> None:
+    assert group(behind, names.SYSTEM_NODE_GROUP).replace_on_changes == ["#initerror"]
+    assert group(behind, names.GPU_NODE_GROUP).replace_on_changes == []
+
+
+def test_nodes_start_from_an_image_that_a_reviewed_diff_raises_and_broken_ones_are_repaired(dev: Program) -> None:
+    for nodes in dev.of_type("eks/nodeGroup:NodeGroup"):
+        assert nodes.inputs["releaseVersion"] == versions.NODE_RELEASE
+        assert nodes.inputs["nodeRepairConfig"] == {"enabled": True}
+    agent = dev.one("eks/addon:Addon", "loraserve-dev-eks-node-monitoring-agent").inputs
+    gpu_part = json.loads(agent["configurationValues"])["dcgmAgent"]
+    assert gpu_part["tolerations"] == [names.GPU_TAINT.toleration()]
+
+
+def test_nodes_that_another_image_replaces_are_announced(behind: Program) -> None:
+    replaced = [told for told in behind.messages if "one by one" in told]
+    assert replaced == [f"this replaces the nodes of {SYSTEM} one by one: AMI old -> {versions.NODE_RELEASE}"]
+
+
+@pytest.mark.parametrize(
+    ("running", "told"), [("1.36", "takes no downgrade"), ("1.33", "one minor version at a time.* 1.34 first")]
+)
+def test_a_kubernetes_version_that_eks_would_refuse_is_refused_first(running: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_kubernetes(running, "1.35")
+
+
+def test_an_upgrade_of_the_control_plane_is_announced(behind: Program, grown: Program) -> None:
+    upgrade = (
+        f"this upgrades the control plane from Kubernetes 1.34 to {versions.KUBERNETES}, which cannot be taken back"
+    )
+    assert [told.startswith(upgrade) for told in behind.messages].count(True) == 1
+    assert not any("upgrades" in told for told in grown.messages)
 
 
 def test_the_autoscaler_knows_an_empty_groups_nodes_from_its_tags(dev: Program) -> None:

@@ -291,13 +291,13 @@ def test_a_secret_never_shows_in_an_error_or_a_printout() -> None:
 def test_zones_that_do_not_offer_the_gpu_type_are_named_with_those_that_do() -> None:
     parsed = parse(stack_values("dev", availabilityZones=["eu-central-1a", "eu-central-1c"]))
     with pytest.raises(ConfigError, match=r"availabilityZones eu-central-1c do not offer g6\.xlarge.*offered by"):
-        preflight.choose_zones(parsed, ["eu-central-1a", "eu-central-1b"], "eu-central-1")
+        preflight.choose_zones(parsed, ["eu-central-1a", "eu-central-1b"], "eu-central-1", None)
 
 
 def test_a_region_with_too_few_zones_for_the_gpu_type_is_refused() -> None:
     parsed = parse(stack_values("dev"))
     with pytest.raises(ConfigError, match="offered in eu-north-1 by none of its zones"):
-        preflight.choose_zones(parsed, [], "eu-north-1")
+        preflight.choose_zones(parsed, [], "eu-north-1", None)
 
 
 def test_a_refused_configuration_declares_nothing() -> None:
