@@ -38,7 +38,8 @@ def ask_whole(url: str, key: str, model: str, prompt: str) -> dict[str, Any]:
 
 
 def _body(model: str, prompt: str) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    """Asks for the likeliest answer, so that the same question has the same one."""
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
 
 
 def _post(url: str, key: str, body: dict[str, Any]) -> Any:

@@ -110,7 +110,7 @@ def ask(model: str, prompt: str, url: str | None, key: str, context: str | None,
     if url:
         _ask(url, key, model, prompt, as_json)
         return
-    with Kubectl(context).forward(namespace, GATEWAY, GATEWAY_PORT) as forwarded:
+    with Kubectl(context).forward(namespace, f"service/{GATEWAY}", GATEWAY_PORT) as forwarded:
         _ask(f"{forwarded}/v1", key, model, prompt, as_json)
 
 

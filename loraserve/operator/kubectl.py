@@ -41,9 +41,9 @@ class Kubectl:
         return done.stdout
 
     @contextmanager
-    def forward(self, namespace: str, service: str, port: int) -> Iterator[str]:
-        """The URL on this machine that reaches a service's port, for as long as it is used."""
-        command = self._command("--namespace", namespace, "port-forward", f"service/{service}", f":{port}")
+    def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
+        """The URL on this machine that reaches a port of `service/NAME` or `pod/NAME`, for as long as it is used."""
+        command = self._command("--namespace", namespace, "port-forward", target, f":{port}")
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             try:

@@ -24,23 +24,34 @@ pytest_plugins = ["tests.unit.catalog_fixtures"]
 
 CONTEXT = "other"
 KUBECTL = """#!{python}
-import pathlib, sys
-arguments = [argument.replace("/", "_") for argument in sys.argv[1:]]
-answers = pathlib.Path(__file__).parent / "answers"
+import http.server, pathlib, sys
+answers, arguments = pathlib.Path(__file__).parent / "answers", sys.argv[1:]
 if arguments[0] == "--context":
-    answers /= arguments[1]
+    answers, arguments = answers / arguments[1], arguments[2:]
+if arguments[0] == "--namespace":
     arguments = arguments[2:]
-command = arguments[0]
-asked = f"{{command}} {{arguments[2] if '--raw' in arguments else arguments[1]}}"
+asked = " ".join(arguments[:2]).replace("/", " ")
 answer = answers / asked
 if not answer.exists():
     sys.exit(f"Error from server: {{asked}}")
-print(answer.read_text())
+if arguments[0] != "port-forward":
+    print(answer.read_text())
+    sys.exit()
+
+class Agent(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/v1/state" else 404)
+        self.end_headers()
+        self.wfile.write(answer.read_bytes())
+
+server = http.server.HTTPServer(("127.0.0.1", 0), Agent)
+print(f"Forwarding from 127.0.0.1:{{server.server_port}} -> {{arguments[2].lstrip(':')}}", flush=True)
+server.serve_forever()
 """
 
 
 class FakeKubectl:
-    """Its answers by command and what is asked for; an error to everything else."""
+    """Its answers by command and what is asked for, an agent behind each pod's port; an error to everything else."""
 
     def __init__(self, folder: Path) -> None:
         self._answers = folder / "answers"
@@ -62,9 +73,8 @@ class FakeKubectl:
         document = base64.b64encode(KeyRing(keys=keys).to_json().encode()).decode()
         self._answer("get secret", json.dumps({"data": {"keys.json": document}}))
 
-    def state(self, pod: str, state: AgentState, *, through: str = "proxy") -> None:
-        path = f"_api_v1_namespaces_ml-models_pods_{pod}:9090_proxy_v1_state"
-        self._answer(f"get {path}" if through == "proxy" else f"exec {pod}", state.model_dump_json(by_alias=True))
+    def state(self, pod: str, state: AgentState) -> None:
+        self._answer(f"port-forward pod {pod}", state.model_dump_json(by_alias=True))
 
     def _answer(self, asked: str, text: str) -> None:
         (self._answers / asked).write_text(text)
@@ -98,9 +108,9 @@ def test_one_table_shows_every_pods_adapters(kubectl: FakeKubectl, capsys: pytes
     assert rows[3][0] == "vllm-b"
 
 
-def test_an_agent_the_api_server_cannot_reach_is_asked_from_inside_its_pod(kubectl: FakeKubectl) -> None:
+def test_an_agent_is_asked_through_a_port_forward_which_no_network_policy_stops(kubectl: FakeKubectl) -> None:
     kubectl.pods("vllm-a")
-    kubectl.state("vllm-a", state(), through="exec")
+    kubectl.state("vllm-a", state())
 
     assert read(Kubectl(), "ml-models").pods == [PodStatus("vllm-a", state())]
 
