@@ -1,121 +1,171 @@
 """What a change of each setting touches on a deployed dev stack, one at a time and without refresh.
 
-The engine previews every row in test_life_of_a_stack.py. docs/changes.md has the same rows for people.
+docs/changes.md has a row for each; `python -m tests.engine.setting_changes` prints them. The program is declared twice, under
+mocks, and what differs is what is touched: what is replaced by it follows from what the plugins say of each property.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.errors import ConfigError
+from local.stand_ins.aws.plugin import TYPES
 from loraserve.contract.keys import create_key
 from tests.stack_values import CHECKOUT, PRODUCTION_CHOICES, adapter
+from tests.unit.declared import Program, run
 
 DOCUMENT = CHECKOUT / "docs" / "changes.md"
+_SHAPE = {
+    "hiddenSize": 4096,
+    "intermediateSize": 14336,
+    "numHiddenLayers": 32,
+    "numAttentionHeads": 32,
+    "numKeyValueHeads": 8,
+    "headDim": 128,
+    "vocabSize": 32000,
+    "weightsGib": 3.98,
+}
 DEPLOYED: dict[str, Any] = {
     "adapters": [adapter("one")],
     "baseModelRevision": PRODUCTION_CHOICES["baseModelRevision"],
+    "baseModelShape": _SHAPE,
     "gpuNvmeRaid0": False,
     "inferenceReplicas": 1,
     "publicAccessCidrs": ["203.0.113.0/24"],
+    "retainAdapters": True,
     "systemNodeCount": 2,
 }
 """On top of Pulumi.dev.yaml: what stands, so that each setting can be changed alone."""
-CHARTS_ELSEWHERE = "the same charts from another address"
+_LAST = {"cluster": "loraserve-dev", "region": "eu-central-1", "vpcCidr": "10.0.0.0/16", "prometheusVolumeGib": 0.0}
+_LAST |= {
+    "nodes": {
+        "system": {"systemInstanceType": "t3a.medium"},
+        "GPU": {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": False},
+    }
+}
 _, _KEY = create_key("team-a", ("one",), 600)
 _VERBS = {"create": "+", "update": "~", "delete": "-", "replace": "±"}
+_REPLACED_ON = {kind.token: kind.replace_on for kind in TYPES}
+REFUSED = "refused"
 
-
-@dataclass(frozen=True)
-class Change:
-    """Of one setting to `to`; what it touches, as `~Kind name`, or in which words it is refused."""
-
-    to: Any
-    touched: str = ""
-    refused: str = ""
-
-
-CHANGES: Mapping[str, Change] = {
-    "environment": Change("production"),
-    "deletionProtection": Change(True),
-    "retainAdapters": Change(False),
-    "vpcCidr": Change("10.8.0.0/16", refused="loraserve:vpcCidr 10.8.0.0/16 is another than the 10.0.0.0/16"),
-    "availabilityZoneCount": Change(3),
-    "availabilityZones": Change(["eu-central-1a", "eu-central-1b"]),
-    "nat": Change("gateway"),
-    "clusterAccess": Change([{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops"}]),
-    "publicAccessCidrs": Change(["198.51.100.0/24"]),
-    "privateAccessCidrs": Change(["192.168.0.0/24"]),
-    "controlPlaneLogs": Change(["api"]),
-    "systemInstanceType": Change("t3.medium"),
-    "systemNodeCount": Change(3),
-    "gpuInstanceType": Change("g6.2xlarge"),
-    "gpuMinSize": Change(1),
-    "gpuMaxSize": Change(3),
-    "gpuIdleMinutes": Change(15),
-    "gpuRootVolumeGib": Change(120),
-    "gpuNvmeRaid0": Change(True),
-    "gpuWarmPool": Change(True),
-    "baseModel": Change("TheBloke/Mistral-7B-v0.1-AWQ"),
-    "baseModelRevision": Change("f" * 40),
-    "baseModelShape": Change(
-        {
-            "hiddenSize": 4096,
-            "intermediateSize": 14336,
-            "numHiddenLayers": 32,
-            "numAttentionHeads": 32,
-            "numKeyValueHeads": 8,
-            "headDim": 128,
-            "weightsGib": 4.1,
-        }
-    ),
-    "baseModelMirror": Change({"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3}),
-    "acceptedBaseIds": Change(["mistralai/Mistral-7B-v0.1"]),
-    "maxModelLen": Change(2048),
-    "gpuMemoryUtilization": Change("0.85"),
-    "chatTemplateFile": Change("LICENSE"),
-    "baseModelHasChatTemplate": Change(False),
-    "toolCallParser": Change("mistral"),
-    "reasoningParser": Change("mistral"),
-    "hubToken": Change("a secret of the config"),
-    "inferenceReplicas": Change(2),
-    "longestGenerationSeconds": Change(150),
-    "startupBudgetMinutes": Change(25),
-    "scalingEnabled": Change(False),
-    "inferenceMaxReplicas": Change(2),
-    "requestsPerReplica": Change(50),
-    "gatewayReplicas": Change(3),
-    "gatewayWaitSeconds": Change(330),
-    "gatewayKeys": Change([_KEY.model_dump(mode="json", by_alias=True)]),
-    "gatewayClientNamespaces": Change(["apps"]),
-    "gatewayCertificateArn": Change("arn:aws:acm:eu-central-1:123456789012:certificate/0123"),
-    "adapters": Change([adapter("one"), adapter("two")]),
-    "addonsEnabled": Change(False),
-    "monitoringEnabled": Change(False),
-    "prometheusVolumeGib": Change(10),
-    "chartRepository": Change(CHARTS_ELSEWHERE),
-    "vllmImage": Change("registry.example.com/vllm-openai:v0.32.0"),
-    "loraserveImage": Change("registry.example.com/loraserve@sha256:" + "b" * 64),
-    "local": Change({"vllmDevice": "cpu"}),
+CHANGES: Mapping[str, Any] = {
+    "environment": "production",
+    "deletionProtection": True,
+    "retainAdapters": False,
+    "vpcCidr": "10.8.0.0/16",
+    "availabilityZoneCount": 3,
+    "availabilityZones": ["eu-central-1a", "eu-central-1b"],
+    "nat": "gateway",
+    "clusterAccess": [{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops"}],
+    "publicAccessCidrs": ["198.51.100.0/24"],
+    "privateAccessCidrs": ["192.168.0.0/24"],
+    "controlPlaneLogs": ["api"],
+    "systemInstanceType": "t3.medium",
+    "systemNodeCount": 3,
+    "gpuInstanceType": "g6.2xlarge",
+    "gpuMinSize": 1,
+    "gpuMaxSize": 3,
+    "gpuIdleMinutes": 15,
+    "gpuRootVolumeGib": 120,
+    "gpuNvmeRaid0": True,
+    "gpuWarmPool": True,
+    "baseModel": "mistralai/Mistral-7B-v0.1",
+    "baseModelRevision": "f" * 40,
+    "baseModelShape": {
+        "hiddenSize": 4096,
+        "intermediateSize": 14336,
+        "numHiddenLayers": 32,
+        "numAttentionHeads": 32,
+        "numKeyValueHeads": 8,
+        "headDim": 128,
+        "vocabSize": 32000,
+        "weightsGib": 4.1,
+    },
+    "baseModelMirror": {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3},
+    "acceptedBaseIds": ["mistralai/Mistral-7B-v0.1"],
+    "maxModelLen": 2048,
+    "gpuMemoryUtilization": "0.85",
+    "chatTemplateFile": str(CHECKOUT / "LICENSE"),
+    "baseModelHasChatTemplate": False,
+    "toolCallParser": "mistral",
+    "reasoningParser": "mistral",
+    "hubToken": "a secret of the config",
+    "inferenceReplicas": 2,
+    "longestGenerationSeconds": 150,
+    "startupBudgetMinutes": 25,
+    "scalingEnabled": False,
+    "inferenceMaxReplicas": 2,
+    "requestsPerReplica": 50,
+    "gatewayReplicas": 3,
+    "gatewayWaitSeconds": 330,
+    "gatewayKeys": [_KEY.model_dump(mode="json", by_alias=True)],
+    "gatewayClientNamespaces": ["apps"],
+    "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
+    "adapters": [adapter("one"), adapter("two")],
+    "addonsEnabled": False,
+    "monitoringEnabled": False,
+    "prometheusVolumeGib": 10,
+    "chartRepository": "https://charts.example.com",
+    "vllmImage": "registry.example.com/vllm-openai:v0.32.0",
+    "loraserveImage": "registry.example.com/loraserve@sha256:" + "b" * 64,
+    "objectives": {"one": {"availability": 0.999}},
+    "local": {"vllmDevice": "cpu"},
 }
 
 
-def summary(touched: Mapping[str, str]) -> str:
-    """Operations by `type name` as one line: types without their package, what is many of a kind as one."""
-    words = {f"{_VERBS[op]}{_short(name)}" for name, op in touched.items() if not name.startswith("pulumi:")}
+def declared(**changes: Any) -> Program:
+    """The program on the stack that stands, with these settings changed. Raises ConfigError."""
+    secrets = ["hubToken"] if "hubToken" in changes else []
+    return run("dev", last_outputs=_LAST, secrets=secrets, **(DEPLOYED | changes))
+
+
+def touched(before: Program, after: Program) -> str:
+    """Operations as one line, `~Kind name`, components left out."""
+    old, new = _custom(before), _custom(after)
+    words = [f"{_VERBS[op]}{kind.rpartition(':')[2]} {name}" for (kind, name), op in _operations(old, new)]
     return ", ".join(sorted(words, key=lambda word: (word[1:], word[0])))
 
 
-def _short(name: str) -> str:
-    kind, _, name = name.partition(" ")
-    kind = kind.rpartition(":")[2]
-    return f"{kind} {name}"
+Inputs = Mapping[tuple[str, str], dict[str, Any]]
+
+
+def _custom(program: Program) -> Inputs:
+    return {(item.type, item.name): item.inputs for item in program.resources if not item.type.startswith("loraserve:")}
+
+
+def _operations(old: Inputs, new: Inputs) -> Iterator[tuple[tuple[str, str], str]]:
+    for key in old.keys() | new.keys():
+        if key not in old:
+            yield key, "create"
+        elif key not in new:
+            yield key, "delete"
+        elif old[key] != new[key]:
+            changed = {name for name in old[key].keys() | new[key].keys() if old[key].get(name) != new[key].get(name)}
+            yield key, "replace" if changed & _REPLACED_ON.get(key[0], frozenset()) else "update"
+
+
+def rows() -> Iterator[tuple[str, str]]:
+    """Every setting with what its change touches."""
+    before = declared()
+    for setting, value in CHANGES.items():
+        try:
+            yield setting, touched(before, declared(**{setting: value}))
+        except ConfigError:
+            yield setting, REFUSED
 
 
 def documented(path: Path = DOCUMENT) -> dict[str, str]:
     """What the document says is touched, by setting."""
-    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (.*?) \|", path.read_text(), flags=re.MULTILINE)
-    return dict(rows)
+    found = re.findall(r"^\| `(\w+)` \| (.*) \|$", path.read_text(), flags=re.MULTILINE)
+    return {
+        setting: "" if row == "nothing" else row.split(":")[0] if row.startswith(REFUSED) else row
+        for setting, row in found
+    }
+
+
+if __name__ == "__main__":
+    for setting, row in rows():
+        print(f"| `{setting}` | {row or 'nothing'} |", flush=True)

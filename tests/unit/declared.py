@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import pulumi
 from pulumi.runtime import config as runtime_config
@@ -129,7 +130,7 @@ class _Aws(mocks.Mocks):
             case "aws:eks/nodeGroup:NodeGroup":
                 outputs |= {"resources": [{"autoscalingGroups": [{"name": f"asg-{args.name}"}]}]}
             case "aws:ec2/launchTemplate:LaunchTemplate":
-                outputs |= {"latestVersion": 1}
+                outputs |= {"latestVersion": crc32(json.dumps(args.inputs, sort_keys=True).encode())}
             case "aws:s3/bucket:Bucket":
                 outputs |= {"arn": f"arn:aws:s3:::{args.name}"}
             case "aws:ec2/instance:Instance":
