@@ -123,9 +123,16 @@ def declared(**changes: Any) -> Program:
 
 
 def touched(before: Program, after: Program) -> str:
-    """Operations as one line, `~Kind name`, components left out."""
-    old, new = _custom(before), _custom(after)
-    words = [f"{_VERBS[op]}{kind.rpartition(':')[2]} {name}" for (kind, name), op in _operations(old, new)]
+    """What differs, as one line; components are left out."""
+    return spelled({" ".join(key): op for key, op in _operations(_custom(before), _custom(after))})
+
+
+def spelled(operations: Mapping[str, str]) -> str:
+    """Operations by `type name` as one line, `~Kind name`."""
+    words = [
+        f"{_VERBS[op]}{name.partition(' ')[0].rpartition(':')[2]} {name.partition(' ')[2]}"
+        for name, op in operations.items()
+    ]
     return ", ".join(sorted(words, key=lambda word: (word[1:], word[0])))
 
 
