@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -27,14 +27,17 @@ def last_outputs() -> dict[str, Any]:
     return (answer or {}).get("outputs") or {}
 
 
-def node_shapes(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What the next `up` is to remember of each group's nodes."""
-    return {group: {to_camel(field): getattr(settings, field) for field in fields} for group, fields in _SHAPES.items()}
+def node_shapes(settings: Settings, zones: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the next `up` is to remember of each group's nodes; `zones` are those that a group spans."""
+    return {
+        group: {to_camel(field): getattr(settings, field) for field in fields} | {"zones": list(zones)}
+        for group, fields in _SHAPES.items()
+    }
 
 
-def announce_new_nodes(settings: Settings, last: Mapping[str, Any]) -> None:
+def announce_new_nodes(settings: Settings, zones: Sequence[str], last: Mapping[str, Any]) -> None:
     """Says in `preview` and `up` which nodes are replaced where they run, and why."""
-    for group, shape in node_shapes(settings).items():
+    for group, shape in node_shapes(settings, zones).items():
         before = last.get("nodes", {}).get(group, shape)
         changed = [
             f"{key} {_plain(before.get(key))} -> {_plain(value)}"

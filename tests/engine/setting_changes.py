@@ -39,13 +39,15 @@ DEPLOYED: dict[str, Any] = {
     "systemNodeCount": 2,
 }
 """On top of Pulumi.dev.yaml: what stands, so that each setting can be changed alone."""
-_LAST = {"cluster": "loraserve-dev", "region": "eu-central-1", "vpcCidr": "10.0.0.0/16", "prometheusVolumeGib": 0.0}
-_LAST |= {
-    "nodes": {
-        "system": {"systemInstanceType": "t3a.medium"},
-        "GPU": {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": False},
-    }
+_LAST: dict[str, Any] = {
+    "cluster": "loraserve-dev",
+    "region": "eu-central-1",
+    "vpcCidr": "10.0.0.0/16",
+    "prometheusVolumeGib": 0.0,
 }
+_ZONES = {"zones": ["eu-central-1a", "eu-central-1b"]}
+_GPU = {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": False}
+_LAST |= {"nodes": {"system": {"systemInstanceType": "t3a.medium"} | _ZONES, "GPU": _GPU | _ZONES}}
 _, _KEY = create_key("team-a", ("one",), 600)
 _VERBS = {"create": "+", "update": "~", "delete": "-", "replace": "±"}
 _REPLACED_ON = {kind.token: kind.replace_on for kind in TYPES}
@@ -88,6 +90,7 @@ CHANGES: Mapping[str, Any] = {
     "acceptedBaseIds": ["mistralai/Mistral-7B-v0.1"],
     "maxModelLen": 2048,
     "gpuMemoryUtilization": "0.85",
+    "adapterSlots": 8,
     "chatTemplateFile": str(CHECKOUT / "LICENSE"),
     "baseModelHasChatTemplate": False,
     "toolCallParser": "mistral",

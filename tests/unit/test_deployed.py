@@ -38,8 +38,9 @@ def test_another_size_of_a_disk_in_use_is_refused_with_the_way() -> None:
     run("prod", last_outputs={"prometheusVolumeGib": 0.0})
 
 
-NODES = {"system": {"systemInstanceType": "t3a.medium"}}
-NODES["GPU"] = {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": True}
+_ZONES = {"zones": ["eu-central-1a", "eu-central-1b"]}
+_GPU = {"gpuInstanceType": "g6.xlarge", "gpuRootVolumeGib": 100.0, "gpuNvmeRaid0": True}
+NODES = {"system": {"systemInstanceType": "t3a.medium"} | _ZONES, "GPU": _GPU | _ZONES}
 
 
 @pytest.mark.parametrize(
