@@ -37,7 +37,7 @@ def deploy() -> None:
     zones = preflight.check(config, caller, cluster_before)
     pulumi.log.info(cost.describe(config, region, len(zones.all)))
     announce_restart(config, last)
-    deployed.announce_new_nodes(config, zones, last)
+    deployed.announce_new_nodes(config, zones.cluster, last)
     for sentence in advice(config):
         pulumi.log.warn(sentence)
     if not config.base.has_chat_template:
@@ -163,7 +163,7 @@ def deploy() -> None:
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)
-    pulumi.export("nodes", deployed.node_shapes(config, zones))
+    pulumi.export("nodes", deployed.node_shapes(config, zones.cluster))
     pulumi.export("prometheusVolumeGib", config.prometheus_volume_gib if config.needs_volume_driver else 0)
     pulumi.export("region", region)
     pulumi.export("vpcCidr", str(config.vpc_cidr))
