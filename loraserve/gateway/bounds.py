@@ -11,7 +11,7 @@ class Bounds:
     idle_seconds: float = 30
     """A connection without a request, or whose request's headers are not complete, is closed."""
     connections: int = 2048
-    """With TLS handshakes; where there are more, the oldest one that asks for nothing makes room."""
+    """With TLS handshakes; where there are more, the oldest one that asks for nothing makes room, or new ones wait."""
     head_bytes: int = 16 << 10
     """A request's line and headers."""
     handshake_seconds: float = 10

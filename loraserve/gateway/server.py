@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _ACCEPTED_AT_ONCE = 64
 _BACKLOG = 1024
+_PAUSE_SECONDS = 0.1
+_IDLE_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 _FIELD_BYTES = 8190
 _READ_BYTES = 1 << 16
@@ -64,6 +66,7 @@ class Clients:
         for listening in self._listening:
             asyncio.get_running_loop().remove_reader(listening)
             listening.close()
+        self._listening.clear()
 
     def forget(self, connection: "Connection") -> None:
         """It has ended."""
@@ -71,16 +74,27 @@ class Clients:
 
     def _accept(self, listening: socket.socket, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
         for _ in range(_ACCEPTED_AT_ONCE):
+            if len(self._open) >= self._bounds.connections and not self._make_room():
+                self._pause(listening, tls, idle_seconds)
+                return
             try:
                 client, _ = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            if len(self._open) >= self._bounds.connections and not self._make_room():
-                client.close()
-                continue
             client.setblocking(False)
             connection = Connection(self._server, self._refuse, self._bounds.head_bytes, idle_seconds, self.forget)
             self._open[connection] = asyncio.create_task(self._begin(connection, client, tls))
+
+    def _pause(self, listening: socket.socket, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
+        """Who comes now waits in the kernel."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+
+        def go_on() -> None:
+            if listening in self._listening:
+                loop.add_reader(listening, self._accept, listening, tls, idle_seconds)
+
+        loop.call_later(_PAUSE_SECONDS, go_on)
 
     async def _begin(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
         timeout = self._bounds.handshake_seconds if tls else None
@@ -123,14 +137,16 @@ class Connection(web.RequestHandler):
         )
         self._refuse = refuse
         self._ended = ended
+        self._taken = loop.time()
         self._parser = _Parser(self, loop, head_bytes)
         # A client that asks before it has its answer gets no more than one request into memory.
         self._max_msg_queue_size, self._msg_queue_resume_size = 1, 0
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered."""
-        return not self._request_in_progress and not self._messages
+        """Whether it has asked for nothing for a while. One that was only just taken has not been read yet."""
+        since = max(self._taken, self._next_keepalive_close_time - self._keepalive_timeout)
+        return not self._request_in_progress and not self._messages and self._loop.time() - since > _IDLE_SECONDS
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
