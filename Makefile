@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ $(UV):
 
 lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
 	@$(PY) -m local.tools lock $(NAMES)
+
+digests: install ## Record the digests of all images, as their registries serve them now
+	@$(PY) -m local.images.digests
 
 lock: $(UV) ## Pin dependencies anew from pyproject.toml
 	@$(UV) pip compile $(LOCK) pyproject.toml --group program --output-file requirements.txt

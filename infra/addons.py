@@ -7,11 +7,25 @@ from typing import Any
 import pulumi
 
 from infra import versions
-from infra.charts import CLUSTER_AUTOSCALER, DEVICE_PLUGIN, on_gpu_nodes, requesting
+from infra.charts import CLUSTER_AUTOSCALER, DEVICE_PLUGIN, bounded, confined, hardened, on_gpu_nodes
 from infra.cluster import Cluster
-from infra.iam import ROLE_ANNOTATION, WorkloadRole, policy
+from infra.iam import (
+    AUDIENCE,
+    TOKEN_DIR,
+    TOKEN_FILE,
+    TOKEN_SECONDS,
+    TOKEN_VOLUME,
+    WorkloadRole,
+    policy,
+    web_identity,
+)
 from infra.names import AUTOSCALER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
 from loraserve.planning import pod_resources
+from loraserve.planning.pod_resources import Requests
+
+_AUTOSCALER_USER = 65534
+_AUTOSCALER_STEADY_SECONDS = 30
+"""Without a role or a right it ends within seconds of its start, again and again."""
 
 
 def autoscaler_policy(cluster_name: str) -> str:
@@ -48,14 +62,24 @@ def autoscaler_policy(cluster_name: str) -> str:
     )
 
 
-def autoscaler_values(cluster_name: str, region: str, idle_minutes: int) -> dict[str, Any]:
-    """Chart values of the Cluster Autoscaler, without its role."""
+def autoscaler_values(cluster_name: str, region: str, idle_minutes: int, role_arn: pulumi.Input[str]) -> dict[str, Any]:
+    """Chart values of the Cluster Autoscaler.
+
+    It finds its role without EKS's webhook, which leaves a pod alone that comes before its annotated service account.
+    """
+    token = {"audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": TOKEN_FILE}
     return {
         "autoDiscovery": {"clusterName": cluster_name},
         "awsRegion": region,
+        "extraEnv": web_identity(role_arn),
+        "extraVolumes": [{"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}}],
+        "extraVolumeMounts": [{"name": TOKEN_VOLUME, "mountPath": TOKEN_DIR, "readOnly": True}],
+        "rbac": {"serviceAccount": {"name": AUTOSCALER_SERVICE_ACCOUNT}},
         "fullnameOverride": AUTOSCALER_SERVICE_ACCOUNT,
         "image": {"tag": versions.CLUSTER_AUTOSCALER_IMAGE},
-        "resources": requesting(pod_resources.Requests(50, 128)),
+        "resources": bounded(Requests(50, 128), 512),
+        "securityContext": confined(_AUTOSCALER_USER),
+        "containerSecurityContext": hardened(),
         "extraArgs": {
             # An emptyDir must not keep an idle GPU node alive.
             "skip-nodes-with-local-storage": False,
@@ -66,6 +90,15 @@ def autoscaler_values(cluster_name: str, region: str, idle_minutes: int) -> dict
             "max-node-provision-time": "15m",
         },
     }
+
+
+def awaited_while_it_works(resource: pulumi.ResourceTransformArgs) -> pulumi.ResourceTransformResult | None:
+    """Its chart has no readiness probe, so `up` would take the moment before each crash for success."""
+    if resource.type_ != "kubernetes:apps/v1:Deployment":
+        return None
+    spec: Any = resource.props["spec"]
+    steady = spec | {"minReadySeconds": _AUTOSCALER_STEADY_SECONDS}
+    return pulumi.ResourceTransformResult({**resource.props, "spec": steady}, resource.opts)
 
 
 class Addons(pulumi.ComponentResource):
@@ -92,19 +125,18 @@ class Addons(pulumi.ComponentResource):
             inline_policy=autoscaler_policy(cluster.name),
             opts=child,
         )
-        service_account = {"name": AUTOSCALER_SERVICE_ACCOUNT, "annotations": {ROLE_ANNOTATION: role.arn}}
         CLUSTER_AUTOSCALER.install(
             mirror=chart_mirror,
             namespace=SYSTEM_NAMESPACE,
-            values=autoscaler_values(cluster.name, region, gpu_idle_minutes)
-            | {"rbac": {"serviceAccount": service_account}},
+            values=autoscaler_values(cluster.name, region, gpu_idle_minutes, role.arn),
             parent=self,
             depends_on=[role],
+            transforms=[awaited_while_it_works],
         )
         DEVICE_PLUGIN.install(
             mirror=chart_mirror,
             namespace=SYSTEM_NAMESPACE,
-            values=on_gpu_nodes() | {"resources": requesting(pod_resources.DEVICE_PLUGIN)},
+            values=on_gpu_nodes() | {"resources": bounded(pod_resources.DEVICE_PLUGIN, 256)},
             parent=self,
         )
         self.register_outputs({})

@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.iam import AUDIENCE, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME
+from infra.iam import AUDIENCE, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME, web_identity
 from infra.names import (
     ADAPTER_DIR,
     ADAPTERS_VOLUME,
@@ -112,11 +112,9 @@ def _aws_variables(settings: Settings, identity: ServingIdentity) -> dict[str, A
     """What the AWS SDK reads."""
     endpoint = settings.local.aws_endpoint_url
     return {
-        "AWS_ROLE_ARN": identity.role_arn,
-        "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/{TOKEN_FILE}",
+        **web_identity(identity.role_arn),
         "AWS_REGION": identity.region,
         # boto3 reads only this one.
         "AWS_DEFAULT_REGION": identity.region,
-        "AWS_STS_REGIONAL_ENDPOINTS": "regional",
         **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
     }

@@ -10,6 +10,7 @@ import pulumi
 from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 
 from infra.names import GPU_SELECTOR, GPU_TAINT
+from infra.pinned_images import with_digests
 from loraserve.planning.pod_resources import Requests
 from loraserve.planning.stack_settings import OCI
 
@@ -30,8 +31,9 @@ class HelmChart:
         values: Mapping[str, Any],
         parent: pulumi.Resource,
         depends_on: Sequence[pulumi.Resource] = (),
+        transforms: Sequence[pulumi.ResourceTransform] = (),
     ) -> Chart:
-        """Installs it under its own name, from the mirror if there is one.
+        """Installs it under its own name, from the mirror if there is one; `transforms` change what no value does.
 
         `Chart` runs no Helm hooks: values must switch off what waits for one.
         """
@@ -43,8 +45,8 @@ class HelmChart:
             version=self.version,
             namespace=namespace,
             repository_opts=None if in_registry else RepositoryOptsArgs(repo=repository),
-            values=values,
-            opts=pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on)),
+            values=with_digests(self.name, values),
+            opts=pulumi.ResourceOptions(parent=parent, depends_on=list(depends_on), transforms=list(transforms)),
         )
 
 
@@ -63,6 +65,26 @@ def on_gpu_nodes() -> dict[str, Any]:
     return {"nodeSelector": GPU_SELECTOR, "tolerations": [GPU_TAINT.toleration()]}
 
 
-def requesting(amount: Requests) -> dict[str, Any]:
-    """Values of a container's requests."""
-    return {"requests": amount.quantities()}
+def bounded(requests: Requests, memory_limit_mib: int) -> dict[str, Any]:
+    """Values of a container's requests, and the memory at which it is ended before it takes that of others."""
+    return {"requests": requests.quantities(), "limits": {"memory": f"{memory_limit_mib}Mi"}}
+
+
+def confined(user_id: int) -> dict[str, Any]:
+    """A pod's securityContext as values: this user and nobody else."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user_id,
+        "runAsGroup": user_id,
+        "fsGroup": user_id,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def hardened() -> dict[str, Any]:
+    """A container's securityContext as values."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

@@ -70,6 +70,15 @@ def read_prefixes(bucket_arn: str, prefixes: Sequence[str]) -> str:
     )
 
 
+def web_identity(role_arn: pulumi.Input[str]) -> dict[str, Any]:
+    """What the AWS SDKs read, beside the region, to take a role with the token that is mounted."""
+    return {
+        "AWS_ROLE_ARN": role_arn,
+        "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/{TOKEN_FILE}",
+        "AWS_STS_REGIONAL_ENDPOINTS": "regional",
+    }
+
+
 class WorkloadRole(pulumi.ComponentResource):
     """A role that one Kubernetes service account assumes with its projected token."""
 

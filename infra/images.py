@@ -1,19 +1,20 @@
-"""The images: vLLM's official one at the pinned version, and our own, built from one Containerfile."""
+"""The image of our own code, built from one Containerfile."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pulumi
 import pulumi_aws as aws
 import pulumi_docker_build as docker_build
 
-from infra import versions
+from infra import pinned_images
 from infra.names import PROJECT
 
-VLLM_IMAGE = f"vllm/vllm-openai:v{versions.VLLM}"
-"""The official one; since CUDA 13 became its default it needs a driver of at least 580."""
 CONTAINERFILE = "images/loraserve/Containerfile"
+_BUILD_CONTEXT = Path(".build/loraserve")
+_BUILD_READS = ("loraserve", "images/loraserve")
 _KEPT_IMAGES = 20
 
 
@@ -30,9 +31,9 @@ class LoraserveImage(pulumi.ComponentResource):
         credentials = aws.ecr.get_authorization_token_output(registry_id=repository.registry_id)
         image = docker_build.Image(
             name,
-            context={"location": "."},
+            context={"location": str(build_context(Path()))},
             dockerfile={"location": CONTAINERFILE},
-            build_args={"BASE": versions.PYTHON_IMAGE},
+            build_args={"BASE": pinned_images.pinned(pinned_images.PYTHON)},
             platforms=[docker_build.Platform.LINUX_AMD64],
             push=True,
             tags=[pulumi.Output.concat(repository.repository_url, ":latest")],
@@ -49,6 +50,26 @@ class LoraserveImage(pulumi.ComponentResource):
         self.register_outputs({"ref": self.ref})
 
 
+def build_context(checkout: Path) -> Path:
+    """A copy of what the build reads, with the same file modes everywhere.
+
+    The provider's hash of a build covers them (pulumi-docker-build, `hashFile`): a checkout under another umask would be
+    another image, and restart every pod that runs it.
+    """
+    context = checkout / _BUILD_CONTEXT
+    sources = [path for folder in _BUILD_READS for path in (checkout / folder).rglob("*") if path.is_file()]
+    wanted = {context / path.relative_to(checkout): path for path in sources if "__pycache__" not in path.parts}
+    for left in [path for path in context.rglob("*") if path.is_file() and path not in wanted]:
+        left.unlink()
+    for copy, source in wanted.items():
+        content = source.read_bytes()
+        if not copy.exists() or copy.read_bytes() != content:  # another stack's build may be reading it
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+        copy.chmod(0o644)
+    return context
+
+
 def _keep_latest() -> str:
     rule = {
         "rulePriority": 1,
@@ -63,4 +84,9 @@ def loraserve_image(configured: str | None, *, deletion_protection: bool) -> pul
     """The configured image, or one built and pushed by this update."""
     if configured:
         return pulumi.Output.from_input(configured)
+    if deletion_protection:
+        pulumi.log.warn(
+            f"this stack builds an image of its own. Set {PROJECT}:loraserveImage to the output `image` of the stack that "
+            "tried it out, and the same bytes run here (docs/operations.md)"
+        )
     return LoraserveImage(PROJECT, deletion_protection=deletion_protection).ref

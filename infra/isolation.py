@@ -28,6 +28,16 @@ from infra.names import (
 METADATA_ADDRESS = "169.254.169.254/32"
 _EKS_SERVICE_CIDRS = ("10.100.0.0/16", "172.20.0.0/16")
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+_EVERYONE: dict[str, str] = {}
+_PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+_PROMETHEUS_PORT = 9090
+_GRAFANA = {"app.kubernetes.io/name": "grafana"}
+_WATCH_THE_API = (
+    _GRAFANA,
+    {"app.kubernetes.io/name": "kube-state-metrics"},
+    {"app.kubernetes.io/name": "kube-prometheus-stack-prometheus-operator"},
+)
+"""Grafana's sidecars look for dashboards. Prometheus reaches the API with the rest of the cluster."""
 
 net = k8s.networking.v1
 
@@ -52,7 +62,75 @@ def eks_api_server(vpc_cidr: IPv4Network) -> ApiServer:
     return ApiServer((str(vpc_cidr), *_EKS_SERVICE_CIDRS), HTTPS_PORT)
 
 
-class Isolation(pulumi.ComponentResource):
+class _Policies(pulumi.ComponentResource):
+    """A namespace in which nothing is allowed but DNS and what further policies allow."""
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        namespace: pulumi.Input[str],
+        opts: pulumi.ResourceOptions | None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__(f"loraserve:infra:{kind}", name, None, opts)
+        self._namespace = namespace
+        self._prefix = prefix
+        self._child = pulumi.ResourceOptions(parent=self)
+        self._create("default-deny", _EVERYONE, ingress=[], egress=[])
+        self._create("allow-dns", _EVERYONE, egress=[{"to": [_dns_pods()], "ports": _dns_ports()}])
+
+    def _create(
+        self,
+        name: str,
+        selector: dict[str, str],
+        *,
+        ingress: list[net.NetworkPolicyIngressRuleArgsDict] | None = None,
+        egress: list[net.NetworkPolicyEgressRuleArgsDict] | None = None,
+    ) -> None:
+        directions = [kind for kind, rules in (("Ingress", ingress), ("Egress", egress)) if rules is not None]
+        net.NetworkPolicy(
+            f"{self._prefix}{name}",
+            metadata={"name": name, "namespace": self._namespace},
+            spec={
+                "pod_selector": {"match_labels": selector} if selector else {},
+                "policy_types": directions,
+                "ingress": ingress,
+                "egress": egress,
+            },
+            opts=self._child,
+        )
+
+
+class MonitoringIsolation(_Policies):
+    """Prometheus asks everybody, Grafana asks Prometheus; nobody else asks anything here.
+
+    People come by `kubectl port-forward`, which enters a pod from within. The node exporter shares its node's network, to
+    which no policy applies.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: pulumi.Input[str],
+        api_server: ApiServer,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("MonitoringIsolation", name, namespace, opts, prefix="monitoring-")
+        cluster = _addresses(api_server)
+        api: net.NetworkPolicyEgressRuleArgsDict = {"to": cluster, "ports": [_tcp(api_server.port)]}
+        # Kubelets, node exporters and the API are at addresses of nodes; the rest are pods.
+        self._create("prometheus-out", _PROMETHEUS, egress=[{"to": [{"namespace_selector": {}}, *cluster]}])
+        self._create("prometheus-in", _PROMETHEUS, ingress=[_from(_pods(_GRAFANA), _PROMETHEUS_PORT)])
+        self._create("scraped", _EVERYONE, ingress=[{"from_": [_pods(_PROMETHEUS)]}])
+        self._create("grafana-out", _GRAFANA, egress=[{"to": [_pods(_PROMETHEUS)], "ports": [_tcp(_PROMETHEUS_PORT)]}])
+        for watcher in _WATCH_THE_API:
+            self._create(f"{watcher['app.kubernetes.io/name']}-to-api", watcher, egress=[api])
+        self.register_outputs({})
+
+
+class Isolation(_Policies):
     """In the serving namespace nothing is allowed but what a policy here allows."""
 
     def __init__(
@@ -66,12 +144,7 @@ class Isolation(pulumi.ComponentResource):
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        super().__init__("loraserve:infra:Isolation", name, None, opts)
-        self._namespace = namespace
-        self._child = pulumi.ResourceOptions(parent=self)
-        everyone: dict[str, str] = {}
-        self._create("default-deny", everyone, ingress=[], egress=[])
-        self._create("allow-dns", everyone, egress=[{"to": [_dns_pods()], "ports": _dns_ports()}])
+        super().__init__("Isolation", name, namespace, opts)
         self._guard_vllm()
         self._guard_gateway(api_server, client_namespaces, load_balancer_cidr)
         if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
@@ -93,13 +166,12 @@ class Isolation(pulumi.ComponentResource):
         self, api_server: ApiServer, client_namespaces: Sequence[str], load_balancer_cidr: IPv4Network | None
     ) -> None:
         """Clients are the pods that say so by their label, and all pods of the namespaces that the stack names."""
-        addresses: list[net.NetworkPolicyPeerArgsDict] = [{"ip_block": {"cidr": cidr}} for cidr in api_server.cidrs]
         self._create(
             "gateway-out",
             GATEWAY_SELECTOR,
             egress=[
                 {"to": [_pods(VLLM_SELECTOR)], "ports": [_tcp(VLLM_PORT), _tcp(AGENT_PORT)]},
-                {"to": addresses, "ports": [_tcp(api_server.port)]},
+                {"to": _addresses(api_server), "ports": [_tcp(api_server.port)]},
             ],
         )
         ingress = [
@@ -112,39 +184,22 @@ class Isolation(pulumi.ComponentResource):
             ingress.append(_from({"ip_block": {"cidr": str(load_balancer_cidr)}}, GATEWAY_TLS_PORT))
         self._create("gateway-in", GATEWAY_SELECTOR, ingress=ingress)
 
-    def _create(
-        self,
-        name: str,
-        selector: dict[str, str],
-        *,
-        ingress: list[net.NetworkPolicyIngressRuleArgsDict] | None = None,
-        egress: list[net.NetworkPolicyEgressRuleArgsDict] | None = None,
-    ) -> None:
-        directions = [kind for kind, rules in (("Ingress", ingress), ("Egress", egress)) if rules is not None]
-        net.NetworkPolicy(
-            name,
-            metadata={"name": name, "namespace": self._namespace},
-            spec={
-                "pod_selector": {"match_labels": selector} if selector else {},
-                "policy_types": directions,
-                "ingress": ingress,
-                "egress": egress,
-            },
-            opts=self._child,
-        )
-
 
 def _from(peer: net.NetworkPolicyPeerArgsDict, port: int) -> net.NetworkPolicyIngressRuleArgsDict:
     return {"from_": [peer], "ports": [_tcp(port)]}
 
 
 def _pods(labels: dict[str, str]) -> net.NetworkPolicyPeerArgsDict:
-    """Of the serving namespace."""
+    """Of the policy's own namespace."""
     return {"pod_selector": {"match_labels": labels}}
 
 
 def _namespace(name: str) -> k8s.meta.v1.LabelSelectorArgsDict:
     return {"match_labels": {_NAMESPACE_LABEL: name}}
+
+
+def _addresses(api_server: ApiServer) -> list[net.NetworkPolicyPeerArgsDict]:
+    return [{"ip_block": {"cidr": cidr}} for cidr in api_server.cidrs]
 
 
 def _internet() -> net.NetworkPolicyPeerArgsDict:
@@ -166,7 +221,7 @@ def _system_pods(labels: dict[str, str]) -> net.NetworkPolicyPeerArgsDict:
 def _prometheus() -> net.NetworkPolicyPeerArgsDict:
     return {
         "namespace_selector": _namespace(MONITORING_NAMESPACE),
-        "pod_selector": {"match_labels": {"app.kubernetes.io/name": "prometheus"}},
+        "pod_selector": {"match_labels": _PROMETHEUS},
     }
 
 

@@ -38,7 +38,8 @@ GATEWAY_ENDPOINT = "gateway-endpoint"
 """The node port behind the internal load balancer."""
 
 SERVING_SERVICE_ACCOUNT = "workflow-sa"
-KEDA_OPERATOR_LABELS = {"app": "keda-operator"}
+KEDA_OPERATOR = "keda-operator"
+KEDA_OPERATOR_LABELS = {"app": KEDA_OPERATOR}
 AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
 EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
 

@@ -145,6 +145,9 @@ def deploy() -> None:
             serving_namespace=serving_namespace,
             cluster_name=cluster_name,
             zone=zones.cluster[0],
+            api_server=eks_api_server(config.vpc_cidr),
+            autoscaler=config.addons_enabled,
+            keda=config.scaling_enabled,
             volume_gib=config.prometheus_volume_gib,
             volume_driver=volume_driver,
             chart_mirror=config.chart_repository,
@@ -158,6 +161,7 @@ def deploy() -> None:
         pulumi.export("grafana", grafana_commands())
 
     pulumi.export("model", how_to_call(config.gateway_client_namespaces))
+    pulumi.export("image", image)
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -7,7 +7,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.charts import KEDA, requesting
+from infra.charts import KEDA, bounded
 from infra.names import GATEWAY, GATEWAY_METRICS_PORT, SERVING_NAMESPACE, SYSTEM_NAMESPACE, VLLM
 from loraserve.planning.pod_resources import Requests
 from loraserve.planning.stack_settings import Settings
@@ -25,12 +25,18 @@ def cooldown_seconds(settings: Settings) -> int:
 
 
 def keda_values() -> dict[str, Any]:
-    """Chart values. Its webhooks only check what people write by hand."""
+    """Chart values. Its webhooks only check what people write by hand.
+
+    It reads no Secret outside its own namespace: not by its own right, nor by that on custom kinds, which covers all kinds.
+    """
     return {
         "webhooks": {"enabled": False},
+        "permissions": {"operator": {"restrict": {"secret": True}}},
+        "rbac": {"enabledCustomScaledRefKinds": False},
+        "prometheus": {"operator": {"enabled": True}},
         "resources": {
-            "operator": requesting(Requests(50, 128)),
-            "metricServer": requesting(Requests(30, 96)),
+            "operator": bounded(Requests(50, 128), 512),
+            "metricServer": bounded(Requests(30, 96), 512),
         },
     }
 

@@ -18,7 +18,8 @@ from loraserve.planning.stack_settings import Settings
 core = k8s.core.v1
 
 _GRACE_MARGIN_SECONDS = 15
-_USER_ID = 1000
+_USER_ID = 10_001
+"""Above 10,000: no user of the node, nor of the images, has it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _shared_volumes(settings: Settings) -> list[core.VolumeArgsDict]:
     return [
         {"name": ADAPTERS_VOLUME, "empty_dir": {"size_limit": f"{adapters}Gi"}},
         *([base] if settings.base_model_mirror else []),
-        {"name": TMP_VOLUME, "empty_dir": {}},
+        {"name": TMP_VOLUME, "empty_dir": {"size_limit": f"{pod_resources.TMP_VOLUME_GIB}Gi"}},
     ]
 
 

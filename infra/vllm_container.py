@@ -7,7 +7,7 @@ from pathlib import Path
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.images import VLLM_IMAGE
+from infra import pinned_images
 from infra.names import (
     ADAPTER_DIR,
     ADAPTERS_VOLUME,
@@ -34,7 +34,7 @@ _CACHE_DIR = "/cache"
 _FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GUARD_MODULE = "loraserve_guard"
-"""Imported from vLLM's working directory: `python3 -m` looks there first."""
+"""Found, as the other module of ours, through PYTHONPATH; where it is not found, vLLM does not start."""
 _METRICS_MODULE = "loraserve_lora_metrics"
 _PLUGINS = {
     "METADATA": "Metadata-Version: 2.1\nName: loraserve-vllm-plugins\nVersion: 1\n",
@@ -61,15 +61,16 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
     variables = {
         **(_CPU_ENVIRONMENT if on_cpu else {}),
         **vllm_environment(lora=bool(settings.envelope), offline=mirrored),
+        # The official image sets none: nothing of it is hidden.
+        "PYTHONPATH": _FILES_DIR,
         "VLLM_API_KEY": of_secret(secret, VLLM_API_KEY),
         **({"HF_TOKEN": of_secret(secret, HUB_TOKEN)} if settings.hub_token else {}),
     }
     return {
         "name": VLLM,
-        "image": settings.vllm_image or VLLM_IMAGE,
-        "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        "image": settings.vllm_image or pinned_images.pinned(pinned_images.VLLM),
+        "command": ["vllm", "serve"],
         "args": vllm_flags(settings),
-        "working_dir": _FILES_DIR,
         "env": environment(variables),
         "ports": [{"name": HTTP_PORT_NAME, "container_port": VLLM_PORT}],
         "startup_probe": probe("/health", VLLM_PORT, delay=30, period=10, failures=settings.startup_budget_minutes * 6),
@@ -120,9 +121,9 @@ def vllm_files(settings: Settings) -> dict[str, str]:
 
 
 def vllm_flags(settings: Settings) -> list[str]:
-    """vLLM's start-up flags: computed, so that an adapter inside the envelope changes none of them."""
+    """vLLM's arguments: computed, so that an adapter inside the envelope changes none of them."""
     return [
-        *_base_model_flags(settings),
+        *_base_model(settings),
         f"--port={VLLM_PORT}",
         f"--max-model-len={settings.max_model_len}",
         *_device_flags(settings),
@@ -148,12 +149,12 @@ def _device_flags(settings: Settings) -> list[str]:
     return [f"--gpu-memory-utilization={settings.serving.utilization}"]
 
 
-def _base_model_flags(settings: Settings) -> list[str]:
-    """Where vLLM finds the base model; a mirrored one is served under the same name."""
+def _base_model(settings: Settings) -> list[str]:
+    """Where vLLM finds the base model, its first argument; a mirrored one is served under the same name."""
     if folder := base_folder(settings):
-        return [f"--model={folder}", f"--served-model-name={settings.base_model}"]
+        return [folder, f"--served-model-name={settings.base_model}"]
     return [
-        f"--model={settings.base_model}",
+        settings.base_model,
         f"--revision={settings.base_model_revision}",
         f"--tokenizer-revision={settings.base_model_revision}",
     ]

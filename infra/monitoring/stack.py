@@ -9,11 +9,11 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, on_gpu_nodes, requesting
-from infra.isolation import create_namespace
+from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, bounded, hardened, on_gpu_nodes
+from infra.isolation import ApiServer, MonitoringIsolation, create_namespace
 from infra.monitoring.grafana import dashboard_json
 from infra.monitoring.rules import prometheus_rule
-from infra.monitoring.scraping import service_monitor
+from infra.monitoring.scraping import KEEP_TARGETS_LABELS, monitor_autoscaling, service_monitor
 from infra.monitoring.volume import claim_template, create_claim, create_volume
 from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
 from loraserve.monitoring import dashboards
@@ -22,11 +22,15 @@ from loraserve.planning import pod_resources
 from loraserve.planning.pod_resources import Requests
 
 RETENTION_DAYS = 15
+_GIB_ON_THE_NODE = 4
+"""Prometheus' disk without a volume: a part of what a system node's disk leaves beside images and logs."""
 _DASHBOARD_LABEL = "grafana_dashboard"
 _GRAFANA_USER = "admin"
 _GRAFANA_LOGIN = "grafana-admin"
 _PROMETHEUS = Requests(200, 640)
+_PROMETHEUS_LIMIT_MIB = 2048
 _GRAFANA = Requests(50, 192)
+_SIDECAR = Requests(5, 64)
 _OPERATOR = Requests(50, 96)
 _KUBE_STATE_METRICS = Requests(20, 64)
 _HIDDEN_BY_EKS = ("kubeScheduler", "kubeControllerManager", "kubeEtcd", "kubeProxy")
@@ -37,6 +41,49 @@ _RULES_HIDDEN_BY_EKS = (
     "kubeSchedulerAlerting",
     "kubeSchedulerRecording",
 )
+_RULES_OF_WHAT_IS_OFF = ("alertmanager",)
+_DISABLED_ALERTS = (
+    # Of an Alertmanager that is not there.
+    "PrometheusErrorSendingAlertsToAnyAlertmanager",
+    "PrometheusErrorSendingAlertsToSomeAlertmanagers",
+    "PrometheusNotConnectedToAlertmanagers",
+    # They ask whether the rest of the nodes could take over from the largest. For a GPU node, which others cannot replace and
+    # which is bought when it is needed, they would fire as long as it runs.
+    "KubeCPUOvercommit",
+    "KubeMemoryOvercommit",
+)
+_COUNTED_KINDS = (
+    "configmaps",
+    "cronjobs",
+    "daemonsets",
+    "deployments",
+    "endpointslices",
+    "horizontalpodautoscalers",
+    "jobs",
+    "leases",
+    "limitranges",
+    "namespaces",
+    "networkpolicies",
+    "nodes",
+    "persistentvolumeclaims",
+    "persistentvolumes",
+    "poddisruptionbudgets",
+    "pods",
+    "replicasets",
+    "resourcequotas",
+    "services",
+    "statefulsets",
+    "storageclasses",
+    "volumeattachments",
+)
+"""What kube-state-metrics may list: no Secrets, which hold vLLM's key."""
+_NOBODY_IS_CALLED = {
+    "analytics": {"reporting_enabled": False, "check_for_updates": False, "check_for_plugin_updates": False},
+    "news": {"news_feed_enabled": False},
+    "plugins": {"preinstall_disabled": True, "public_key_retrieval_disabled": True},
+    "security": {"disable_gravatar": True},
+}
+"""Grafana's settings: it asks grafana.com and gravatar.com for nothing."""
 
 
 def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str, Any]:
@@ -44,28 +91,37 @@ def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str
     return {
         **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
         "defaultRules": {
-            "rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False),
-            "disabled": {"PrometheusNotConnectedToAlertmanagers": True},
+            "rules": dict.fromkeys((*_RULES_HIDDEN_BY_EKS, *_RULES_OF_WHAT_IS_OFF), False),
+            "disabled": dict.fromkeys(_DISABLED_ALERTS, True),
         },
         "alertmanager": {"enabled": False},
         "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
         "prometheusOperator": {
-            "resources": requesting(_OPERATOR),
+            "resources": bounded(_OPERATOR, 512),
             # Its webhook's certificate is made by a Helm hook, and `Chart` runs no hooks: the operator would wait for ever.
             "admissionWebhooks": {"enabled": False},
             "tls": {"enabled": False},
         },
-        "kube-state-metrics": {"resources": requesting(_KUBE_STATE_METRICS)},
+        "kube-state-metrics": {"resources": bounded(_KUBE_STATE_METRICS, 256), "collectors": list(_COUNTED_KINDS)},
         "prometheus-node-exporter": {
-            "resources": requesting(pod_resources.NODE_EXPORTER),
+            "resources": bounded(pod_resources.NODE_EXPORTER, 128),
+            "containerSecurityContext": hardened(),
             "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
         },
         "grafana": {
-            "resources": requesting(_GRAFANA),
+            "resources": bounded(_GRAFANA, 768),
+            # Its sidecars read ConfigMaps and Secrets: of this namespace only.
+            "rbac": {"namespaced": True},
+            "grafana.ini": _NOBODY_IS_CALLED,
             "admin": {"existingSecret": grafana_secret, "userKey": "user", "passwordKey": "password"},
             "sidecar": {
-                "dashboards": {"label": _DASHBOARD_LABEL, "labelValue": "1"},
-                "datasources": {"alertmanager": {"enabled": False}},
+                "resources": bounded(_SIDECAR, 256),
+                "dashboards": {
+                    "label": _DASHBOARD_LABEL,
+                    "labelValue": "1",
+                    "searchNamespace": MONITORING_NAMESPACE,
+                },
+                "datasources": {"alertmanager": {"enabled": False}, "searchNamespace": MONITORING_NAMESPACE},
             },
         },
     }
@@ -76,11 +132,14 @@ def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
     spec: dict[str, Any] = {
         **take_all,
         "retention": f"{RETENTION_DAYS}d",
-        "resources": requesting(_PROMETHEUS),
+        # Before the disk is full, which would end it; its log of the newest hours is on top.
+        "retentionSize": f"{(volume_gib or _GIB_ON_THE_NODE) * 8 // 10}GiB",
+        "resources": bounded(_PROMETHEUS, _PROMETHEUS_LIMIT_MIB),
     }
     if volume_gib:
-        spec["retentionSize"] = f"{volume_gib * 9 // 10}GiB"
         spec["storageSpec"] = claim_template(volume_gib)
+    else:
+        spec["storageSpec"] = {"emptyDir": {"sizeLimit": f"{_GIB_ON_THE_NODE}Gi"}}
     return spec
 
 
@@ -104,6 +163,9 @@ class Monitoring(pulumi.ComponentResource):
         serving_namespace: pulumi.Input[str],
         cluster_name: str,
         zone: str,
+        api_server: ApiServer,
+        autoscaler: bool,
+        keda: bool,
         volume_gib: int,
         volume_driver: pulumi.Resource | None,
         chart_mirror: str | None,
@@ -116,6 +178,7 @@ class Monitoring(pulumi.ComponentResource):
         namespace = create_namespace(
             MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(parent=self, depends_on=volume)
         )
+        MonitoringIsolation("monitoring-isolation", namespace=namespace, api_server=api_server, opts=child)
         password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
         login = k8s.core.v1.Secret(
             _GRAFANA_LOGIN,
@@ -136,11 +199,16 @@ class Monitoring(pulumi.ComponentResource):
         service_monitor(VLLM, VLLM_SELECTOR, serving_namespace, after_operator)
         service_monitor(GATEWAY, GATEWAY_SELECTOR, serving_namespace, after_operator)
         prometheus_rule(rule_groups, serving_namespace, after_operator)
+        if autoscaler:
+            monitor_autoscaling(keda, after_operator)
         DCGM_EXPORTER.install(
             mirror=chart_mirror,
             namespace=namespace,
             values=on_gpu_nodes()
-            | {"resources": requesting(pod_resources.DCGM_EXPORTER), "serviceMonitor": {"enabled": True}},
+            | {
+                "resources": bounded(pod_resources.DCGM_EXPORTER, 512),
+                "serviceMonitor": {"enabled": True, **KEEP_TARGETS_LABELS},
+            },
             parent=self,
             depends_on=[operator],
         )

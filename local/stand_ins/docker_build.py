@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -71,7 +72,7 @@ def _outputs(inputs: Properties) -> Properties:
 
 
 def _context_hash(context: Properties, dockerfile: Properties) -> str:
-    """A digest over the Dockerfile and each file of the context that no ignore file leaves out."""
+    """A digest over the Dockerfile, and name, mode and content of each file that no ignore file leaves out, as the real one."""
     root = Path(context.get("location", "."))
     if not root.is_dir():
         raise InvalidInput("context.location", f"{root.resolve()} is not a directory")
@@ -87,9 +88,9 @@ def _context_hash(context: Properties, dockerfile: Properties) -> str:
         own = location.with_name(location.name + ".dockerignore")
         ignored = _ignore_rules(own if own.is_file() else root / ".dockerignore")
     for path in sorted(_files(root, ignored)):
-        executable = os.access(path, os.X_OK)
+        mode = stat.filemode(path.stat().st_mode)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root)}\0{executable}\0{content}\n".encode())
+        digest.update(f"{path.relative_to(root)}\0{mode}\0{content}\n".encode())
     return digest.hexdigest()
 
 

@@ -55,8 +55,10 @@ BASE_VOLUME_GIB = 20
 CACHE_VOLUME_GIB = 25
 """Compile caches, and base weights from a hub."""
 MIRRORED_CACHE_VOLUME_GIB = 5
+TMP_VOLUME_GIB = 2
+"""Sockets and scratch files of agent and vLLM."""
 _OTHER_DISK_GIB = 30
-"""Of a pod on a GPU node, beside its adapters: base weights and compile caches."""
+"""Of a pod on a GPU node, beside its adapters: base weights, compile caches, /tmp."""
 _CPU_DISK_GIB = 5
 
 USABLE_DISK = 0.8

@@ -40,6 +40,16 @@ def local_beside_a_real_account(settings: Settings, allowed_accounts: Collection
         )
 
 
+@_rule
+def own_image_by_digest(settings: Settings) -> Iterator[str]:
+    image = settings.loraserve_image
+    if image and "@sha256:" not in image and not image.startswith("localhost/"):  # of this machine's own
+        yield (
+            f"{PROJECT}:loraserveImage {image} names no digest, and a tag can be moved: write it as the output `image` of the "
+            "stack that ran it, NAME@sha256:…"
+        )
+
+
 # Sizes.
 
 

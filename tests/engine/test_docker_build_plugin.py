@@ -68,6 +68,9 @@ def test_only_what_the_build_reads_changes_the_image(context: Path) -> None:
     assert not Image().diff(before, _checked(context)).changed
     (context / "code/main.py").write_text("print(2)\n")
     assert Image().diff(before, _checked(context)).changed == {"contextHash"}
+    (context / "code/main.py").write_text("print(1)\n")
+    (context / "code/main.py").chmod(0o600)
+    assert Image().diff(before, _checked(context)).changed == {"contextHash"}, "modes are part of it"
     assert Image().diff(before, _checked(context, platforms=["linux/arm64"])).changed >= {"platforms"}
 
 

@@ -6,9 +6,12 @@ import json
 import re
 from typing import Any
 
+import pulumi
 import pytest
 
+from infra import addons as addons_module
 from infra import names, versions
+from infra.iam import TOKEN_DIR, TOKEN_FILE
 from local.tools import versions as local_versions
 from tests.unit.declared import Program, declare
 
@@ -60,7 +63,9 @@ def test_an_addon_that_never_became_healthy_is_made_anew(prod: Program) -> None:
 
 def test_volumes_are_deleted_before_the_driver_that_deletes_them(prod: Program) -> None:
     namespace = prod.one("core/v1:Namespace", names.MONITORING_NAMESPACE)
-    assert any("ebs-csi" in urn for urn in namespace.depends_on)
+    volume = prod.one("core/v1:PersistentVolume")
+    assert volume.urn in namespace.depends_on
+    assert any("ebs-csi" in urn for urn in volume.depends_on)
 
 
 def test_charts_are_pinned(dev: Program) -> None:
@@ -104,6 +109,34 @@ def test_an_idle_gpu_node_is_kept_as_long_as_configured() -> None:
     arguments = chart_values(unscaled, "cluster-autoscaler")["extraArgs"]
     assert arguments["scale-down-unneeded-time"] == "25m"
     assert arguments["scale-down-delay-after-add"] == "25m"
+
+
+def test_the_autoscaler_takes_its_role_without_the_webhook_that_may_come_too_late(dev: Program) -> None:
+    values = chart_values(dev, "cluster-autoscaler")
+    (volume,), (mount,) = values["extraVolumes"], values["extraVolumeMounts"]
+    token = volume["projected"]["sources"][0]["serviceAccountToken"]
+    assert (token["audience"], token["path"]) == ("sts.amazonaws.com", TOKEN_FILE)
+    assert (mount["name"], mount["mountPath"]) == (volume["name"], TOKEN_DIR)
+    assert values["extraEnv"]["AWS_WEB_IDENTITY_TOKEN_FILE"] == f"{TOKEN_DIR}/{TOKEN_FILE}"
+    assert values["extraEnv"]["AWS_ROLE_ARN"].endswith("loraserve-dev-autoscaler")
+    assert values["securityContext"]["fsGroup"] == values["securityContext"]["runAsUser"], "it reads the token"
+
+
+def test_up_waits_until_the_autoscaler_keeps_running() -> None:
+    deployment = {"spec": {"replicas": 1, "template": {}}}
+    for kind, props, expected in (
+        ("apps/v1:Deployment", deployment, {"replicas": 1, "template": {}, "minReadySeconds": 30}),
+        ("core/v1:Service", {"spec": {"ports": []}}, None),
+    ):
+        asked = pulumi.ResourceTransformArgs(True, f"kubernetes:{kind}", "name", props, pulumi.ResourceOptions())
+        changed = addons_module.awaited_while_it_works(asked)
+        assert (changed.props["spec"] if changed else None) == expected
+
+
+def test_keda_reads_no_secret_of_another_namespace(dev: Program) -> None:
+    values = chart_values(dev, "keda")
+    assert values["permissions"]["operator"]["restrict"]["secret"] is True
+    assert values["rbac"]["enabledCustomScaledRefKinds"] is False
 
 
 @pytest.mark.parametrize("chart", ["nvidia-device-plugin", "dcgm-exporter"])

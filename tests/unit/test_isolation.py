@@ -32,6 +32,10 @@ IMPOSTOR = Pod("default", names.GATEWAY_LABELS)
 PROMETHEUS = Pod(MONITORING, {"app.kubernetes.io/name": "prometheus"})
 FAKE_PROMETHEUS = Pod("default", {"app.kubernetes.io/name": "prometheus"})
 GRAFANA = Pod(MONITORING, {"app.kubernetes.io/name": "grafana"})
+# Labels as the charts render them.
+OPERATOR = Pod(MONITORING, {"app.kubernetes.io/name": "kube-prometheus-stack-prometheus-operator"})
+KUBE_STATE = Pod(MONITORING, {"app.kubernetes.io/name": "kube-state-metrics"})
+GPU_EXPORTER = Pod(MONITORING, {"app.kubernetes.io/name": "dcgm-exporter"})
 KEDA = Pod(SYSTEM, names.KEDA_OPERATOR_LABELS)
 DNS = Pod(SYSTEM, {"k8s-app": "kube-dns"})
 API_SERVER, API_SERVICE, NODE = "10.0.3.4", "172.20.0.1", "10.0.5.6"
@@ -48,6 +52,9 @@ EVERYBODY = {
     "prometheus": PROMETHEUS,
     "fake-prometheus": FAKE_PROMETHEUS,
     "grafana": GRAFANA,
+    "operator": OPERATOR,
+    "kube-state": KUBE_STATE,
+    "gpu-exporter": GPU_EXPORTER,
     "keda": KEDA,
     "dns": DNS,
     "node": NODE,
@@ -67,6 +74,8 @@ PORTS = (
     names.GATEWAY_METRICS_PORT,
     10250,
 )
+SERVERS = ("vllm", "gateway", "client", "stranger")
+MONITORS = ("prometheus", "grafana", "operator", "kube-state", "gpu-exporter")
 MAY_ENTER = {
     ("gateway", "vllm", names.VLLM_PORT),
     ("gateway", "vllm", names.AGENT_PORT),
@@ -75,6 +84,8 @@ MAY_ENTER = {
     ("client-elsewhere", "gateway", names.GATEWAY_PORT),
     ("prometheus", "gateway", names.GATEWAY_METRICS_PORT),
     ("keda", "gateway", names.GATEWAY_METRICS_PORT),
+    ("grafana", "prometheus", 9090),
+    *(("prometheus", monitor, port) for monitor in MONITORS for port in PORTS),
 }
 """Every connection that a pod of ours takes."""
 MAY_LEAVE = {
@@ -87,7 +98,14 @@ MAY_LEAVE = {
     ("vllm", "api-service", 443),
     ("vllm", "node", 443),
     ("vllm", "internet", 443),
-    *((pod, "dns", 53) for pod in ("vllm", "gateway", "client", "stranger")),
+    ("grafana", "prometheus", 9090),
+    *(
+        (pod, api, 443)
+        for pod in ("grafana", "operator", "kube-state")
+        for api in ("api-server", "api-service", "node")
+    ),
+    *(("prometheus", other, port) for other in EVERYBODY if other not in ("internet", "metadata") for port in PORTS),
+    *((pod, "dns", 53) for pod in (*SERVERS, *MONITORS)),
 }
 """Every connection that a pod of ours opens."""
 
@@ -102,7 +120,8 @@ def selected(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     return (selector.get("matchLabels") or {}).items() <= labels.items()
 
 
-def peer_matches(peer: dict[str, Any], other: Pod | str) -> bool:
+def peer_matches(peer: dict[str, Any], other: Pod | str, namespace: str) -> bool:
+    """Whether a peer of a policy in this namespace is the other end."""
     if "ipBlock" in peer:
         block = peer["ipBlock"]
         if not isinstance(other, str) or ip_address(other) not in ip_network(block["cidr"]):
@@ -113,7 +132,7 @@ def peer_matches(peer: dict[str, Any], other: Pod | str) -> bool:
     namespace_ok = (
         selected(peer["namespaceSelector"], {"kubernetes.io/metadata.name": other.namespace})
         if "namespaceSelector" in peer
-        else other.namespace == SERVING
+        else other.namespace == namespace
     )
     return namespace_ok and selected(peer.get("podSelector") or {}, other.labels)
 
@@ -121,17 +140,17 @@ def peer_matches(peer: dict[str, Any], other: Pod | str) -> bool:
 def allowed(
     policies: list[dict[str, Any]], direction: str, pod: Pod, other: Pod | str, port: int, protocol: str = "TCP"
 ) -> bool:
-    if pod.namespace != SERVING:
-        return True  # our policies say nothing about other namespaces' pods
     applying = [
         policy["spec"]
         for policy in policies
-        if direction in policy["spec"]["policyTypes"] and selected(policy["spec"]["podSelector"], pod.labels)
+        if policy["metadata"]["namespace"] == pod.namespace
+        and direction in policy["spec"]["policyTypes"]
+        and selected(policy["spec"]["podSelector"], pod.labels)
     ]
     peers = "from" if direction == "Ingress" else "to"
     rules = [rule for spec in applying for rule in spec.get(direction.lower()) or []]
     return not applying or any(
-        any(peer_matches(peer, other) for peer in rule[peers])
+        any(peer_matches(peer, other, pod.namespace) for peer in rule[peers])
         and (
             "ports" not in rule
             or any(entry["port"] == port and entry["protocol"] == protocol for entry in rule["ports"])
@@ -143,7 +162,7 @@ def allowed(
 def test_every_pair_has_what_is_listed_and_nothing_else_comes_in(policies: list[dict[str, Any]]) -> None:
     entering = {
         (source, target, port)
-        for target in ("vllm", "gateway", "client", "stranger")
+        for target in (*SERVERS, *MONITORS)
         for source in EVERYBODY
         for port in PORTS
         for pod in [EVERYBODY[target]]
@@ -155,7 +174,7 @@ def test_every_pair_has_what_is_listed_and_nothing_else_comes_in(policies: list[
 def test_every_pair_has_what_is_listed_and_nothing_else_goes_out(policies: list[dict[str, Any]]) -> None:
     leaving = {
         (source, target, port)
-        for source in ("vllm", "gateway", "client", "stranger")
+        for source in (*SERVERS, *MONITORS)
         for target in EVERYBODY
         for port in PORTS
         for pod in [EVERYBODY[source]]

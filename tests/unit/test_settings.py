@@ -160,6 +160,12 @@ def test_replicas_need_as_many_gpu_nodes() -> None:
     assert "loraserve:inferenceReplicas 3 needs as many GPU nodes" in problems(inferenceReplicas=3)
 
 
+def test_an_image_of_ours_is_named_by_its_digest_but_on_this_machine() -> None:
+    assert "loraserve:loraserveImage app:v1 names no digest" in problems(loraserveImage="app:v1")
+    for image in (f"app@sha256:{'0' * 64}", "localhost/loraserve:local"):
+        assert parse(stack_values("dev", loraserveImage=image)).loraserve_image == image
+
+
 def test_an_instance_type_without_a_gpu_is_refused_with_those_that_have_one() -> None:
     told = problems(gpuInstanceType="t3a.medium")
     assert "loraserve:gpuInstanceType: has no GPU" in told
