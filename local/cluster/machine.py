@@ -22,9 +22,9 @@ from local.images.recipes import Image
 from local.processes import ProcessError
 from local.progress import Say
 from local.tools import debian
-from local.tools.toolchain import Tool, are_there, check_room, disk_gb, ensure
+from local.tools.toolchain import OF_TESTS, Tool, are_there, check_room, disk_gb, ensure
 
-_FIRST = [tool for tool in Tool if tool not in (*keda.PARTS, Tool.KWOK, Tool.PULUMI_KUBERNETES, Tool.VEGETA)]
+_FIRST = [tool for tool in Tool if tool not in (*keda.PARTS, *OF_TESTS, Tool.PULUMI_KUBERNETES)]
 """What the first answers need. KEDA comes after them; a plugin is built where the user has none; kwok and vegeta serve
 tests and benches."""
 _MISSING = "not there (`make up` starts it)"

@@ -46,6 +46,8 @@ class Tool(StrEnum):
     VEGETA = "vegeta"
 
 
+OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA)
+"""What `make up` needs none of."""
 _KEDA_RESOURCES = (
     "keda.sh_scaledobjects",
     "keda.sh_scaledjobs",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.images import VLLM_IMAGE
+from infra import pinned_images
 from loraserve.contract.desired_state import Envelope
 from loraserve.planning.gpu_memory import MEASURED_VLLM, Serving, largest_utilization, memory_problem, plan_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, Gpu
@@ -29,7 +29,7 @@ def serving(slots: Envelope | None, **changes: Any) -> Serving:
 
 
 def test_the_pinned_vllm_is_the_one_that_was_measured() -> None:
-    pinned = VLLM_IMAGE.partition(":v")[2].partition("@")[0]
+    pinned = pinned_images.VLLM.partition(":v")[2].partition("@")[0]
     how = (
         f"the memory model was fitted to vLLM {MEASURED_VLLM} and the image has {pinned}. Run `python -m bench.gpu_memory` "
         "with that vLLM on a GPU, correct loraserve/planning/gpu_memory.py where a row is off, and set MEASURED_VLLM"

@@ -57,7 +57,7 @@ def test_too_little_disk_for_all_of_it_is_refused_before_anything_starts(
     monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path / "cache"))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(toolchain.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**9))
-    tools = [tool for tool in Tool if tool not in (Tool.KWOK, Tool.KEDA, Tool.KEDA_ADAPTER, Tool.VEGETA)]
+    tools = [tool for tool in Tool if tool not in (Tool.KEDA, Tool.KEDA_ADAPTER, *toolchain.OF_TESTS)]
     needed = toolchain.disk_gb(tools) + recipes.IMAGES_DISK_GB
     assert f"needs about {needed:.0f} GB" in (message := refusal(tmp_path / "state"))
     assert f"1.0 GB are free: {needed - 1:.1f} GB are missing" in message
@@ -65,10 +65,12 @@ def test_too_little_disk_for_all_of_it_is_refused_before_anything_starts(
 
 
 def test_pods_are_told_of_what_was_made_and_of_the_one_node_still() -> None:
-    made = settings_of(workspace.shipped_config("local"), "http://10.1.2.3:4566", place.Images("vllm:1", "ours:2"))
+    made = settings_of(
+        workspace.shipped_config("local"), "http://10.1.2.3:4566", place.Images("vllm:1", "localhost/ours:2")
+    )
     settings = parse(stack_values("local", **made))
     assert settings.local == Local(vllm_device="cpu", single_node=True, aws_endpoint_url="http://10.1.2.3:4566")
-    assert (settings.vllm_image, settings.loraserve_image) == ("vllm:1", "ours:2")
+    assert (settings.vllm_image, settings.loraserve_image) == ("vllm:1", "localhost/ours:2")
 
 
 def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: Path) -> None:
