@@ -164,6 +164,13 @@ class Served:
         return self.stack.publish(folder, served_name, self.stack.pulumi.output("adapterBucket"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test's time includes the stack's start."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     if os.geteuid():
