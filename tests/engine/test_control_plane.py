@@ -61,9 +61,10 @@ def test_nodes_offer_what_eks_leaves_of_the_instance(core: client.CoreV1Api) -> 
 
 
 def test_daemon_sets_run_where_they_belong(core: client.CoreV1Api) -> None:
-    everywhere = {"aws-node", "ebs-csi-node", "kube-proxy", "node-exporter"}
+    everywhere = {"aws-node", "ebs-csi-node", "eks-node-monitoring-agent", "kube-proxy", "node-exporter"}
     eventually(lambda: _daemons(core, "system-1") == everywhere)
-    eventually(lambda: _daemons(core, "gpu-1") == everywhere | {"nvidia-device-plugin", "dcgm-exporter"})
+    of_gpus = {"nvidia-device-plugin", "dcgm-exporter", "dcgm-server"}
+    eventually(lambda: _daemons(core, "gpu-1") == everywhere | of_gpus)
 
 
 def test_a_pod_that_tolerates_the_taint_runs_on_the_gpu_node(core: client.CoreV1Api, namespace: str) -> None:
