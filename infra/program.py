@@ -30,9 +30,9 @@ def deploy() -> None:
     tags.tag_everything()
     config = settings.load()
     cluster_name = names.cluster_name(pulumi.get_stack())
+    caller = preflight.check_account()  # before AWS is asked for anything else
     region, last = aws.get_region().region, deployed.last_outputs()
     deployed.refuse_to_replace(config, region, last)
-    caller = preflight.check_account()
     cluster_before = standing.look(cluster_name)
     zones = preflight.check(config, caller, cluster_before)
     pulumi.log.info(cost.describe(config, region, len(zones.all)))
@@ -152,7 +152,7 @@ def deploy() -> None:
             volume_driver=volume_driver,
             chart_mirror=config.chart_repository,
             rule_groups=rules.groups(
-                config.objective_of,
+                config.objectives,
                 cold_start_seconds=config.gateway_wait_seconds,
                 cost=cost.hourly_cost(config, region, len(zones.all)),
             ),

@@ -80,7 +80,10 @@ _TICKETS = ((3.0, "1d", "2h", "1h"), (1.0, "3d", "6h", "3h"))
 def groups(
     objectives: Mapping[str, Objective], *, cold_start_seconds: float, cost: HourlyCost | None
 ) -> tuple[Group, ...]:
-    """All rules of a stack. `objectives` by model, for each that is declared; no cost where prices are not known."""
+    """All rules of a stack. `objectives` of models with their own; no cost where prices are not known.
+
+    They name no other model: a new adapter changes none of them.
+    """
     return (
         Group("loraserve-cost", tuple(_costs(cost))),
         Group("loraserve-objectives", (*_objectives(objectives), *_error_ratios())),
@@ -106,9 +109,21 @@ def _costs(cost: HourlyCost | None) -> Iterable[Record]:
 def _objectives(objectives: Mapping[str, Objective]) -> Iterable[Record]:
     for model, objective in objectives.items():
         labels = {"model": model}
-        yield Record(_AVAILABILITY, f"vector({objective.availability})", labels)
-        yield Record(_FIRST_TOKEN_SHARE, f"vector({objective.first_token_share})", labels)
-        yield Record(_FIRST_TOKEN_BUCKET, "vector(1)", labels | {"le": str(float(objective.first_token_seconds))})
+        yield Record(f"{_AVAILABILITY}:own", f"vector({objective.availability})", labels)
+        yield Record(f"{_FIRST_TOKEN_SHARE}:own", f"vector({objective.first_token_share})", labels)
+        yield Record(f"{_FIRST_TOKEN_BUCKET}:own", "vector(1)", labels | {"le": _bound(objective)})
+    default, asked, streamed = Objective(), f"group by (model) ({_REQUESTS})", f"group by (model) ({FIRST_TOKEN}_count)"
+    for name, others in (
+        (_AVAILABILITY, f"{asked} * {default.availability}"),
+        (_FIRST_TOKEN_SHARE, f"{streamed} * {default.first_token_share}"),
+        (_FIRST_TOKEN_BUCKET, f'label_replace({streamed}, "le", "{_bound(default)}", "", "")'),
+    ):
+        yield Record(name, f"{name}:own or on (model) {others}" if objectives else others)
+
+
+def _bound(objective: Objective) -> str:
+    """As the bucket's label has it."""
+    return str(float(objective.first_token_seconds))
 
 
 def _error_ratios() -> Iterable[Record]:

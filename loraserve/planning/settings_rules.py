@@ -191,10 +191,11 @@ def generations_that_a_drain_lets_finish(settings: Settings) -> Iterator[str]:
 @_rule
 def objectives_of_declared_models(settings: Settings) -> Iterator[str]:
     """A misspelt name would leave its model with the default."""
-    if strangers := sorted(settings.objectives.keys() - settings.objective_of.keys()):
+    known = {settings.base_model, *(adapter.name for adapter in settings.adapters)}
+    if strangers := sorted(settings.objectives.keys() - known):
         yield (
             f"{PROJECT}:objectives names {', '.join(strangers)}, which is not declared: choose from "
-            f"{', '.join(settings.objective_of)}"
+            f"{', '.join(sorted(known))}"
         )
 
 

@@ -230,12 +230,6 @@ class Settings(_Section):
     local: Local = Local()
 
     @property
-    def objective_of(self) -> dict[str, Objective]:
-        """Of every model that is served."""
-        names = (self.base_model, *(adapter.name for adapter in self.adapters))
-        return {name: self.objectives.get(name, Objective()) for name in names}
-
-    @property
     def model_shape(self) -> ModelShape:
         """The base model's shape, declared or known."""
         return self.base_model_shape or KNOWN_MODELS[self.base_model]
