@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -15,6 +17,7 @@ from grafana_foundation_sdk.models.dashboard import DashboardLinkType, DataSourc
 
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query
 
+P = TypeVar("P", stat.Panel, timeseries.Panel)
 _DATASOURCE = DataSourceRef(type_val="prometheus", uid="prometheus")
 _TAG = "loraserve"
 _HEIGHT = 8
@@ -38,18 +41,7 @@ def dashboard_json(dashboard: Dashboard) -> str:
 
 
 def _number(panel: Panel, number: int) -> stat.Panel:
-    drawn = (
-        stat.Panel()
-        .id(number)
-        .title(panel.title)
-        .description(panel.when_bad)
-        .unit(panel.unit)
-        .no_value("-")
-        .height(_HEIGHT)
-        .span(_HALF_WIDTH)
-        .datasource(_DATASOURCE)
-        .thresholds(_thresholds(panel))
-    )
+    drawn = _described(stat.Panel(), panel, number)
     for position, query in enumerate(panel.queries):
         drawn = drawn.with_target(_target(query, position).instant())
     return drawn
@@ -57,16 +49,7 @@ def _number(panel: Panel, number: int) -> stat.Panel:
 
 def _lines(panel: Panel, number: int) -> timeseries.Panel:
     drawn = (
-        timeseries.Panel()
-        .id(number)
-        .title(panel.title)
-        .description(panel.when_bad)
-        .unit(panel.unit)
-        .no_value("-")
-        .height(_HEIGHT)
-        .span(_HALF_WIDTH)
-        .datasource(_DATASOURCE)
-        .thresholds(_thresholds(panel))
+        _described(timeseries.Panel(), panel, number)
         .legend(common.VizLegendOptions().show_legend(True).placement(LegendPlacement.BOTTOM))
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
         .min(0)
@@ -80,6 +63,20 @@ def _lines(panel: Panel, number: int) -> timeseries.Panel:
     for position, query in enumerate(panel.queries):
         drawn = drawn.with_target(_target(query, position))
     return drawn
+
+
+def _described(drawn: P, panel: Panel, number: int) -> P:
+    return (
+        drawn.id(number)
+        .title(panel.title)
+        .description(panel.when_bad)
+        .unit(panel.unit)
+        .no_value("-")
+        .height(_HEIGHT)
+        .span(_HALF_WIDTH)
+        .datasource(_DATASOURCE)
+        .thresholds(_thresholds(panel))
+    )
 
 
 def _target(query: Query, position: int) -> prometheus.Dataquery:
