@@ -99,22 +99,6 @@ def test_a_json_schema_binds_base_and_adapter_whole_and_streamed(application: op
         assert json.loads(text or "")["mood"] in ("good", "bad")
 
 
-@pytest.mark.parametrize("model", [BASE, "faq"])
-def test_tools_are_called_whole_and_streamed(application: openai.OpenAI, model: str) -> None:
-    tool = {"type": "function", "function": {"name": "tell_mood", "description": "Tells it.", "parameters": MOOD}}
-    asked: dict[str, Any] = {"model": model, "messages": HELLO, "tools": [tool], **BOUND}
-    chosen: Any = {"type": "function", "function": {"name": "tell_mood"}}
-    calls: Any = application.chat.completions.create(**asked, tool_choice=chosen).choices[0].message.tool_calls
-    pieces = application.chat.completions.create(**asked, tool_choice=chosen, stream=True)
-    parts = [part.function for piece in pieces for choice in piece.choices for part in choice.delta.tool_calls or ()]
-    assert [call.function.name for call in calls] == ["tell_mood"]
-    assert "".join(part.name or "" for part in parts if part) == "tell_mood"
-    for arguments in (calls[0].function.arguments, "".join(part.arguments or "" for part in parts if part)):
-        assert json.loads(arguments)["mood"] in ("good", "bad")
-    free = application.chat.completions.create(**asked, tool_choice="auto").choices[0]
-    assert free.finish_reason in ("stop", "length"), "vLLM lets the model choose"
-
-
 def test_the_doors_beside_completions_work_on_a_real_vllm(served: Served, application: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "faq", "input": "Who are you?", "temperature": 0, "max_output_tokens": 40}
     assert application.responses.create(**asked).output_text.strip() == ANSWERS["faq"]

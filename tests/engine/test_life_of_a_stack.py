@@ -27,7 +27,6 @@ from local.tools.toolchain import Tool, ensure
 from tests.engine.chart_repository import CHARTS, RECEIPT
 from tests.engine.cli import Changes, Refused
 from tests.engine.deployed import Deployment, World
-from tests.engine.setting_changes import CHANGES, documented, spelled
 from tests.stack_values import adapter
 from tests.waiting import eventually
 
@@ -319,9 +318,9 @@ def test_other_bounds_leave_running_nodes_and_a_third_zone_only_adds(world: Worl
 
 
 def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
-    changes = dev.change(gpuInstanceType="g6.2xlarge", retainAdapters=True)
+    changes = dev.change(gpuInstanceType="g6.2xlarge")
     assert changes.operations[GPU_GROUP] == "replace"
-    assert changes.operations[BUCKET] == "update"
+    assert changes.operations[BUCKET] == "same"
     assert "this replaces the GPU nodes that run: gpuInstanceType g6.xlarge -> g6.2xlarge" in changes.output
     assert changes.operations["eks:index:Cluster loraserve-dev"] == "same"
     assert changes.operations[VLLM] == "same"
@@ -347,9 +346,7 @@ def grow(world: World, name: str, size: int) -> None:
     world.cloud.client("eks").update_nodegroup_config(**group, scalingConfig={"desiredSize": size})
 
 
-def test_destroy_waits_for_finalizers_and_leaves_nothing_behind_but_what_is_to_be_kept(
-    world: World, dev: Deployment, outputs: dict[str, Any]
-) -> None:
+def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:
     operator = KUBE_PROMETHEUS_STACK.name
     patch_monitor(world, {"metadata": {"finalizers": ["loraserve.test/held"]}})
     with ThreadPoolExecutor() as executor:
@@ -368,7 +365,7 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind_but_what_is_to_b
         ("aws:s3/bucketPolicy:BucketPolicy loraserve-dev-adapters", "aws:s3/bucket:Bucket loraserve-dev-adapters"),
     ):
         assert order.index(earlier) < order.index(later)
-    assert world.left_behind("dev") == [f"s3:bucket {outputs['adapterBucket']}"]
+    assert world.left_behind("dev") == []
 
 
 @pytest.fixture(scope="module")
@@ -377,21 +374,6 @@ def second_life(world: World, dev: Deployment) -> dict[str, Any]:
     world.cloud.client("logs").create_log_group(logGroupName=LOG_GROUP)
     dev.up()
     return dev.outputs()
-
-
-def test_the_next_up_takes_back_the_bucket_and_its_adapters_are_served(
-    world: World, outputs: dict[str, Any], published: dict[str, str], second_life: dict[str, Any]
-) -> None:
-    assert second_life["adapterBucket"] == outputs["adapterBucket"]
-    [document] = [
-        config_map["data"]["desired.json"]
-        for config_map in config_maps(world, names.SERVING_NAMESPACE)
-        if config_map["metadata"]["name"] == names.DESIRED_STATE
-    ]
-    assert json.loads(document)["bucket"] == outputs["adapterBucket"]
-    with enforced_iam(world):
-        s3 = serving_s3(world, second_life["servingRole"])
-        assert s3.get_object(**published)["Body"].read() == b"{}"
 
 
 def test_a_log_group_that_eks_has_made_again_is_adopted(world: World, second_life: dict[str, Any]) -> None:
@@ -406,33 +388,12 @@ def test_what_was_taken_back_stays_as_it_is(dev: Deployment, second_life: dict[s
     assert dev.up().touched == {}
 
 
-def test_the_engine_would_do_what_the_table_of_changes_says(dev: Deployment, second_life: dict[str, Any]) -> None:
-    """Of several settings at once: a preview takes seconds. test_setting_changes.py has each by itself."""
-    settings = (
-        "acceptedBaseIds",
-        "baseModelRevision",
-        "deletionProtection",
-        "gatewayClientNamespaces",
-        "gatewayKeys",
-        "privateAccessCidrs",
-        "requestsPerReplica",
-        "systemInstanceType",
-    )
-    with dev.proposed(**{setting: CHANGES[setting] for setting in settings}):
-        changes = dev.preview()
-    rows = documented()
-    told = {word for setting in settings for word in rows[setting].split(", ")}
-    assert set(spelled(touched(changes)).split(", ")) == told
-    assert "this replaces the system nodes that run: systemInstanceType t3a.medium -> t3.medium" in changes.output
-
-
 def test_another_vpc_is_refused_on_a_stack_that_stands(dev: Deployment, second_life: dict[str, Any]) -> None:
     with dev.proposed(vpcCidr="10.8.0.0/16"), pytest.raises(Refused, match=r"is another than the 10\.0\.0\.0/16"):
         dev.preview()
 
 
 def test_the_second_life_ends_with_nothing_left(world: World, dev: Deployment, second_life: dict[str, Any]) -> None:
-    dev.change(retainAdapters=False)
     dev.destroy()
     assert world.left_behind("dev") == []
 
