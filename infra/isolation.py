@@ -20,6 +20,7 @@ from infra.names import (
     HTTPS_PORT,
     KEDA_OPERATOR_LABELS,
     MONITORING_NAMESPACE,
+    PROMETHEUS_PORT,
     SYSTEM_NAMESPACE,
     VLLM_PORT,
     VLLM_SELECTOR,
@@ -30,7 +31,6 @@ _EKS_SERVICE_CIDRS = ("10.100.0.0/16", "172.20.0.0/16")
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 _EVERYONE: dict[str, str] = {}
 _PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
-_PROMETHEUS_PORT = 9090
 _GRAFANA = {"app.kubernetes.io/name": "grafana"}
 _WATCH_THE_API = (
     _GRAFANA,
@@ -122,9 +122,9 @@ class MonitoringIsolation(_Policies):
         api: net.NetworkPolicyEgressRuleArgsDict = {"to": cluster, "ports": [_tcp(api_server.port)]}
         # Kubelets, node exporters and the API are at addresses of nodes; the rest are pods.
         self._create("prometheus-out", _PROMETHEUS, egress=[{"to": [{"namespace_selector": {}}, *cluster]}])
-        self._create("prometheus-in", _PROMETHEUS, ingress=[_from(_pods(_GRAFANA), _PROMETHEUS_PORT)])
+        self._create("prometheus-in", _PROMETHEUS, ingress=[_from(_pods(_GRAFANA), PROMETHEUS_PORT)])
         self._create("scraped", _EVERYONE, ingress=[{"from_": [_pods(_PROMETHEUS)]}])
-        self._create("grafana-out", _GRAFANA, egress=[{"to": [_pods(_PROMETHEUS)], "ports": [_tcp(_PROMETHEUS_PORT)]}])
+        self._create("grafana-out", _GRAFANA, egress=[{"to": [_pods(_PROMETHEUS)], "ports": [_tcp(PROMETHEUS_PORT)]}])
         for watcher in _WATCH_THE_API:
             self._create(f"{watcher['app.kubernetes.io/name']}-to-api", watcher, egress=[api])
         self.register_outputs({})

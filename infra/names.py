@@ -15,6 +15,7 @@ from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
 from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
 from loraserve.contract.addresses import MONITORING_NAMESPACE as MONITORING_NAMESPACE
 from loraserve.contract.addresses import PROJECT as PROJECT
+from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
 from loraserve.contract.addresses import VLLM as VLLM
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT

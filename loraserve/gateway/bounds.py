@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+TENANT_SHARE = 0.5
+"""Of what is bounded in all, that one tenant may fill."""
+
 
 @dataclass(frozen=True)
 class Bounds:

@@ -4,9 +4,9 @@ from collections import Counter
 from types import TracebackType
 from typing import Self
 
+from loraserve.gateway.bounds import TENANT_SHARE
 from loraserve.gateway.errors import Overloaded, RateLimited
 
-TENANT_SHARE = 0.5
 _RETRY_SECONDS = 1
 
 

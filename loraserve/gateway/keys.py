@@ -26,9 +26,12 @@ class Keys:
         self._ring = LastGood("keys", KeyRing.parse)
         self._by_id: dict[str, Key] = {}
 
-    def refresh(self) -> None:
-        if self._ring.refresh(self._path.read_bytes) and self._ring.value:
-            self._by_id = {key.id: key for key in self._ring.value.keys}
+    def refresh(self) -> bool:
+        """Whether there was a change."""
+        if not self._ring.refresh(self._path.read_bytes) or not self._ring.value:
+            return False
+        self._by_id = {key.id: key for key in self._ring.value.keys}
+        return True
 
     @property
     def problem(self) -> str | None:

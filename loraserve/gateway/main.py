@@ -180,11 +180,12 @@ def follow_desired(gateway: Gateway, desired: LastGood[DesiredState], config_map
 
 
 async def _refresh_keys(gateway: Gateway) -> None:
+    _declare_labels(gateway)
     while True:
-        _declare_labels(gateway)
         gateway.metrics.refused.labels("keys").set(gateway.keys.problem is not None)
         await asyncio.sleep(KEYS_SECONDS)
-        gateway.keys.refresh()
+        if gateway.keys.refresh():
+            _declare_labels(gateway)
 
 
 def _declare_labels(gateway: Gateway) -> None:

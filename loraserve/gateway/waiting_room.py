@@ -5,12 +5,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from loraserve.gateway.bounds import TENANT_SHARE
 from loraserve.gateway.errors import ApiError, Overloaded
 from loraserve.gateway.pods import Place
 from loraserve.gateway.routing import Route
-
-TENANT_SHARE = 0.5
-"""Of the room, that one tenant may fill, by number and by bytes."""
 
 
 @dataclass(eq=False)
