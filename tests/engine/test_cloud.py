@@ -147,6 +147,26 @@ def test_a_teardown_in_the_wrong_order_is_refused(cloud: Cloud) -> None:
     eks.ec2.delete_vpc(VpcId=eks.vpc)
 
 
+def test_a_gateway_endpoint_routes_for_the_tables_it_has_now_and_can_go(cloud: Cloud) -> None:
+    ec2 = cloud.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    first, second = (ec2.create_route_table(VpcId=vpc)["RouteTable"]["RouteTableId"] for _ in range(2))
+    service = f"com.amazonaws.{REGION}.s3"
+    wanted = {"VpcId": vpc, "ServiceName": service, "VpcEndpointType": "Gateway", "RouteTableIds": [first]}
+    endpoint = ec2.create_vpc_endpoint(**wanted)["VpcEndpoint"]["VpcEndpointId"]
+    ec2.modify_vpc_endpoint(VpcEndpointId=endpoint, AddRouteTableIds=[second], RemoveRouteTableIds=[first])
+    through = {
+        table["RouteTableId"]
+        for table in ec2.describe_route_tables(RouteTableIds=[first, second])["RouteTables"]
+        if any(route.get("GatewayId") == endpoint for route in table["Routes"])
+    }
+    assert through == {second}
+    ec2.delete_vpc_endpoints(VpcEndpointIds=[endpoint])
+    for table in (first, second):
+        ec2.delete_route_table(RouteTableId=table)
+    ec2.delete_vpc(VpcId=vpc)
+
+
 def test_add_ons_have_a_life_of_their_own(cloud: Cloud) -> None:
     eks = Eks(cloud, "addons")
     addon = {"clusterName": eks.name, "addonName": "vpc-cni"}

@@ -95,8 +95,8 @@ class AwsResource(ResourceType):
             try:
                 self.remove(resource_id, inputs)
             except Exception as error:
-                if not is_gone(error):
-                    raise
+                if not is_gone(error) or self._find(resource_id, inputs) is not None:
+                    raise  # another object than this one may be what was not found
 
     def _outputs(self, resource_id: str, inputs: Properties) -> Properties:
         found = self._find(resource_id, inputs)

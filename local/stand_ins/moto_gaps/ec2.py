@@ -1,4 +1,5 @@
-"""EC2: a teardown in the wrong order is refused as AWS refuses it (moto deletes what is still in use); consoles."""
+"""EC2: a teardown in the wrong order is refused as AWS refuses it (moto deletes what is still in use); consoles;
+routes of a gateway endpoint whose route tables change."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def install() -> None:
     _guard("delete_vpc", _vpc_in_use)
     _delete_interfaces_with_instances()
     _delete_interfaces_with_nat_gateways()
+    _route_with_endpoints()
     General.get_console_output = _console
 
 
@@ -71,6 +73,23 @@ def _delete_interfaces_with_nat_gateways() -> None:
         return gateway
 
     EC2Backend.delete_nat_gateway = delete_with_interface
+
+
+def _route_with_endpoints() -> None:
+    """A route table that is added to a gateway endpoint gets its route; without it moto could not delete the endpoint."""
+    modify = EC2Backend.modify_vpc_endpoint
+
+    def modify_with_routes(self: EC2Backend, vpc_id: str, *args: Any, **kwargs: Any) -> None:
+        endpoint = self.get_vpc_end_point(vpc_id)
+        prefixes, before = endpoint.destination_prefix_list_id, set(endpoint.route_table_ids)
+        modify(self, vpc_id, *args, **kwargs)
+        after = set(endpoint.route_table_ids)
+        for table in after - before:
+            self.create_route(table, None, gateway_id=vpc_id, destination_prefix_list_id=prefixes)
+        for table in before - after:
+            self.delete_route(table, prefixes)
+
+    EC2Backend.modify_vpc_endpoint = modify_with_routes
 
 
 def _subnet_in_use(backend: EC2Backend, subnet_id: str) -> str | None:
