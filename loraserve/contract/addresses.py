@@ -46,6 +46,8 @@ ADAPTER_PREFIX = "llm-models"
 """Adapters lie under llm-models/{model}/{version}/ in the bucket."""
 BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights lie under base-models/{hub id}/{version}/."""
+EVALUATION_PREFIX = "evaluations"
+"""Verdicts lie under evaluations/{adapter name}/{version}/; only the pipeline's role writes there."""
 
 _STACK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 
