@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from loraserve import bulk
+from loraserve.bulk import BatchStopped, InvalidBatch
 from loraserve.operator import batch
-from loraserve.operator.batch import BatchStopped, InvalidBatch, Outcome, read_rows
+from loraserve.operator.batch import Outcome, read_rows
 from loraserve.operator.cli import main
 from tests.unit.gateway_world import BASE, World, adapter, error, world
 
@@ -35,7 +37,7 @@ def serving(at: World) -> World:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(bulk, "_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -154,8 +156,8 @@ def test_who_is_told_to_come_back_later_does_then(tmp_path: Path) -> None:
     with world(tmp_path, wait_seconds=0.1, cold_start_seconds=40) as at:
         at.start(adapter(), pods=0)
         (asleep,) = written(tmp_path, row("a"))
-        answer = batch._Round(at.url, at.key, [asleep], 1)._ask(asleep)
-    assert isinstance(answer, batch._Failure)
+        answer = bulk._Round(at.url, at.key, [asleep], 1)._ask(asleep)
+    assert isinstance(answer, bulk._Failure)
     assert (answer.reason, answer.is_lost) == ("faq is not ready yet; try again later.", False)
     assert 35 <= answer.pause_seconds <= 40
 
@@ -194,7 +196,7 @@ def test_finished_results_are_not_overwritten(serving: World, tmp_path: Path, ou
 
 
 def test_two_runs_do_not_write_to_one_file(serving: World, tmp_path: Path, output: Path) -> None:
-    with batch.Journal(output.with_name("results.jsonl.partial")), pytest.raises(InvalidBatch, match="another run"):
+    with bulk.Journal(output.with_name("results.jsonl.partial")), pytest.raises(InvalidBatch, match="another run"):
         run(serving, written(tmp_path, row("a")), output)
 
 
