@@ -12,7 +12,7 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.errors import ConfigError
-from infra.names import CATALOG_PREFIXES
+from infra.names import CATALOG_PREFIXES, LINEAGE_PREFIX
 from infra.tags import retained_tag, stack_tag
 
 FAILED_UPLOAD_DAYS = 7
@@ -25,7 +25,7 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
     A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
     good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
-    published = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
+    published = [f"{bucket_arn}/{prefix}/*" for prefix in (*CATALOG_PREFIXES, LINEAGE_PREFIX)]
     return iam.policy(
         _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
         _deny(

@@ -13,6 +13,7 @@ from loraserve.contract.addresses import GATEWAY as GATEWAY
 from loraserve.contract.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
 from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT
 from loraserve.contract.addresses import GPU_RESOURCE as GPU_RESOURCE
+from loraserve.contract.addresses import LINEAGE_PREFIX as LINEAGE_PREFIX
 from loraserve.contract.addresses import MONITORING_NAMESPACE as MONITORING_NAMESPACE
 from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT

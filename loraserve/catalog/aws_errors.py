@@ -27,7 +27,10 @@ _MEANINGS: tuple[tuple[tuple[type[BotoCoreError], ...], str], ...] = (
         (CredentialRetrievalError, SSOError, LoginError, TokenRetrievalError),
         f"the AWS credentials cannot be renewed; {_LOG_IN}",
     ),
-    ((ProfileNotFound,), "AWS_PROFILE names a profile that ~/.aws/config has not; correct it, or unset it"),
+    (
+        (ProfileNotFound,),
+        "~/.aws/config has no profile of that name; correct AWS_PROFILE or what names it, or unset it",
+    ),
     ((ConfigNotFound, ConfigParseError, InvalidConfigError), "~/.aws/config cannot be used; correct it"),
     ((NoRegionError, InvalidRegionError), "no AWS region is set, or a misspelt one; set AWS_REGION"),
     ((ConnectionError, HTTPClientError), "AWS cannot be reached; check the network, AWS_REGION and AWS_ENDPOINT_URL"),

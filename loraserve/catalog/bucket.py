@@ -90,11 +90,17 @@ class Bucket:
     """Credentials and endpoint come from the AWS SDK's environment. Safe to share by threads.
 
     `pause_seconds` is the longest wait before the first retry; it doubles with each further one.
-    Every method raises CatalogUnavailable. `role` is assumed for every request, where it is given.
+    Every method raises CatalogUnavailable. `role` is assumed for every request, where it is given;
+    `profile` is one of ~/.aws/config that takes the place of the environment's credentials.
     """
 
     def __init__(
-        self, name: str, region: str | None = None, pause_seconds: float = 0.5, role: str | None = None
+        self,
+        name: str,
+        region: str | None = None,
+        pause_seconds: float = 0.5,
+        role: str | None = None,
+        profile: str | None = None,
     ) -> None:
         self.name = name
         self._stopped: Callable[[], bool] = lambda: False
@@ -106,7 +112,8 @@ class Bucket:
             retries={"total_max_attempts": 1},
             max_pool_connections=4 * WORKERS,
         )
-        self._s3 = _client(region, role, config)
+        self._client = partial(_client, region, role, profile)
+        self._s3 = self._client("s3", config=config)
 
     def until(self, stopped: Callable[[], bool]) -> Self:
         """The same bucket; what is read from it ends with Stopped soon after `stopped` says so."""
@@ -116,6 +123,13 @@ class Bucket:
 
     def url(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
+
+    def principal(self) -> str:
+        """The ARN under which AWS knows whose credentials these are."""
+        try:
+            return self._client("sts").get_caller_identity()["Arn"]
+        except (BotoCoreError, ClientError) as error:
+            raise CatalogUnavailable(f"AWS does not say whose credentials these are: {explain(error)}") from error
 
     def exists(self, key: str) -> bool:
         return self._checksum(key) is not None
@@ -319,10 +333,12 @@ class Bucket:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _client(region: str | None, role: str | None, config: Config) -> Any:
+def _client(
+    region: str | None, role: str | None, profile: str | None, service: str, config: Config | None = None
+) -> Any:
     try:
-        session = boto3.Session(region_name=region)
-        return (_as_role(session, role) if role else session).client("s3", config=config)
+        session = boto3.Session(region_name=region, profile_name=profile)
+        return (_as_role(session, role) if role else session).client(service, config=config)
     except BotoCoreError as error:  # a profile or a region that is not there
         raise CatalogUnavailable(explain(error)) from error
 

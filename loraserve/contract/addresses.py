@@ -48,6 +48,8 @@ BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights lie under base-models/{hub id}/{version}/."""
 EVALUATION_PREFIX = "evaluations"
 """Verdicts lie under evaluations/{adapter name}/{version}/; only the pipeline's role writes there."""
+LINEAGE_PREFIX = "lineage"
+"""What is known of a version lies under lineage/, then as the version itself: it is added to, and stays."""
 
 _STACK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 

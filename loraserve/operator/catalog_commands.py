@@ -3,16 +3,18 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loraserve.catalog import adapters, base_weights, garbage, listing
+from loraserve.catalog import adapters, base_weights, garbage, lineage, listing
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.files import UnsafeFile
 from loraserve.catalog.gate import inspect, notes
 from loraserve.catalog.manifest import AdapterManifest
+from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base, Mirror, read_base
 from loraserve.errors import LoraserveError
 from loraserve.operator.terminal import (
@@ -52,6 +54,27 @@ def _base_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="The same, from a stack's Pulumi.<stack>.yaml.",
     )
     return base(file(command))
+
+
+def _origin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What is known of where a version comes from; handed on as `origin`."""
+    file = click.option(
+        "--lineage",
+        "file",
+        type=_PATH,
+        metavar="FILE",
+        help="JSON: data, code, training, note. What follows wins over it.",
+    )
+    data = click.option("--data-digest", "data", metavar="SHA256", help="Of the rows it was trained on: sha256:…")
+    code = click.option("--code", metavar="COMMIT", help="Of the code that trained it.")
+    note = click.option("--note", metavar="TEXT", help="Whatever else is worth knowing.")
+
+    @wraps(command)
+    def with_origin(file: Path | None, data: str | None, code: str | None, note: str | None, **others: Any) -> Any:
+        told = {"data": data, "code": code, "note": note}
+        return command(origin=lineage.Origin.told(file, **told), **others)
+
+    return file(data(code(note(with_origin))))
 
 
 def _base(source: str | None, file: Path | None) -> Base | None:
@@ -104,6 +127,7 @@ def check(folder: Path, base_source: str | None, base_file: Path | None, as_json
     help="A prompt on which it answers otherwise than the base model; repeatable.",
 )
 @click.option("--probe-prompts", "prompts_file", type=_PATH, metavar="FILE", help="Such prompts, one per line.")
+@_origin_options
 @json_option
 def publish(
     folder: Path,
@@ -115,21 +139,22 @@ def publish(
     base_file: Path | None,
     prompts: tuple[str, ...],
     prompts_file: Path | None,
+    origin: lineage.Origin,
     as_json: bool,
 ) -> None:
     """Upload a PEFT folder as a new adapter version.
 
-    Checks FOLDER, uploads it as a new, immutable version and prints the entry for the stack config. Credentials, region
-    and AWS_ENDPOINT_URL are read as the AWS SDK does.
+    Checks FOLDER, uploads it as a new, immutable version, records its lineage and prints the entry for the stack config.
+    Credentials, region and AWS_ENDPOINT_URL are read as the AWS SDK does.
     """
     base = _base(base_source, base_file)
     prompts = (*prompts, *_lines(prompts_file))
     for note in notes(folder):
         tell(f"Note: {note}")
+    bucket = Bucket(bucket_name)
     with progress_bars() as progress:
-        entry = adapters.publish(
-            Bucket(bucket_name), folder, model, version, name, progress, base=base, probe_prompts=prompts
-        )
+        entry = adapters.publish(bucket, folder, model, version, name, progress, base=base, probe_prompts=prompts)
+    lineage.published(bucket, VersionId.of_adapter(entry), entry.digest, origin)
     if as_json:
         print_json(plain(entry))
         return
@@ -151,15 +176,18 @@ def _lines(file: Path | None) -> list[str]:
 @_bucket
 @click.option("--model", required=True, help="The stack's baseModel, such as mistralai/Mistral-7B-v0.1.")
 @click.option("--version", required=True, help="Such as v1; a version can be mirrored only once.")
+@_origin_options
 @json_option
-def mirror(folder: Path, bucket_name: str, model: str, version: str, as_json: bool) -> None:
+def mirror(folder: Path, bucket_name: str, model: str, version: str, origin: lineage.Origin, as_json: bool) -> None:
     """Upload the base model's weights to the bucket, where pods then fetch them.
 
     Uploads a model's FOLDER (config.json, *.safetensors, the tokenizer's files; nothing that could run) as a new,
-    immutable version and prints the settings for the stack config.
+    immutable version, records its lineage and prints the settings for the stack config.
     """
+    bucket = Bucket(bucket_name)
     with progress_bars() as progress:
-        mirrored = base_weights.publish(Bucket(bucket_name), folder, model, version, progress)
+        mirrored = base_weights.publish(bucket, folder, model, version, progress)
+    lineage.published(bucket, VersionId.of_base(model, version), mirrored.digest, origin)
     has_template = base_weights.has_chat_template(folder)
     if as_json:
         print_json({"baseModelMirror": plain(mirrored), "baseModelHasChatTemplate": has_template})
@@ -198,7 +226,7 @@ def list_versions(model: str | None, bucket_name: str, as_json: bool) -> None:
 @_bucket
 @json_option
 def show(model: str, version: str, bucket_name: str, as_json: bool) -> None:
-    """Show one version's manifest, and its entry for the stack config."""
+    """Show one version's manifest, its lineage, and its entry for the stack config."""
     bucket = Bucket(bucket_name)
     found = listing.find(bucket, model, version)
     manifest, digest = listing.read_manifest(bucket, found.id)
@@ -209,10 +237,13 @@ def show(model: str, version: str, bucket_name: str, as_json: bool) -> None:
     else:
         entry = manifest.entry(digest)
         text = mirror_setting(entry)
+    records = lineage.read(bucket, found.id)
     if as_json:
-        print_json({"manifest": content, "entry": plain(entry)})
+        print_json({"manifest": content, "entry": plain(entry), "lineage": [plain(each) for each in records]})
         return
     tell(json.dumps(content, indent=2))
+    for each in records:
+        tell(_lineage_line(each, digest))
     click.echo(text)
 
 
@@ -329,6 +360,20 @@ def _described(version: listing.Version) -> dict[str, Any]:
         "sizeBytes": version.size_bytes,
         "changedAt": version.changed_at.isoformat(),
     }
+
+
+def _lineage_line(record: lineage.Record, digest: str) -> str:
+    facts = {
+        "from": record.from_stack,
+        "to": record.to_stack,
+        "instead of": record.replaced,
+        "because": record.reason,
+        **(plain(record.origin) if record.origin else {}),
+        "evaluations": ", ".join(record.evaluations),
+        "of other bytes": record.digest if record.digest != digest else None,
+    }
+    told = "; ".join(f"{fact} {value}" for fact, value in facts.items() if value)
+    return f"{_day(record.at)} {record.event} by {record.principal}" + (f": {told}" if told else "")
 
 
 def _megabytes(version: listing.Version) -> str:

@@ -90,7 +90,8 @@ def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
     assert denied["NoDelete"]["Condition"] == {"ArnNotEquals": {"aws:PrincipalArn": GC_ROLE}}
     assert "Condition" not in denied["NoDeleteForGood"]
     for sid in ("NoOverwrite", "NoDelete", "NoDeleteForGood"):
-        assert denied[sid]["Resource"] == ["arn:aws:s3:::adapters/llm-models/*", "arn:aws:s3:::adapters/base-models/*"]
+        kept = [f"arn:aws:s3:::adapters/{prefix}/*" for prefix in ("llm-models", "base-models", "lineage")]
+        assert denied[sid]["Resource"] == kept
 
 
 def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev: Program) -> None:
@@ -102,6 +103,7 @@ def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev:
         "s3:DeleteObject",
         "s3:AbortMultipartUpload",
     }
+    assert not any("lineage" in resource for statement in policy["Statement"] for resource in statement["Resource"])
 
 
 def test_the_clean_up_role_is_assumed_from_the_own_account(dev: Program) -> None:
