@@ -60,7 +60,7 @@ deep: install tools images ## Engine and end-to-end tests side by side
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local attacks swaps cold_start losses'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start losses'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)

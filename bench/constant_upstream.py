@@ -21,7 +21,7 @@ _BASE = "base-model"
 _PIECES = 20
 
 
-def _answer(body: bytes, content_type: str = "application/json") -> bytes:
+def answer(body: bytes, content_type: str = "application/json") -> bytes:
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
@@ -40,16 +40,16 @@ def _piece() -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def _chunked(data: bytes) -> bytes:
+def chunked(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_STREAM = [_chunked(_piece())] * _PIECES + [_chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
-_WHOLE = _answer(_whole())
+_STREAM = [chunked(_piece())] * _PIECES + [chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
+_WHOLE = answer(_whole())
 _SLOW_SECONDS = 2.0
 _LARGE_PIECE, _LARGE_PIECES = b"x" * (1 << 16), 4096
-_LARGE_HEAD = _answer(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (len(_LARGE_PIECE) * _LARGE_PIECES))
+_LARGE_HEAD = answer(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (len(_LARGE_PIECE) * _LARGE_PIECES))
 
 
 class Http(asyncio.Protocol):
@@ -92,13 +92,13 @@ def vllm(http: Http, head: bytes, body: bytes) -> None:
     elif head.startswith(b"POST"):
         http.write(_WHOLE)
     else:
-        http.write(_answer(json.dumps({"object": "list", "data": [{"id": SERVED, "object": "model"}]}).encode()))
+        http.write(answer(json.dumps({"object": "list", "data": [{"id": SERVED, "object": "model"}]}).encode()))
 
 
 def agent(http: Http, _head: bytes, _body: bytes) -> None:
     status = AdapterStatus(name=SERVED.adapter, version=_VERSION, state=State.READY)
     state = AgentState(base=_BASE, adapters=(status,), loaded=(SERVED,), ready=True)
-    http.write(_answer(state.model_dump_json(by_alias=True).encode()))
+    http.write(answer(state.model_dump_json(by_alias=True).encode()))
 
 
 class Kubernetes:
@@ -112,7 +112,7 @@ class Kubernetes:
         target = head.split(b" ", 2)[1].decode()
         if target in ("/awake", "/asleep"):
             self._awake = target == "/awake"
-            http.write(_answer(b""))
+            http.write(answer(b""))
             for watch, watched in self._watches:
                 for item in self._items(watched):
                     line = json.dumps({"type": "MODIFIED", "object": item}).encode() + b"\n"
@@ -122,7 +122,7 @@ class Kubernetes:
             self._watches.append((http, target))
         else:
             http.write(
-                _answer(json.dumps({"items": self._items(target), "metadata": {"resourceVersion": "1"}}).encode())
+                answer(json.dumps({"items": self._items(target), "metadata": {"resourceVersion": "1"}}).encode())
             )
 
     def _items(self, target: str) -> list[dict[str, object]]:

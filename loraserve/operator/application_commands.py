@@ -13,13 +13,15 @@ from loraserve.operator.terminal import json_option, print_json, tell
 
 PAGE_PORT = 8090
 
-_namespace = click.option("--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where the gateway runs.")
-_url = click.option(
+namespace_option = click.option(
+    "--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where the gateway runs."
+)
+url_option = click.option(
     "--url", envvar="OPENAI_BASE_URL", help="Of the API, ends in /v1 (default: the gateway, by `kubectl port-forward`)."
 )
 
 
-def _gateway(url: str | None, context: str | None, namespace: str) -> AbstractContextManager[str]:
+def gateway(url: str | None, context: str | None, namespace: str) -> AbstractContextManager[str]:
     """Its URL, without /v1, for as long as it is used."""
     if url:
         return nullcontext(url.rstrip("/").removesuffix("/v1"))
@@ -33,9 +35,9 @@ def _gateway(url: str | None, context: str | None, namespace: str) -> AbstractCo
 )
 @click.option("--concurrency", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests at once.")
 @click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
-@_url
+@url_option
 @context_option
-@_namespace
+@namespace_option
 @json_option
 def batch(
     file: Path,
@@ -63,7 +65,7 @@ def batch(
             outcome = batches.run(
                 rows,
                 output,
-                lambda: _gateway(url, context, namespace),
+                lambda: gateway(url, context, namespace),
                 key,
                 concurrency=concurrency,
                 on_progress=lambda done: progress.update(task, completed=done),
@@ -82,9 +84,9 @@ def batch(
 
 @click.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=PAGE_PORT, show_default=True, help="Of this machine.")
-@_url
+@url_option
 @context_option
-@_namespace
+@namespace_option
 def page(port: int, url: str | None, context: str | None, namespace: str) -> None:
     """Serve a page to try models in a browser: base model and adapter side by side, as they answer.
 
@@ -92,7 +94,7 @@ def page(port: int, url: str | None, context: str | None, namespace: str) -> Non
     """
     from loraserve.operator.page_server import PageServer
 
-    with _gateway(url, context, namespace) as gateway, PageServer(gateway, port) as server:
+    with gateway(url, context, namespace) as reached, PageServer(reached, port) as server:
         tell(f"Open {server.url} (Ctrl-C ends it)")
         server.serve_forever()
 

@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 from loraserve import log
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from loraserve.errors import LoraserveError
-from loraserve.operator import application_commands, catalog_commands, planning_commands
+from loraserve.operator import application_commands, catalog_commands, loadtest_commands, planning_commands
 from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.terminal import (
     busy,
@@ -66,7 +66,12 @@ def cli() -> None:
     """Serve many LoRA adapters on one base model."""
 
 
-for _command in (*catalog_commands.COMMANDS, *planning_commands.COMMANDS, *application_commands.COMMANDS):
+for _command in (
+    *catalog_commands.COMMANDS,
+    *planning_commands.COMMANDS,
+    *application_commands.COMMANDS,
+    *loadtest_commands.COMMANDS,
+):
     cli.add_command(_command)
 
 
