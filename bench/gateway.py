@@ -27,6 +27,7 @@ from bench.vegeta import Answers, Request
 from local.processes import Process, free_port, free_ports
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, create_key
+from loraserve.planning.cold_start import HOLD_SECONDS
 
 CONCURRENCY = (1, 50, 200)
 STEADY_RATE = 200
@@ -187,6 +188,8 @@ def gateway(
         tls_port=tls_port if tls else None,
         vllm_port=behind.vllm,
         agent_port=behind.agent,
+        wait_seconds=HOLD_SECONDS,
+        balancer_idle_seconds=HOLD_SECONDS,
     )
     command = wrap(sys.executable, "-m", "loraserve", "gateway")
     with running("gateway", command, folder, environment) as process:

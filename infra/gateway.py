@@ -62,7 +62,7 @@ def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDic
         agent_port=AGENT_PORT,
         pod_concurrency=MAX_NUM_SEQS,
         stall_seconds=settings.stall_seconds,
-        wait_seconds=settings.gateway_wait_seconds if someone_wakes_it else 0,
+        wait_seconds=settings.hold_seconds if someone_wakes_it else 0,
         drain_seconds=settings.longest_generation_seconds,
         balancer_idle_seconds=settings.balancer_idle_seconds,
     )

@@ -153,7 +153,6 @@ def deploy() -> None:
             chart_mirror=config.chart_repository,
             rule_groups=rules.groups(
                 config.objectives,
-                cold_start_seconds=config.gateway_wait_seconds,
                 cost=cost.hourly_cost(config, region, len(zones.all)),
             ),
             opts=in_cluster,

@@ -15,8 +15,9 @@ import urllib3
 
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
+from loraserve.planning.cold_start import PATIENCE_SECONDS
 
-ANSWER_SECONDS = 660
+ANSWER_SECONDS = PATIENCE_SECONDS
 """Without a byte; the gateway holds a request of a sleeping model for most of it."""
 PATIENCE_SECONDS = 1800
 """Without one more answer, to any request, before what is left is given up."""

@@ -32,9 +32,9 @@ class GatewaySettings(ProcessSettings):
     """vLLM sends nothing, or a client takes nothing, for so long: the exchange is given up."""
     pod_concurrency: Count = 256
     """Requests that all replicas together have running on one vLLM pod; more wait here, where waiting is fair."""
-    wait_seconds: Annotated[float, Field(ge=0)] = 540
-    """How long a request is held: longer than a cold start, shorter than the official client's own limit of 600."""
+    wait_seconds: Annotated[float, Field(ge=0)]
+    """How long a request is held: as long as a start from zero may take."""
     drain_seconds: Seconds = 150
     """A stopping gateway lets running generations finish."""
-    balancer_idle_seconds: Seconds = 730
+    balancer_idle_seconds: Seconds
     """The load balancer keeps a connection for so long without traffic."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from loraserve.planning.cold_start import FROM_ZERO
+
 TENANT_SHARE = 0.5
 """Of what is bounded in all, that one tenant may fill."""
 
@@ -26,5 +28,5 @@ class Bounds:
     """Of all requests' bodies, those that run included; half of it for one tenant. Each takes up to four times its size."""
     sequences: int = 64
     """That one request may generate side by side."""
-    cold_start_seconds: float = 450
+    cold_start_seconds: float = FROM_ZERO.middle
     """How long a start from zero takes, until this replica has seen one."""

@@ -17,9 +17,8 @@ from loraserve.errors import LoraserveError
 from loraserve.loadtest.accounting import Outcome
 from loraserve.loadtest.prompts import MAX_TOKENS
 from loraserve.loadtest.schedule import Call
+from loraserve.planning.cold_start import PATIENCE_SECONDS
 
-CALL_SECONDS = 600
-"""As the official client waits."""
 TICK_SECONDS = 1.0
 _LEAD_SECONDS = 0.1
 _EVENT = b"data: "
@@ -40,7 +39,7 @@ class Target:
         """Opens as many connections as there are calls at once."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=30),
+            timeout=aiohttp.ClientTimeout(total=PATIENCE_SECONDS, sock_connect=30),
             headers={"Authorization": f"Bearer {self.key}"},
         )
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from loraserve.contract.addresses import GATEWAY, SERVING_NAMESPACE, VLLM, VLLM_SERVICE
 from loraserve.monitoring.metrics import COLD_START_PHASE, FAILURES, FIRST_TOKEN, increase, rate
+from loraserve.planning.cold_start import FROM_ZERO
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import Objective
 
@@ -77,9 +78,7 @@ _TICKETS = ((3.0, "1d", "2h", "1h"), (1.0, "3d", "6h", "3h"))
 """Burn rate, long and short window, lasting: those of the SRE workbook, for a budget of 30 days."""
 
 
-def groups(
-    objectives: Mapping[str, Objective], *, cold_start_seconds: float, cost: HourlyCost | None
-) -> tuple[Group, ...]:
+def groups(objectives: Mapping[str, Objective], *, cost: HourlyCost | None) -> tuple[Group, ...]:
     """All rules of a stack. `objectives` of models with their own; no cost where prices are not known.
 
     They name no other model: a new adapter changes none of them.
@@ -88,7 +87,7 @@ def groups(
         Group("loraserve-cost", tuple(_costs(cost))),
         Group("loraserve-objectives", (*_objectives(objectives), *_error_ratios())),
         Group("loraserve-burn-rates", tuple(_burn_rates())),
-        Group("loraserve-gateway", _gateway(cold_start_seconds)),
+        Group("loraserve-gateway", _gateway()),
         Group("loraserve-adapters", _adapters()),
         Group("loraserve-vllm", _vllm()),
         Group("loraserve-nodes", _nodes()),
@@ -164,7 +163,7 @@ def _burn_rates() -> Iterable[Alert]:
                 )
 
 
-def _gateway(cold_start_seconds: float) -> tuple[Alert, ...]:
+def _gateway() -> tuple[Alert, ...]:
     started = increase("loraserve_gateway_cold_starts_total", window="1h")
     took = increase(f"{COLD_START_PHASE}_sum", window="1h")
     return (
@@ -194,7 +193,7 @@ def _gateway(cold_start_seconds: float) -> tuple[Alert, ...]:
         ),
         Alert(
             "ColdStartOverBudget",
-            f"{took} / ({started} > 0) > {cold_start_seconds:g}",
+            f"{took} / ({started} > 0) > {FROM_ZERO.high:g}",
             "A start from zero took {{ $value | humanizeDuration }}.",
         ),
         Alert(

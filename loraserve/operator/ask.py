@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from loraserve.errors import LoraserveError
+from loraserve.planning.cold_start import PATIENCE_SECONDS
 
-ANSWER_SECONDS = 600
+ANSWER_SECONDS = PATIENCE_SECONDS
 """Without a byte; a sleeping model is woken first."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import urllib3
 
 from loraserve.errors import LoraserveError
+from loraserve.planning.cold_start import PATIENCE_SECONDS
 
-ANSWER_SECONDS = 660
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -41,7 +41,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, gateway: str, port: int) -> None:
         self.gateway = gateway
         self.http = urllib3.PoolManager(
-            maxsize=8, retries=False, timeout=urllib3.Timeout(connect=10, read=ANSWER_SECONDS)
+            maxsize=8, retries=False, timeout=urllib3.Timeout(connect=10, read=PATIENCE_SECONDS)
         )
         try:
             super().__init__(("127.0.0.1", port), _Handler)

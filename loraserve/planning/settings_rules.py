@@ -102,7 +102,7 @@ def nvme_disks(settings: Settings) -> Iterator[str]:
 def silence_that_a_load_balancer_bears(settings: Settings) -> Iterator[str]:
     if settings.gateway_certificate_arn and settings.balancer_idle_seconds > LONGEST_BALANCER_IDLE_SECONDS:
         yield (
-            f"{PROJECT}:gatewayWaitSeconds {settings.gateway_wait_seconds} and longestGenerationSeconds "
+            f"{PROJECT}:gatewayWaitSeconds {settings.hold_seconds} and longestGenerationSeconds "
             f"{settings.longest_generation_seconds} let an answer be silent for {settings.balancer_idle_seconds} s, and the load "
             f"balancer of gatewayCertificateArn cuts what is silent for {LONGEST_BALANCER_IDLE_SECONDS} s: lower one of the two"
         )

@@ -19,6 +19,7 @@ from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
+from loraserve.planning import cold_start
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
@@ -211,7 +212,9 @@ class Settings(_Section):
     requests_per_replica: Annotated[int, Field(ge=1)]
 
     gateway_replicas: Annotated[int, Field(ge=2)]
-    gateway_wait_seconds: Annotated[int, Field(ge=1)]
+    gateway_wait_seconds: Annotated[
+        Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == "" else value)
+    ]
     gateway_keys: Annotated[tuple[Key, ...], AfterValidator(_unique_keys)] = ()
     gateway_client_namespaces: Annotated[tuple[str, ...], AfterValidator(_known_namespaces)] = ()
     gateway_certificate_arn: Annotated[OptionalText, AfterValidator(_certificate)]
@@ -279,6 +282,11 @@ class Settings(_Section):
         return min(EMPTY_NODE_MINUTES, self.gpu_idle_minutes) if self.scaling_enabled else self.gpu_idle_minutes
 
     @property
+    def hold_seconds(self) -> int:
+        """How long the gateway holds a request while the model wakes."""
+        return self.gateway_wait_seconds or cold_start.HOLD_SECONDS
+
+    @property
     def stall_seconds(self) -> int:
         """vLLM may be silent for so long: a whole answer is until it is complete, and may have queued."""
         return self.longest_generation_seconds + _STALL_MARGIN_SECONDS
@@ -286,7 +294,7 @@ class Settings(_Section):
     @property
     def balancer_idle_seconds(self) -> int:
         """Longer than the gateway ever is silent: a request is held, then its whole answer is generated."""
-        return self.gateway_wait_seconds + self.stall_seconds + _SILENCE_MARGIN_SECONDS
+        return self.hold_seconds + self.stall_seconds + _SILENCE_MARGIN_SECONDS
 
     @property
     def needs_volume_driver(self) -> bool:

@@ -16,7 +16,7 @@ from loraserve.monitoring.rules import Alert, groups
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import Objective
 
-GROUPS = groups({"legal": Objective(availability=0.5)}, cold_start_seconds=540, cost=HourlyCost(0.2, 1.0))
+GROUPS = groups({"legal": Objective(availability=0.5)}, cost=HourlyCost(0.2, 1.0))
 ALERTS = {rule.name for group in GROUPS for rule in group.rules if isinstance(rule, Alert)}
 REQUESTS = 'loraserve_gateway_requests_total{model="faq",version="v1",outcome="%s"}'
 BUCKET = 'loraserve_gateway_time_to_first_token_seconds_bucket{model="faq",version="v1",le="%s"}'

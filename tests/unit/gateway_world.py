@@ -438,7 +438,7 @@ class World:
 
 @contextlib.contextmanager
 def world(folder: Path, **settings: Any) -> Iterator[World]:
-    made = World(folder, **{"drain_seconds": 5, "wait_seconds": 20} | settings)
+    made = World(folder, **{"drain_seconds": 5, "wait_seconds": 20, "balancer_idle_seconds": 60} | settings)
     try:
         yield made
     finally:

@@ -44,6 +44,7 @@ EVERYTHING: list[tuple[type[ProcessSettings], dict[str, Any]]] = [
             "vllm_api_key": "key",
             "tls_port": 8443,
             "wait_seconds": 0,
+            "balancer_idle_seconds": 60,
         },
     ),
 ]

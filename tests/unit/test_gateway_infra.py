@@ -11,6 +11,7 @@ from infra.scaling import cooldown_seconds
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, create_key
 from loraserve.gateway.app import Gateway, InnerApi
+from loraserve.planning.cold_start import HOLD_SECONDS
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import adapter, stack_values
 from tests.unit.declared import Program, declare, environment_in_pod
@@ -61,12 +62,12 @@ def test_the_gateway_understands_what_the_pod_tells_it(dev: Program) -> None:
     assert settings.gateway_service == dev.one("core/v1:Service", names.GATEWAY).inputs["metadata"]["name"]
     document = dev.one("core/v1:ConfigMap", settings.desired_config_map).inputs
     assert settings.desired_key in document["data"]
-    assert settings.wait_seconds == 540
+    assert settings.wait_seconds == HOLD_SECONDS
 
 
 def test_it_holds_no_request_that_nothing_would_wake_the_model_for() -> None:
     assert told(declare("dev", scalingEnabled=False)).wait_seconds == 0
-    assert told(declare("dev", scalingEnabled=False, inferenceReplicas=1)).wait_seconds == 540
+    assert told(declare("dev", scalingEnabled=False, inferenceReplicas=1)).wait_seconds == HOLD_SECONDS
 
 
 def test_it_shares_vllms_key(dev: Program) -> None:

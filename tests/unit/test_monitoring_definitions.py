@@ -26,7 +26,7 @@ from loraserve.monitoring.rules import RUNBOOK, Alert, Record, groups
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS, Objective
 
-GROUPS = groups({"faq": Objective()}, cold_start_seconds=540, cost=HourlyCost(0.2, 1.0))
+GROUPS = groups({"faq": Objective()}, cost=HourlyCost(0.2, 1.0))
 RULES = [rule for group in GROUPS for rule in group.rules]
 RECORDED = {rule.name for rule in RULES if isinstance(rule, Record)}
 ALERTS = [rule for rule in RULES if isinstance(rule, Alert)]

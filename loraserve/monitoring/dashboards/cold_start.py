@@ -3,6 +3,7 @@
 from loraserve.contract.addresses import VLLM
 from loraserve.monitoring.metrics import COLD_START_PHASE, WAIT, mean, quantile
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
+from loraserve.planning.cold_start import ON_WARM_NODE
 
 DASHBOARD = Dashboard(
     "loraserve-cold-start",
@@ -12,7 +13,7 @@ DASHBOARD = Dashboard(
             "Phases of a start, mean",
             Unit.SECONDS,
             (Query(mean(COLD_START_PHASE, "phase", window="$__range"), "{{phase}}"),),
-            "`pod`: the node and its image. `model`: weights and compilation. docs/cost.md has what each should take.",
+            "`pod`: the node. `model`: vLLM's image, weights, compilation. docs/cold-start.md has what each should take.",
             look=Look.STACKED,
         ),
         Panel(
@@ -26,8 +27,8 @@ DASHBOARD = Dashboard(
             "How long requests were held, P95",
             Unit.SECONDS,
             (Query(quantile(0.95, WAIT), "held"),),
-            "Near the gateway's limit, callers get 503 model_starting.",
-            warn=300,
+            "Above: slower than on a node that is there. At the gateway's limit, callers get 503 model_starting.",
+            warn=ON_WARM_NODE.high,
         ),
         Panel(
             "GPU nodes",

@@ -1,0 +1,47 @@
+"""One budget of a start from zero: what the documents say and what the gateway does are the same."""
+
+from __future__ import annotations
+
+import re
+
+from local.paths import CHECKOUT
+from loraserve.gateway.bounds import Bounds
+from loraserve.gateway.cold_start import PHASES
+from loraserve.monitoring.rules import groups
+from loraserve.planning.cold_start import BUDGET, FROM_ZERO, HOLD_SECONDS, ON_WARM_NODE, PATIENCE_SECONDS
+from loraserve.planning.settings_parser import parse
+from tests.stack_values import stack_values
+
+
+def test_the_document_is_the_table() -> None:
+    text = (CHECKOUT / "docs/cold-start.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (\d+-\d+) \| (\w+) \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(p.name, f"{p.low:g}-{p.high:g}", p.kind, p.source) for p in BUDGET]
+    for words in (f"**{FROM_ZERO.low:g}-{FROM_ZERO.high:g}**", f"**{ON_WARM_NODE.low:g}-{ON_WARM_NODE.high:g}**"):
+        assert words in text
+    assert f"holds a request for {HOLD_SECONDS} s" in text
+
+
+def test_what_else_tells_of_a_start_tells_the_same_and_that_it_is_modelled() -> None:
+    for document in ("README.md", "docs/gateway.md"):
+        text = " ".join((CHECKOUT / document).read_text().split())
+        assert FROM_ZERO.minutes in text
+        assert ON_WARM_NODE.minutes in text
+        assert "modelled" in text
+
+
+def test_the_first_request_is_held_until_the_slowest_start_to_be_expected_is_over() -> None:
+    assert parse(stack_values("dev")).hold_seconds >= FROM_ZERO.high
+    assert parse(stack_values("dev", gatewayWaitSeconds=90)).hold_seconds == 90
+    assert FROM_ZERO.high < HOLD_SECONDS < PATIENCE_SECONDS
+    assert FROM_ZERO.low < Bounds().cold_start_seconds < FROM_ZERO.high
+
+
+def test_the_alert_is_about_the_same_budget() -> None:
+    (alert,) = (rule for group in groups({}, cost=None) for rule in group.rules if rule.name == "ColdStartOverBudget")
+    assert alert.expression.endswith(f"> {FROM_ZERO.high:g}")
+
+
+def test_every_row_is_part_of_a_phase_that_is_measured() -> None:
+    assert {phase.seen_as for phase in BUDGET} <= set(PHASES)
+    assert all(phase.low <= phase.high and phase.source for phase in BUDGET)
