@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import urllib3
 
@@ -55,6 +55,9 @@ class Request(Protocol):
     def payload(self) -> dict[str, Any]: ...
 
 
+R = TypeVar("R", bound=Request)
+
+
 @dataclass
 class Journal:
     """Answers so far, one line each, in the order in which they came. Used as a context; one run at a time."""
@@ -97,7 +100,7 @@ class Journal:
 
 
 def ask_all(
-    requests: Sequence[Request],
+    requests: Sequence[R],
     journal: Journal,
     connect: Connect,
     key: str,
@@ -105,10 +108,12 @@ def ask_all(
     concurrency: int,
     on_progress: Callable[[int], None] = lambda _: None,
     patience_seconds: float = PATIENCE_SECONDS,
+    check: Callable[[R, dict[str, Any]], None] = lambda *_: None,
 ) -> dict[str, str]:
     """In rounds, each over one connection, until every request has its answer or nothing moves. Returns why not, by digest.
 
-    `on_progress` is told how many have theirs. Raises InvalidBatch, BatchStopped and what `connect` raises.
+    `on_progress` is told how many have theirs; `check` is shown each answer before it is kept. Raises InvalidBatch,
+    BatchStopped and what `connect` and `check` raise.
     """
     failures: dict[str, str] = {}
     moved_at = time.monotonic()
@@ -120,6 +125,7 @@ def ask_all(
                 if isinstance(answer, _Failure):
                     failures[request.digest] = answer.reason
                     continue
+                check(request, answer)
                 journal.add(request, answer)
                 moved_at = time.monotonic()
                 done += 1
@@ -141,10 +147,10 @@ class _Failure:
     """The connection is; the others' will be too."""
 
 
-class _Round:
+class _Round(Generic[R]):
     """Asks for requests, so many at once, until each had its turn or the connection is lost."""
 
-    def __init__(self, url: str, key: str, requests: Sequence[Request], concurrency: int) -> None:
+    def __init__(self, url: str, key: str, requests: Sequence[R], concurrency: int) -> None:
         self._url = url
         self._requests = requests
         self._http = urllib3.PoolManager(
@@ -153,14 +159,14 @@ class _Round:
             timeout=urllib3.Timeout(connect=10, read=ANSWER_SECONDS),
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
         )
-        self._waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[R] = queue.SimpleQueue()
         for request in requests:
             self._waiting.put(request)
-        self._answers: queue.SimpleQueue[tuple[Request, dict[str, Any] | _Failure] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[R, dict[str, Any] | _Failure] | None] = queue.SimpleQueue()
         self._over = threading.Event()
         self._workers = min(concurrency, len(requests))
 
-    def results(self) -> Iterator[tuple[Request, dict[str, Any] | _Failure]]:
+    def results(self) -> Iterator[tuple[R, dict[str, Any] | _Failure]]:
         """As they come. Raises InvalidBatch, BatchStopped."""
         if failure := self._check():
             yield self._requests[0], failure

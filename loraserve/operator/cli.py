@@ -13,7 +13,13 @@ from click.shell_completion import get_completion_class
 from loraserve import log
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from loraserve.errors import LoraserveError
-from loraserve.operator import application_commands, catalog_commands, loadtest_commands, planning_commands
+from loraserve.operator import (
+    application_commands,
+    catalog_commands,
+    evaluation_commands,
+    loadtest_commands,
+    planning_commands,
+)
 from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.terminal import (
     busy,
@@ -27,6 +33,8 @@ from loraserve.operator.terminal import (
 
 PROGRAM = "loraserve"
 _COMPLETION_VARIABLE = "_LORASERVE_COMPLETE"
+_EXTRAS = {"jsonschema": "evaluate"}
+"""Which extra of the package brings a library; the others come with `server`."""
 
 _namespace = click.option("--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where vLLM runs.")
 
@@ -43,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoraserveError as error:
         tell(f"loraserve: {error}")
     except ModuleNotFoundError as error:
-        tell(f"loraserve: {error.name} is missing here: pip install 'loraserve[server]'")
+        extra = _EXTRAS.get(error.name or "", "server")
+        tell(f"loraserve: {error.name} is missing here: pip install 'loraserve[{extra}]'")
     return 1
 
 
@@ -71,6 +80,7 @@ for _command in (
     *planning_commands.COMMANDS,
     *application_commands.COMMANDS,
     *loadtest_commands.COMMANDS,
+    *evaluation_commands.COMMANDS,
 ):
     cli.add_command(_command)
 

@@ -1,0 +1,213 @@
+"""`loraserve evaluate`: may a version be released?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.evaluations import write_verdict
+from loraserve.contract.evaluation import BaseIdentity, EvaluatedVersion, Override, Result
+from loraserve.contract.served_name import ServedName
+from loraserve.errors import LoraserveError
+from loraserve.operator.application_commands import gateway, namespace_option, url_option
+from loraserve.operator.kubectl import context_option
+from loraserve.operator.terminal import json_option, print_json, tell
+from loraserve.planning import stack_file as stack_files
+from loraserve.planning.stack_settings import Settings
+
+if TYPE_CHECKING:
+    from loraserve.evaluation.outcome import Compared, Outcome
+
+EXIT_CODES = {Result.PASS: 0, Result.FAIL: 3, Result.INCONCLUSIVE: 4}
+_PATH = click.Path(path_type=Path)
+
+
+class NotDeclared(LoraserveError):
+    """A stack file does not name what is to be evaluated."""
+
+
+@click.command()
+@click.argument("file", type=_PATH)
+@click.option("--candidate", required=True, metavar="NAME@VERSION", help="The version that is to be released.")
+@click.option(
+    "--stack-file",
+    type=_PATH,
+    default=Path("Pulumi.dev.yaml"),
+    show_default=True,
+    help="Of the stack that is asked; it pins the candidate's digest and the base.",
+)
+@click.option(
+    "--production",
+    "production_file",
+    type=_PATH,
+    metavar="FILE",
+    help="The stack file that says which version of it is in production (default: none is, the base is compared with).",
+)
+@click.option(
+    "--output", type=_PATH, metavar="FOLDER", help="For answers and reports (default: beside FILE, NAME.results)."
+)
+@click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Requests at once.")
+@click.option("--dry-run", is_flag=True, help="Check FILE and its rows and say what they can show; asks nothing.")
+@click.option(
+    "--record", is_flag=True, help="Write the verdict into the bucket, where `loraserve promote` looks for it."
+)
+@click.option("--bucket", "bucket_name", metavar="NAME", help="The stack's adapter bucket, for --record.")
+@click.option("--role", metavar="ARN", help="The role that may write verdicts, for --record.")
+@click.option(
+    "--override", "reason", metavar="REASON", help="Let it through although it does not pass; recorded with your name."
+)
+@click.option("--key", envvar="OPENAI_API_KEY", help="API key; better set OPENAI_API_KEY to it.")
+@url_option
+@context_option
+@namespace_option
+@json_option
+def evaluate(
+    file: Path,
+    candidate: str,
+    stack_file: Path,
+    production_file: Path | None,
+    output: Path | None,
+    concurrency: int,
+    dry_run: bool,
+    record: bool,
+    bucket_name: str | None,
+    role: str | None,
+    reason: str | None,
+    key: str | None,
+    url: str | None,
+    context: str | None,
+    namespace: str,
+    as_json: bool,
+) -> int:
+    """Say whether a version may be released: it is no worse than what is in production by more than a margin.
+
+    FILE (YAML) names the rows, how they are asked and scored, and the score that decides (docs/releases.md). Base,
+    candidate and the version in production are asked all rows, below interactive traffic; a run that was interrupted
+    goes on with the same command. Writes a JSON and an HTML report. Exit code 3: it is worse; 4: inconclusive, both block.
+    """
+    from loraserve.evaluation.definition import Plan
+    from loraserve.evaluation.judge import KEY_VARIABLE
+    from loraserve.evaluation.outcome import evaluate as run
+    from loraserve.evaluation.outcome import expectation
+    from loraserve.evaluation.runner import Asking, Endpoint
+
+    plan, compared = Plan(file), _compared(candidate, stack_file, production_file)
+    for note in plan.notes:
+        tell(f"Note: {note}")
+    tell(expectation(plan))
+    if dry_run:
+        return 0
+    if not key:
+        raise click.UsageError("give an API key of the gateway's: set OPENAI_API_KEY")
+    bucket, override = _recording(record, bucket_name, role, reason)
+    folder = output or file.with_name(f"{file.stem}.results")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress() as on_progress:
+        asking = Asking(
+            plan,
+            Endpoint(lambda: gateway(url, context, namespace), key),
+            folder / "answers.jsonl",
+            concurrency,
+            on_progress,
+        )
+        outcome = run(plan, compared, asking, datetime.now(UTC), os.environ.get(KEY_VARIABLE), override)
+    return _report(outcome, folder, bucket, as_json)
+
+
+def _compared(candidate: str, stack_file: Path, production_file: Path | None) -> Compared:
+    from loraserve.evaluation.outcome import Compared
+
+    name = ServedName(candidate)
+    if name.version is None:
+        raise click.UsageError("--candidate has no version: say which, such as faq@v3")
+    settings = stack_files.read(stack_file)
+    mirror = settings.base_model_mirror
+    base = BaseIdentity(
+        name=settings.base_model,
+        revision=None if mirror else settings.base_model_revision,
+        mirror=mirror and mirror.digest,
+    )
+    found = _declared(settings, name.adapter, name.version)
+    if not found:
+        raise NotDeclared(
+            f"{stack_file} declares no {candidate}: add its entry, beside the stable version with a canaryPercent"
+        )
+    if not production_file:
+        return Compared(base, found)
+    production = _declared(stack_files.read(production_file), name.adapter, None)
+    if production and production.version == name.version:
+        raise NotDeclared(f"{candidate} is in production by {production_file}: there is nothing to compare it with")
+    if not production:
+        tell(f"{production_file} declares no {name.adapter}: the base is compared with.")
+    return Compared(base, found, production)
+
+
+def _declared(settings: Settings, name: str, version: str | None) -> EvaluatedVersion | None:
+    """That version, or the stable one."""
+    for entry in settings.adapters:
+        wanted = entry.canary_percent is None if version is None else entry.version == version
+        if entry.name == name and wanted:
+            return EvaluatedVersion(name=entry.name, version=entry.version, digest=entry.digest)
+    return None
+
+
+def _recording(
+    record: bool, bucket_name: str | None, role: str | None, reason: str | None
+) -> tuple[Bucket | None, Override | None]:
+    """Before anything is asked: that it can be written down, and by whom."""
+    if reason and not record:
+        raise click.UsageError("--override lets through what is recorded: add --record")
+    if not record:
+        return None, None
+    if not bucket_name:
+        raise click.UsageError("--record needs --bucket")
+    bucket = Bucket(bucket_name, role=role)
+    # Who overrides is who assumes the role, not the role.
+    return bucket, Override(reason=reason, by=Bucket(bucket_name).principal()) if reason else None
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        try:
+            yield update
+        except KeyboardInterrupt:
+            tell("Interrupted: the same command goes on from here.")
+            raise
+
+
+def _report(outcome: Outcome, folder: Path, bucket: Bucket | None, as_json: bool) -> int:
+    from loraserve.evaluation import report
+
+    found = report.as_json(outcome)
+    (folder / "report.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(report.as_html(outcome), encoding="utf-8")
+    if bucket:
+        tell(f"Recorded: {bucket.url(write_verdict(bucket, outcome.verdict))}")
+    if as_json:
+        print_json({key: found[key] for key in found if key != "sets"} | {"report": str(folder / "report.json")})
+    else:
+        click.echo(report.sentence(outcome))
+        tell(f"Report: {folder / 'report.html'}")
+    return 0 if outcome.verdict.allows_release else EXIT_CODES[outcome.verdict.result]
+
+
+COMMANDS = (evaluate,)
