@@ -12,7 +12,14 @@ from local.paths import CHECKOUT
 from local.tools.toolchain import Tool, ensure
 
 _STAND_IN = CHECKOUT / "local" / "stand_ins" / "plugin"
-_IMITATED = ("language-python", "resource-aws", "resource-docker-build", "resource-eks", "resource-random")
+_IMITATED = (
+    "analyzer-policy-python",
+    "language-python",
+    "resource-aws",
+    "resource-docker-build",
+    "resource-eks",
+    "resource-random",
+)
 _KUBERNETES = "resource-kubernetes"
 _OWN_PREFERRED = (_KUBERNETES, "resource-random")
 """Plugins of which a user's own does just as well here; the others only know how to reach AWS or a builder."""
@@ -65,5 +72,5 @@ def _path(home: Path, plugin: str) -> Path:
 
 def _version(plugin: str) -> str:
     """A plugin is found under the version of the Python SDK whose requests it serves."""
-    package = plugin.partition("-")[2]
-    return metadata.version("pulumi" if plugin.startswith("language-") else f"pulumi-{package}")
+    kind, _, package = plugin.partition("-")
+    return metadata.version(f"pulumi-{package}" if kind == "resource" else "pulumi")

@@ -168,11 +168,11 @@ def serve_plugin(add_servicer: Callable[[grpc.Server], None]) -> None:
     server.start()
     print(port, flush=True)
     with suppress(KeyboardInterrupt):  # how the engine ends its plugins
-        _wait_for_end_of_input()
+        wait_for_end_of_input()
     server.stop(grace=None)
 
 
-def _wait_for_end_of_input() -> None:
+def wait_for_end_of_input() -> None:
     """The engine holds the other end of standard input, which closes even where the engine is killed."""
     while os.read(0, 1024):
         pass

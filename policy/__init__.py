@@ -1,0 +1,1 @@
+"""What no stack of this project may declare: rules, exemptions, and the policy pack that Pulumi's engine runs."""
