@@ -46,6 +46,8 @@ class Completion:
     cost: Cost
     salt: str | None
     """The client's own, on top of its tenant's; in a form that vLLM takes."""
+    hides_usage: bool
+    """vLLM is asked to end the stream with its usage, which the client has not asked for."""
     rest: bytes
     """Everything but the model and the salt, as JSON's inside of an object."""
 
@@ -64,6 +66,7 @@ class Completion:
                 raise BadRequest(
                     f"`{field}` is not there: nothing is kept here, send the whole conversation.", param=field
                 )
+        hides_usage = door.tells_usage_if_asked and _ask_for_usage(content)
         cost = _cost(content, len(body)) if door.generates else Cost()
         if cost.sequences > max_sequences:
             raise BadRequest(
@@ -79,6 +82,7 @@ class Completion:
             is_patient=content.get("service_tier") == "flex",
             cost=cost,
             salt=salt and hashlib.sha256(salt.encode(errors="surrogatepass")).hexdigest()[:32],
+            hides_usage=hides_usage,
             # A lone surrogate, which no encoding can write, stays the escape that it was.
             rest=json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")[1:-1],
         )
@@ -106,6 +110,16 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadRequest("The body must be a JSON object.")
     return content
+
+
+def _ask_for_usage(content: dict[str, Any]) -> bool:
+    """Whether the client had not. What vLLM would refuse is left to it."""
+    options = content.get("stream_options") or {}
+    if not content.get("stream") or not isinstance(options, dict) or options.get("include_usage"):
+        return False
+    # Without usage at the end, vLLM puts none into the pieces either.
+    content["stream_options"] = {**options, "include_usage": True, "continuous_usage_stats": False}
+    return True
 
 
 def _values(body: bytes) -> int:

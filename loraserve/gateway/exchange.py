@@ -29,7 +29,7 @@ from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
-from loraserve.gateway.record import Record, StreamMeter, Usage
+from loraserve.gateway.record import HiddenUsage, Record, StreamMeter, Usage
 from loraserve.gateway.routing import Route, Routes
 from loraserve.gateway.upstream import BROKEN
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
@@ -182,7 +182,7 @@ class Exchange:
         finally:
             waited = time.monotonic() - since
             self._record.waited += waited
-            self._gateway.metrics.wait.labels(route.model).observe(waited)
+            self._gateway.metrics.wait.labels(self._gateway.metrics.model(route.model)).observe(waited)
 
     async def _wait(self, ticket: Ticket) -> Place:
         while not ticket.place.done():
@@ -287,20 +287,26 @@ class Exchange:
             raise _Dropped
         stream = await self._begin_stream()
         meter = StreamMeter(self._record, self._gateway.metrics)
+        hidden = HiddenUsage() if self._completion.hides_usage else None
         try:
             while chunk:
                 meter.see(chunk)
-                await self._write(chunk)
+                if shown := hidden.see(chunk) if hidden else chunk:
+                    await self._write(shown)
                 chunk = await answer.content.readany()
+            if hidden and (left := hidden.close()):
+                await self._write(left)
         except ClientGone:
             raise
         except (*BROKEN, TimeoutError) as error:
+            if hidden and (left := hidden.close()):
+                await self._write(left)
             if not meter.between_events:
                 self._record.outcome = UpstreamBroken.code
                 raise ConnectionResetError("the answer broke off within an event") from error
             raise UpstreamBroken("The model stopped in the middle of its answer.") from error
         finally:
-            meter.close()
+            meter.close(self._completion.size // BYTES_PER_TOKEN)
         await stream.write_eof()
         return stream
 

@@ -71,7 +71,7 @@ class Metrics:
         )
         self.tokens = Counter(
             "loraserve_gateway_tokens",
-            "Tokens read and written; written ones of a stream without usage are its pieces, read ones are unknown.",
+            "Tokens read and written, as vLLM counts them; of a stream that was not finished, its pieces and an estimate.",
             ("tenant", "model", "version", "direction"),
             registry=registry,
         )
@@ -107,10 +107,10 @@ class Metrics:
 
     def declare(self, versions: Mapping[str, Iterable[str]], tenants: Iterable[str]) -> None:
         """Takes over what may be a label: versions by model, and tenants. What was declared before and is no more goes."""
-        before, before_tenants = set(self._pairs()), self._tenants
+        before, models, tenants_before = set(self._pairs()), set(self._versions), self._tenants
         self._versions = {model: frozenset(known) for model, known in versions.items()}
         self._tenants = frozenset(tenants)
-        self._forget(before - set(self._pairs()), before_tenants - self._tenants)
+        self._forget(before - set(self._pairs()), models - set(self._versions), tenants_before - self._tenants)
         for model, version in self._pairs():
             for outcome in (OK, *FAILURES):
                 self.requests.labels(model, version, outcome)
@@ -121,21 +121,27 @@ class Metrics:
             for outcome in (OK, *FAILURES):
                 self.tenant_requests.labels(tenant, outcome)
 
+    def model(self, name: str) -> str:
+        return name if name in self._versions else OTHER
+
     def version(self, model: str, served: str | None) -> str:
         """The label of who answered a request for `model`."""
-        if served is None:
+        if served is None or model not in self._versions:
             return NONE
         version = ServedName(served).version or BASE
-        return version if version == BASE or version in self._versions.get(model, ()) else OTHER
+        return version if version == BASE or version in self._versions[model] else OTHER
 
     def tenant(self, name: str | None) -> str:
         return name if name in self._tenants else OTHER
 
-    def _forget(self, versions: Iterable[tuple[str, str]], tenants: Iterable[str]) -> None:
+    def _forget(self, versions: Iterable[tuple[str, str]], models: Iterable[str], tenants: Iterable[str]) -> None:
         for model, version in versions:
             labels = {"model": model, "version": version}
             for metric in (self.requests, self.tokens, self.first_token, self.inter_token, self.duration):
                 metric.remove_by_labels(labels)
+        for model in models:
+            self.fallbacks.remove_by_labels({"model": model})
+            self.wait.remove_by_labels({"model": model})
         for tenant in tenants:
             self.tenant_requests.remove_by_labels({"tenant": tenant})
             self.tokens.remove_by_labels({"tenant": tenant})

@@ -14,6 +14,11 @@ log = logging.getLogger("loraserve.access")
 
 CLIENT_GONE = "client_gone"
 _EVENT_END = b"\n\n"
+_LAST = b"}" + _EVENT_END
+_ROLE = b'"role":'
+"""In the first chunk of a sequence of a conversation, which has no token yet."""
+_PIECE, _FINISHES, _NO_CHOICES = b'data: {"id":', b'"finish_reason":"', b'"choices":[],'
+_FINGERPRINT = re.compile(rb'"system_fingerprint":"[^"]*"')
 _USAGE = b'"usage":'
 _USAGE_BYTES = 600
 _PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,9})')
@@ -54,18 +59,19 @@ class Record:
     def finish(self, metrics: Metrics) -> None:
         """Counts and logs the request."""
         seconds = time.monotonic() - self.started
-        version, tenant = metrics.version(self.model, self.served), metrics.tenant(self.tenant)
-        metrics.requests.labels(self.model, version, self.outcome).inc()
+        model, version = metrics.model(self.model), metrics.version(self.model, self.served)
+        tenant = metrics.tenant(self.tenant)
+        metrics.requests.labels(model, version, self.outcome).inc()
         metrics.tenant_requests.labels(tenant, self.outcome).inc()
         if self.outcome == OK:
-            metrics.duration.labels(self.model, version).observe(seconds)
+            metrics.duration.labels(model, version).observe(seconds)
         if self.first_byte is not None:
-            metrics.first_token.labels(self.model, version).observe(self.first_byte)
+            metrics.first_token.labels(model, version).observe(self.first_byte)
         if self.fallback:
-            metrics.fallbacks.labels(self.model, self.fallback).inc()
+            metrics.fallbacks.labels(model, self.fallback).inc()
         for direction, count in (("in", self.prompt_tokens), ("out", self.completion_tokens)):
             if count:
-                metrics.tokens.labels(tenant, self.model, version, direction).inc(count)
+                metrics.tokens.labels(tenant, model, version, direction).inc(count)
         log.info(self._line(seconds))
 
     def _line(self, seconds: float) -> str:
@@ -133,7 +139,8 @@ class StreamMeter:
 
     def __init__(self, record: Record, metrics: Metrics) -> None:
         self._record = record
-        self._gap = metrics.inter_token.labels(record.model, metrics.version(record.model, record.served))
+        version = metrics.version(record.model, record.served)
+        self._gap = metrics.inter_token.labels(metrics.model(record.model), version)
         self._last: float | None = None
         self._pieces = 0
         self._end = b""
@@ -150,13 +157,50 @@ class StreamMeter:
         else:
             self._gap.observe(now - self._last)
         self._last = now
-        self._pieces += chunk.count(b"data: {")
+        self._pieces += chunk.count(b"data: {") - chunk.count(_ROLE)
         recent = self._end + chunk
         if failed := _ERROR_EVENT.search(recent):
             self._record.outcome = f"vllm_{(failed[1] or b'error').decode()}"
         self._end = recent[-_USAGE_BYTES * 2 :]
 
-    def close(self) -> None:
-        """The stream is over."""
-        self._record.completion_tokens = self._pieces
+    def close(self, prompt_estimate: int) -> None:
+        """The stream is over. One that ended before vLLM told its usage took its pieces, and a prompt of about this size."""
+        self._record.prompt_tokens, self._record.completion_tokens = prompt_estimate, max(0, self._pieces)
         self._record.count(Usage.of(self._end))
+
+
+class HiddenUsage:
+    """Takes out of a stream the usage that only the gateway has asked for: what is left is what vLLM sends unasked.
+
+    Asked, vLLM 0.32.0 ends with a chunk without choices, and puts its fingerprint there in the place of the chunk that
+    finishes a sequence. So that one waits for it, which is no time where there is one sequence.
+    """
+
+    def __init__(self) -> None:
+        self._finishing: list[bytes] = []
+        self._rest = b""
+        """Of an event that is not complete."""
+
+    def see(self, chunk: bytes) -> bytes:
+        """What the client gets now."""
+        *events, self._rest = (self._rest + chunk).split(_EVENT_END)
+        return b"".join(self._shown(event + _EVENT_END) for event in events)
+
+    def close(self) -> bytes:
+        """What is left of a stream that ended before its end."""
+        return self._finish() + self._rest
+
+    def _shown(self, event: bytes) -> bytes:
+        if not event.startswith(_PIECE):  # nothing comes after the error or the end that this is
+            return self._finish() + event
+        if _NO_CHOICES in event:
+            return self._finish(_FINGERPRINT.search(event))
+        if _FINISHES in event:
+            self._finishing.append(event)
+            return b""
+        return event
+
+    def _finish(self, fingerprint: re.Match[bytes] | None = None) -> bytes:
+        last = b"," + fingerprint[0] + _LAST if fingerprint else _LAST
+        events, self._finishing = self._finishing, []
+        return b"".join(event.removesuffix(_LAST) + last for event in events)

@@ -164,21 +164,42 @@ class FakePod:
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        for line in stream_lines(body["model"]):
-            if self.go_on:
+        usage = (body.get("stream_options") or {}).get("include_usage", False)
+        for line in stream_lines(body["model"], usage=usage):
+            if self.go_on and b'"usage"' not in line:  # vLLM sends it in one breath with what finishes
                 await self.go_on.acquire()
             await response.write(line)
         return response
 
 
-def stream_lines(model: str) -> list[bytes]:
-    """A streamed chat answer as vLLM words it."""
-    lines = []
-    for piece in PIECES:
-        choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
-        chunk = {"id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
-        lines.append(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+def stream_lines(model: str, *, usage: bool = False, sequences: int = 1) -> list[bytes]:
+    """A streamed chat answer as vLLM 0.32.0 words it; `usage`: with `include_usage`. Sequences end one after the other."""
+    indices = range(sequences)
+    chunks = [_chunk(model, _choice(i, role="assistant", content="")) for i in indices]
+    chunks += [_chunk(model, _choice(i, content=piece)) for piece in PIECES for i in indices]
+    fingerprint = {"system_fingerprint": "vllm-0.32.0-0a1b2c3d"}
+    for i in indices:
+        last = _choice(i, content="") | {"finish_reason": "stop", "stop_reason": None}
+        chunks.append(_chunk(model, last) | ({} if usage else fingerprint))
+    if usage:
+        total = {"prompt_tokens": 7, "total_tokens": 12, "completion_tokens": 5}
+        chunks.append(_chunk(model) | {"usage": total} | fingerprint)
+    lines = [b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n" for chunk in chunks]
     return [*lines, b"data: [DONE]\n\n"]
+
+
+def _chunk(model: str, *choices: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "c-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": model,
+        "choices": list(choices),
+    }
+
+
+def _choice(index: int, **delta: str) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": None}
 
 
 def error(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> web.Response:

@@ -664,11 +664,12 @@ def test_metrics_name_declared_models_only(serving: World) -> None:
     assert metric(serving, 'loraserve_gateway_requests_total{model="faq",outcome="ok",version="v1"}') == 2
     assert metric(serving, 'loraserve_gateway_time_to_first_token_seconds_count{model="faq",version="v1"}') == 1
     assert (
-        metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="team-a",version="v1"}') == 7
+        metric(serving, 'loraserve_gateway_tokens_total{direction="in",model="faq",tenant="team-a",version="v1"}')
+        == 7 + 7
     )
     assert (
         metric(serving, 'loraserve_gateway_tokens_total{direction="out",model="faq",tenant="team-a",version="v1"}')
-        == 3 + 4
+        == 3 + 5
     )
     assert (
         metric(serving, 'loraserve_gateway_requests_total{model="other",outcome="model_not_found",version="none"}') == 3

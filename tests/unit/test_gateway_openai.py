@@ -128,7 +128,7 @@ def test_a_held_stream_is_read_by_the_rules_of_openais_go_clients(
     said = [
         json.loads(event)["choices"][0]["delta"]["content"] for event in go_events(content, dispatches_empty_events)
     ]
-    assert said == list(PIECES)
+    assert [piece for piece in said if piece] == list(PIECES)
 
 
 def go_events(stream: str, dispatches_empty: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 from aiohttp import web
 
 from loraserve.gateway.exchange import means_unknown_adapter
+from loraserve.gateway.metrics import Metrics
+from loraserve.gateway.record import HiddenUsage
 from tests.unit.gateway_world import BASE, World, adapter, chat, stream_lines, world
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -153,6 +156,111 @@ def test_a_model_that_talks_of_errors_has_none(at: World) -> None:
     at.pods[0].behaviour = talk
     at.post(chat(stream=True))
     assert 'requests_total{model="faq",outcome="ok",version="v1"} 1.0' in at.inner("/metrics").text
+
+
+UNASKED = [None, {}, {"include_usage": False}, {"include_usage": None, "continuous_usage_stats": True}]
+
+
+@pytest.mark.parametrize("options", UNASKED)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_tokens_of_a_stream_are_vllms_and_who_did_not_ask_for_them_receives_what_they_would(
+    at: World, path: str, options: dict[str, Any] | None
+) -> None:
+    with at.client() as http:
+        answer = http.post(path, json=chat(stream=True, stream_options=options))
+    assert answer.content == b"".join(stream_lines("faq@v1"))
+    assert at.pods[0].requests[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": False}
+    assert tokens(at) == {"in": 7, "out": 5}
+
+
+def test_who_asks_for_usage_gets_it_as_vllm_sends_it(at: World) -> None:
+    answer = at.post(chat(stream=True, stream_options={"include_usage": True}))
+    assert answer.content == b"".join(stream_lines("faq@v1", usage=True))
+    assert tokens(at) == {"in": 7, "out": 5}
+
+
+@pytest.mark.parametrize("body", [chat(), chat(stream=False), chat(stream=True, stream_options="much")])
+def test_what_is_no_stream_or_for_vllm_to_refuse_is_left_as_it_is(at: World, body: dict[str, Any]) -> None:
+    async def refuse(*_: Any) -> web.Response:
+        return web.json_response({"error": {"code": 400}}, status=400)
+
+    at.pods[0].behaviour = refuse
+    at.post(body)
+    assert at.pods[0].requests[0].get("stream_options") == body.get("stream_options")
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_usage_is_found_however_the_stream_is_cut(sequences: int, size: int) -> None:
+    hidden = HiddenUsage()
+    sent = b"".join(stream_lines("faq@v1", usage=True, sequences=sequences))
+    shown = b"".join(hidden.see(sent[at : at + size]) for at in range(0, len(sent), size)) + hidden.close()
+    assert shown == b"".join(stream_lines("faq@v1", sequences=sequences))
+
+
+def test_a_sequence_that_finishes_early_holds_no_other_back() -> None:
+    *_, first_end, second_end, usage, _ = stream_lines("faq@v1", usage=True, sequences=2)
+    hidden, more = HiddenUsage(), stream_lines("faq@v1")[1]
+    assert hidden.see(first_end) == b""
+    assert hidden.see(more) == more
+    assert hidden.see(second_end) == b""
+    assert hidden.see(usage) == b"".join(stream_lines("faq@v1", sequences=2)[-3:-1])
+
+
+def test_a_stream_that_fails_after_a_sequence_has_finished_loses_nothing() -> None:
+    hidden, finish = HiddenUsage(), stream_lines("faq@v1", usage=True)[-3]
+    failure = b'data: {"error":{"code":500}}\n\n'
+    assert hidden.see(finish) + hidden.see(failure) == finish + failure
+    assert hidden.see(finish + b"data: {") + hidden.close() == finish + b"data: {"
+
+
+def test_a_stream_that_its_client_drops_counts_what_was_produced(at: World) -> None:
+    at.pods[0].go_on = asyncio.Semaphore(4)
+    body = chat(stream=True, stop="x" * 400)
+    with at.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        received = b""
+        for piece in answer.iter_bytes():
+            received += piece
+            if b" wor" in received:
+                break
+    at.wait_until(lambda: 'outcome="client_gone",version="v1"} 1.0' in at.inner("/metrics").text)
+    counted = tokens(at)
+    assert counted["out"] == 3, "the chunk that names the role has no token"
+    assert counted["in"] == pytest.approx(400 / 4, rel=0.5), "a guess by the size of the request"
+
+
+def tokens(at: World) -> dict[str, int]:
+    """By direction, of all that the gateway counted."""
+    at.wait_for_load()
+    found = re.findall(r'gateway_tokens_total\{direction="(\w+)".*?\} (\S+)', at.inner("/metrics").text)
+    return {direction: int(float(value)) for direction, value in found}
+
+
+def test_a_model_that_is_no_longer_declared_leaves_no_series(at: World) -> None:
+    at.pods[0].holds("faq@v1", "legal@v1")
+    at.declare(adapter(fallback="base"), adapter("legal"))
+    at.wait_for_status("ready", "legal")
+    assert 'fallbacks_total{model="legal"' in at.inner("/metrics").text
+    at.pods[0].go_on = asyncio.Semaphore(1)
+    body = chat("legal", stream=True)
+    with at.client() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        received = answer.iter_bytes()
+        next(received)
+        at.declare(adapter(fallback="base"))
+        at.wait_until(lambda: '"legal"' not in at.inner("/metrics").text)
+        at.pods[0].permit(100)
+        for _ in received:
+            pass
+    at.wait_for_load()
+    assert '"legal"' not in at.inner("/metrics").text, "nor does a request that ends later bring one back"
+
+
+def test_waits_for_a_model_that_is_gone_are_forgotten() -> None:
+    metrics = Metrics()
+    metrics.declare({"faq": ["v1"]}, [])
+    metrics.wait.labels("faq").observe(1)
+    metrics.declare({}, [])
+    assert b'"faq"' not in metrics.exposition()
 
 
 def test_a_pods_redirect_is_not_followed(at: World) -> None:
