@@ -11,6 +11,7 @@ import pulumi_kubernetes as k8s
 
 from infra.names import (
     AGENT_PORT,
+    ALERTMANAGER,
     DNS_PORT,
     GATEWAY_CLIENT_LABELS,
     GATEWAY_METRICS_PORT,
@@ -31,6 +32,7 @@ _EKS_SERVICE_CIDRS = ("10.100.0.0/16", "172.20.0.0/16")
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 _EVERYONE: dict[str, str] = {}
 _PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
+_ALERTMANAGER = {"app.kubernetes.io/name": ALERTMANAGER}
 _GRAFANA = {"app.kubernetes.io/name": "grafana"}
 _WATCH_THE_API = (
     _GRAFANA,
@@ -103,7 +105,7 @@ class _Policies(pulumi.ComponentResource):
 
 
 class MonitoringIsolation(_Policies):
-    """Prometheus asks everybody, Grafana asks Prometheus; nobody else asks anything here.
+    """Prometheus asks everybody, Grafana asks Prometheus, Alertmanager calls who is to be told; nobody else asks anything here.
 
     People come by `kubectl port-forward`, which enters a pod from within. The node exporter shares its node's network, to
     which no policy applies.
@@ -115,6 +117,7 @@ class MonitoringIsolation(_Policies):
         *,
         namespace: pulumi.Input[str],
         api_server: ApiServer,
+        alerting_ports: Sequence[int],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("MonitoringIsolation", name, namespace, opts, prefix="monitoring-")
@@ -125,6 +128,9 @@ class MonitoringIsolation(_Policies):
         self._create("prometheus-in", _PROMETHEUS, ingress=[_from(_pods(_GRAFANA), PROMETHEUS_PORT)])
         self._create("scraped", _EVERYONE, ingress=[{"from_": [_pods(_PROMETHEUS)]}])
         self._create("grafana-out", _GRAFANA, egress=[{"to": [_pods(_PROMETHEUS)], "ports": [_tcp(PROMETHEUS_PORT)]}])
+        if alerting_ports:
+            out = [_tcp(port) for port in alerting_ports]
+            self._create("alertmanager-out", _ALERTMANAGER, egress=[{"to": [_internet()], "ports": out}])
         for watcher in _WATCH_THE_API:
             self._create(f"{watcher['app.kubernetes.io/name']}-to-api", watcher, egress=[api])
         self.register_outputs({})

@@ -17,6 +17,7 @@ from loraserve.contract.addresses import LINEAGE_PREFIX as LINEAGE_PREFIX
 from loraserve.contract.addresses import MONITORING_NAMESPACE as MONITORING_NAMESPACE
 from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT
+from loraserve.contract.addresses import PROMETHEUS_SERVICE as PROMETHEUS_SERVICE
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
 from loraserve.contract.addresses import VLLM as VLLM
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
@@ -46,6 +47,9 @@ AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
 EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
 
 PROMETHEUS_VOLUME = "prometheus"
+ALERTMANAGER = "alertmanager"
+ALERTMANAGER_SERVICE, ALERTMANAGER_PORT = "alertmanager-operated", 9093
+"""As the Prometheus operator calls it."""
 
 GPU_NODE_GROUP = "gpu-vllm-nodes"
 SYSTEM_NODE_GROUP = "system-nodes"

@@ -60,6 +60,7 @@ CHART_IMAGES = (
         _BEHIND_TAG,
     ),
     ChartImage("quay.io/prometheus/prometheus:v3.11.2", _STACK, ("prometheus", "prometheusSpec", "image", "sha")),
+    ChartImage("quay.io/prometheus/alertmanager:v0.32.0", _STACK, ("alertmanager", "alertmanagerSpec", "image", "sha")),
     ChartImage(
         "quay.io/prometheus-operator/prometheus-operator:v0.90.1", _STACK, ("prometheusOperator", "image", "sha")
     ),

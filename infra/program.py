@@ -16,7 +16,8 @@ from infra.iam import WorkloadRole, read_prefixes
 from infra.images import loraserve_image
 from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
-from infra.monitoring.stack import Monitoring, grafana_commands
+from infra.monitoring.alertmanager import publish_to
+from infra.monitoring.stack import Monitoring, forwards, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
 from infra.scaling import Scaling
@@ -140,6 +141,15 @@ def deploy() -> None:
         )
         pulumi.export("gatewayHostName", endpoint.host_name)
     if config.monitoring_enabled:
+        topic_arn = config.alerting.sns_topic_arn
+        alertmanager_role = topic_arn and WorkloadRole(
+            f"{cluster_name}-alertmanager",
+            provider=cluster.oidc_provider,
+            issuer=cluster.issuer,
+            namespace=names.MONITORING_NAMESPACE,
+            service_account=names.ALERTMANAGER,
+            inline_policy=publish_to(topic_arn),
+        )
         Monitoring(
             "monitoring",
             serving_namespace=serving_namespace,
@@ -155,9 +165,14 @@ def deploy() -> None:
                 config.objectives,
                 cost=cost.hourly_cost(config, region, len(zones.all)),
             ),
+            alerting=config.alerting,
+            alertmanager_role=alertmanager_role or None,
+            region=region,
             opts=in_cluster,
         )
         pulumi.export("grafana", grafana_commands())
+        for name, command in forwards().items():
+            pulumi.export(name, {"forward": command})
 
     pulumi.export("model", how_to_call(config.gateway_client_namespaces))
     pulumi.export("image", image)

@@ -14,7 +14,7 @@ from pulumi.runtime import config as runtime_config
 from infra.errors import ConfigError
 from infra.names import PROJECT
 from loraserve.contract.addresses import stack_name_problem
-from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, decode, parse
+from loraserve.planning.settings_parser import ALERTING_IN_CLEAR, TOKEN_IN_CLEAR, InvalidSettings, decode, parse
 from loraserve.planning.stack_settings import Settings
 
 
@@ -28,9 +28,12 @@ def load() -> Settings:
     if problem := stack_name_problem(pulumi.get_stack()):
         found.append(problem)
     try:
-        return parse(values, allowed_accounts=accounts, found=found)
+        settings = parse(values, allowed_accounts=accounts, found=found)
     except InvalidSettings as error:
         raise ConfigError(error.problems) from None
+    if settings.alerting.secrets and not runtime_config.is_config_secret(f"{PROJECT}:alerting"):
+        raise ConfigError([ALERTING_IN_CLEAR])
+    return settings
 
 
 def allowed_account() -> str:

@@ -1,4 +1,4 @@
-"""The monitoring stack: kube-prometheus-stack, the GPU exporter, our scrape target and our dashboard."""
+"""The monitoring stack: kube-prometheus-stack, the GPU exporter, our scrape targets, rules and dashboards."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ import pulumi_kubernetes as k8s
 import pulumi_random as random
 
 from infra.charts import DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, bounded, hardened, on_gpu_nodes
+from infra.iam import WorkloadRole
 from infra.isolation import ApiServer, MonitoringIsolation, create_namespace
+from infra.monitoring.alertmanager import alertmanager_values, create_secrets
 from infra.monitoring.grafana import dashboard_json
 from infra.monitoring.rules import prometheus_rule
 from infra.monitoring.scraping import KEEP_TARGETS_LABELS, monitor_autoscaling, service_monitor
 from infra.monitoring.volume import claim_template, create_claim, create_volume
-from infra.names import GATEWAY, GATEWAY_SELECTOR, MONITORING_NAMESPACE, VLLM, VLLM_SELECTOR
+from infra.names import (
+    ALERTMANAGER_PORT,
+    ALERTMANAGER_SERVICE,
+    GATEWAY,
+    GATEWAY_SELECTOR,
+    MONITORING_NAMESPACE,
+    PROMETHEUS_PORT,
+    PROMETHEUS_SERVICE,
+    VLLM,
+    VLLM_SELECTOR,
+)
 from loraserve.monitoring import dashboards
 from loraserve.monitoring.rules import Group
 from loraserve.planning import pod_resources
+from loraserve.planning.alerting import Alerting
 from loraserve.planning.pod_resources import Requests
 
 RETENTION_DAYS = 15
@@ -41,12 +54,7 @@ _RULES_HIDDEN_BY_EKS = (
     "kubeSchedulerAlerting",
     "kubeSchedulerRecording",
 )
-_RULES_OF_WHAT_IS_OFF = ("alertmanager",)
 _DISABLED_ALERTS = (
-    # Of an Alertmanager that is not there.
-    "PrometheusErrorSendingAlertsToAnyAlertmanager",
-    "PrometheusErrorSendingAlertsToSomeAlertmanagers",
-    "PrometheusNotConnectedToAlertmanagers",
     # They ask whether the rest of the nodes could take over from the largest. For a GPU node, which others cannot replace and
     # which is bought when it is needed, they would fire as long as it runs.
     "KubeCPUOvercommit",
@@ -87,14 +95,13 @@ _NOBODY_IS_CALLED = {
 
 
 def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str, Any]:
-    """Chart values: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
+    """Chart values, but Alertmanager's: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
     return {
         **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
         "defaultRules": {
-            "rules": dict.fromkeys((*_RULES_HIDDEN_BY_EKS, *_RULES_OF_WHAT_IS_OFF), False),
+            "rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False),
             "disabled": dict.fromkeys(_DISABLED_ALERTS, True),
         },
-        "alertmanager": {"enabled": False},
         "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
         "prometheusOperator": {
             "resources": bounded(_OPERATOR, 512),
@@ -143,14 +150,25 @@ def _prometheus_spec(volume_gib: int) -> dict[str, Any]:
     return spec
 
 
+_KUBECTL = f"kubectl --namespace {MONITORING_NAMESPACE}"
+
+
 def grafana_commands() -> dict[str, str]:
     """How a person gets to Grafana."""
-    kubectl = f"kubectl --namespace {MONITORING_NAMESPACE}"
     return {
-        "forward": f"{kubectl} port-forward service/{KUBE_PROMETHEUS_STACK.name}-grafana 3000:80",
+        "forward": f"{_KUBECTL} port-forward service/{KUBE_PROMETHEUS_STACK.name}-grafana 3000:80",
         "user": _GRAFANA_USER,
-        "passwordCommand": f"{kubectl} get secret {_GRAFANA_LOGIN} --output jsonpath='{{.data.password}}' | base64 --decode",
+        "passwordCommand": f"{_KUBECTL} get secret {_GRAFANA_LOGIN} --output jsonpath='{{.data.password}}' | base64 --decode",
     }
+
+
+def forwards() -> dict[str, str]:
+    """How a person gets to what has no login, by name."""
+    services = {
+        "prometheus": (PROMETHEUS_SERVICE, PROMETHEUS_PORT),
+        "alertmanager": (ALERTMANAGER_SERVICE, ALERTMANAGER_PORT),
+    }
+    return {name: f"{_KUBECTL} port-forward service/{service} {port}" for name, (service, port) in services.items()}
 
 
 class Monitoring(pulumi.ComponentResource):
@@ -170,6 +188,9 @@ class Monitoring(pulumi.ComponentResource):
         volume_driver: pulumi.Resource | None,
         chart_mirror: str | None,
         rule_groups: Iterable[Group],
+        alerting: Alerting,
+        alertmanager_role: WorkloadRole | None,
+        region: str,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Monitoring", name, None, opts)
@@ -178,7 +199,13 @@ class Monitoring(pulumi.ComponentResource):
         namespace = create_namespace(
             MONITORING_NAMESPACE, "privileged", pulumi.ResourceOptions(parent=self, depends_on=volume)
         )
-        MonitoringIsolation("monitoring-isolation", namespace=namespace, api_server=api_server, opts=child)
+        MonitoringIsolation(
+            "monitoring-isolation",
+            namespace=namespace,
+            api_server=api_server,
+            alerting_ports=alerting.ports,
+            opts=child,
+        )
         password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
         login = k8s.core.v1.Secret(
             _GRAFANA_LOGIN,
@@ -186,13 +213,16 @@ class Monitoring(pulumi.ComponentResource):
             string_data={"user": _GRAFANA_USER, "password": password.result},
             opts=child,
         )
+        secrets = create_secrets(alerting, namespace, child)
         claim = [create_claim(volume_gib, namespace, self)] if volume_driver else []
+        role_arn = alertmanager_role.arn if alertmanager_role else None
         operator = KUBE_PROMETHEUS_STACK.install(
             mirror=chart_mirror,
             namespace=namespace,
-            values=stack_values(_GRAFANA_LOGIN, volume_gib),
+            values=stack_values(_GRAFANA_LOGIN, volume_gib)
+            | {"alertmanager": alertmanager_values(alerting, region, role_arn)},
             parent=self,
-            depends_on=[login, *claim],
+            depends_on=[login, *secrets, *claim],
         )
         # Custom resources come after the operator that knows their kind, and go before it.
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])

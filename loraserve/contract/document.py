@@ -5,7 +5,7 @@ JSON keys are camelCase, Python names snake_case. Imports nothing beyond pydanti
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -84,12 +84,15 @@ def is_hub_id(text: str) -> bool:
     return re.fullmatch(_HUB_ID, text) is not None
 
 
-def explain(error: ValidationError, root: str = "") -> str:
-    """What is wrong, one line per field (`adapters[1].rank: ...`); `root` is put before each path."""
-    return "\n".join(_explain_field(root, detail) for detail in error.errors(include_url=False))
+def explain(error: ValidationError, root: str = "", secret: Collection[str] = ()) -> str:
+    """What is wrong, one line per field (`adapters[1].rank: ...`); `root` is put before each path.
+
+    No value is shown below the `secret` fields, where a misspelt key may hold one.
+    """
+    return "\n".join(_explain_field(root, secret, detail) for detail in error.errors(include_url=False))
 
 
-def _explain_field(root: str, detail: ErrorDetails) -> str:
+def _explain_field(root: str, secret: Collection[str], detail: ErrorDetails) -> str:
     path = root
     for part in detail["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -104,6 +107,6 @@ def _explain_field(root: str, detail: ErrorDetails) -> str:
             problem = detail["msg"].removeprefix("Value error, ")
         case _:
             problem = detail["msg"]
-    shown = bool(path) and isinstance(detail["input"], str | int | float | None)
+    shown = bool(path) and detail["loc"][0] not in secret and isinstance(detail["input"], str | int | float | None)
     given = f" (it is {detail['input']!r:.80})" if shown else ""
     return f"{path or 'document'}: {problem}{given}"

@@ -18,6 +18,8 @@ def advice(settings: Settings) -> Iterator[str]:
     if crowding := crowding_warning(settings.adapters, settings.envelope):
         yield crowding
     yield from _widening(settings)
+    if settings.monitoring_enabled and not settings.alerting.reaches_somebody:
+        yield "alerts reach nobody: name an SNS topic, Slack, e-mail or a webhook in alerting (docs/alerting.md)"
     if settings.gpu_instance.gpus not in MEASURED_GPUS:
         yield (
             f"{settings.gpu_instance.name} has {settings.gpu_instance.gpus} GPUs, and the memory plan was measured on one "

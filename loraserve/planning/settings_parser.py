@@ -19,8 +19,12 @@ from loraserve.planning.stack_settings import Settings
 
 _FIELDS = {to_camel(field): field for field in Settings.model_fields}
 """By configuration key."""
+_SECRET = {"hubToken", "alerting"}
 
-
+ALERTING_IN_CLEAR = (
+    f"{PROJECT}:alerting has addresses or passwords in clear in the stack file: set each with "
+    "`pulumi config set --secret --path alerting.…`"
+)
 TOKEN_IN_CLEAR = f"{PROJECT}:hubToken stands in clear in the stack file: `pulumi config set --secret hubToken`"
 
 
@@ -45,7 +49,7 @@ def parse(values: Mapping[str, Any], *, allowed_accounts: Collection[str] = (), 
     try:
         settings = Settings.model_validate(known, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [f"{PROJECT}:{line}" for line in explain(error).splitlines()]
+        problems += [f"{PROJECT}:{line}" for line in explain(error, secret=_SECRET).splitlines()]
         settings = _without_invalid(known, {_FIELDS[str(detail["loc"][0])] for detail in error.errors()})
     problems += _broken_rules(settings, allowed_accounts)
     if problems:

@@ -20,6 +20,7 @@ from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.keys import Key
 from loraserve.planning import cold_start
+from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
@@ -223,6 +224,7 @@ class Settings(_Section):
 
     objectives: dict[str, Objective] = {}
     """By model as callers name it; what is not named has `Objective()`."""
+    alerting: Alerting = Alerting()
 
     addons_enabled: bool
     monitoring_enabled: bool

@@ -115,13 +115,17 @@ CHANGES: Mapping[str, Any] = {
     "vllmImage": "registry.example.com/vllm-openai:v0.32.0",
     "loraserveImage": "registry.example.com/loraserve@sha256:" + "b" * 64,
     "objectives": {"one": {"availability": 0.999}},
+    "alerting": {
+        "snsTopicArn": "arn:aws:sns:eu-central-1:123456789012:alerts",
+        "webhookUrl": "https://pager.example.com/x",
+    },
     "local": {"vllmDevice": "cpu"},
 }
 
 
 def declared(**changes: Any) -> Program:
     """The program on the stack that stands, with these settings changed. Raises ConfigError."""
-    secrets = ["hubToken"] if "hubToken" in changes else []
+    secrets = [key for key in ("hubToken", "alerting") if key in changes]
     return run("dev", last_outputs=_LAST, secrets=secrets, **(DEPLOYED | changes))
 
 

@@ -140,7 +140,7 @@ def test_every_policy_in_the_monitoring_namespace_selects_pods_that_there_are(
 ) -> None:
     workloads = [*of_kind(rendered, "Deployment"), *of_kind(rendered, "DaemonSet")]
     labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in workloads]
-    labels.append({"app.kubernetes.io/name": "prometheus"})  # the operator's own doing
+    labels += [{"app.kubernetes.io/name": name} for name in ("prometheus", "alertmanager")]  # the operator's own doing
     for policy in program.of_type("networking.k8s.io/v1:NetworkPolicy"):
         wanted = policy.inputs["spec"]["podSelector"].get("matchLabels", {})
         if policy.inputs["metadata"]["namespace"] == names.MONITORING_NAMESPACE:
@@ -167,7 +167,7 @@ def test_alerts_and_settings_are_as_asked(rendered: Objects) -> None:
     alerts = {rule.get("alert", "") for group in groups for rule in group["rules"]}
     assert "KubePodCrashLooping" in alerts
     assert not {"KubeCPUOvercommit", "KubeMemoryOvercommit"} & alerts
-    assert not [alert for alert in alerts if "Alertmanager" in alert]
+    assert "PrometheusNotConnectedToAlertmanagers" in alerts
     (grafana,) = (m for m in of_kind(rendered, "ConfigMap") if "grafana.ini" in m.get("data", {}))
     assert "check_for_updates = false" in grafana["data"]["grafana.ini"]
 

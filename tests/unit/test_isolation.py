@@ -32,6 +32,7 @@ IMPOSTOR = Pod("default", names.GATEWAY_LABELS)
 PROMETHEUS = Pod(MONITORING, {"app.kubernetes.io/name": "prometheus"})
 FAKE_PROMETHEUS = Pod("default", {"app.kubernetes.io/name": "prometheus"})
 GRAFANA = Pod(MONITORING, {"app.kubernetes.io/name": "grafana"})
+ALERTMANAGER = Pod(MONITORING, {"app.kubernetes.io/name": "alertmanager"})
 # Labels as the charts render them.
 OPERATOR = Pod(MONITORING, {"app.kubernetes.io/name": "kube-prometheus-stack-prometheus-operator"})
 KUBE_STATE = Pod(MONITORING, {"app.kubernetes.io/name": "kube-state-metrics"})
@@ -52,6 +53,7 @@ EVERYBODY = {
     "prometheus": PROMETHEUS,
     "fake-prometheus": FAKE_PROMETHEUS,
     "grafana": GRAFANA,
+    "alertmanager": ALERTMANAGER,
     "operator": OPERATOR,
     "kube-state": KUBE_STATE,
     "gpu-exporter": GPU_EXPORTER,
@@ -67,6 +69,7 @@ PORTS = (
     53,
     80,
     443,
+    587,
     names.VLLM_PORT,
     names.AGENT_PORT,
     names.GATEWAY_PORT,
@@ -75,7 +78,7 @@ PORTS = (
     10250,
 )
 SERVERS = ("vllm", "gateway", "client", "stranger")
-MONITORS = ("prometheus", "grafana", "operator", "kube-state", "gpu-exporter")
+MONITORS = ("prometheus", "grafana", "alertmanager", "operator", "kube-state", "gpu-exporter")
 MAY_ENTER = {
     ("gateway", "vllm", names.VLLM_PORT),
     ("gateway", "vllm", names.AGENT_PORT),
@@ -181,6 +184,23 @@ def test_every_pair_has_what_is_listed_and_nothing_else_goes_out(policies: list[
         if isinstance(pod, Pod) and allowed(policies, "Egress", pod, EVERYBODY[target], port)
     }
     assert leaving == MAY_LEAVE
+
+
+def test_alertmanager_calls_who_is_to_be_told_and_nobody_else() -> None:
+    alerting = {
+        "slack": {"channel": "#ops", "url": "https://hooks.slack.com/services/x"},
+        "email": {"to": ["ops@example.com"], "sender": "l@example.com", "smarthost": "smtp.example.com:587"},
+    }
+    rendered = declare("dev", alerting=alerting, secrets=["alerting"]).of_type("networking.k8s.io/v1:NetworkPolicy")
+    called = {
+        (name, port)
+        for name, who in EVERYBODY.items()
+        for port in PORTS
+        if isinstance(who, str) and allowed([policy.inputs for policy in rendered], "Egress", ALERTMANAGER, who, port)
+    }
+    assert {name for name, _ in called} >= {"internet"}
+    assert {port for _, port in called} == {443, 587}
+    assert "metadata" not in {name for name, _ in called}
 
 
 def test_names_are_asked_over_udp_too(policies: list[dict[str, Any]]) -> None:

@@ -34,7 +34,6 @@ def test_the_operator_waits_for_no_helm_hook() -> None:
 
 def test_alerts_that_say_nothing_here_are_off() -> None:
     rules = stack_values("secret", 0)["defaultRules"]
-    assert rules["rules"]["alertmanager"] is False
     assert {"KubeCPUOvercommit", "KubeMemoryOvercommit"} <= {name for name, off in rules["disabled"].items() if off}
 
 

@@ -364,9 +364,9 @@ def test_published_sizes_fit_a_card_of_24_gb(
 
 
 def test_what_is_dear_but_works_is_told_with_its_price() -> None:
-    eight = many(8, targetModules=["q_proj", "v_proj"])
-    assert list(advice(parse(stack_values("dev", adapters=eight)))) == []
-    (told,) = advice(parse(stack_values("dev", adapters=[*eight, adapter("wide", rank=256)])))
+    eight, quiet = many(8, targetModules=["q_proj", "v_proj"]), {"monitoringEnabled": False}
+    assert list(advice(parse(stack_values("dev", adapters=eight, **quiet)))) == []
+    (told,) = advice(parse(stack_values("dev", adapters=[*eight, adapter("wide", rank=256)], **quiet)))
     assert told.startswith("adapter wide alone makes every slot wider (rank 256, 4 layers): 16 slots")
-    (shared,) = advice(parse(stack_values("dev", adapters=many(200))))
+    (shared,) = advice(parse(stack_values("dev", adapters=many(200), **quiet)))
     assert "share 32 slots" in shared

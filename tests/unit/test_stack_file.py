@@ -70,6 +70,14 @@ def test_a_token_in_clear_is_refused(project: Path) -> None:
     assert "hf_very_secret" not in told
 
 
+def test_what_alerting_keeps_to_itself_stays_unknown_and_may_not_stand_in_clear(project: Path) -> None:
+    slack = {"channel": "#ops", "url": {"secure": "AAABAF…"}}
+    assert stack_file.read(changed(project, alerting={"slack": slack})).alerting.reaches_somebody
+    told = refusal(changed(project, alerting={"slack": slack | {"url": "https://hooks.slack.com/very-secret"}}))
+    assert "pulumi config set --secret --path alerting" in told
+    assert "very-secret" not in told
+
+
 def test_any_other_encrypted_value_is_refused_and_not_replaced_by_its_default(project: Path) -> None:
     told = refusal(changed(project, gpuMaxSize={"secure": "AAABAF…"}, nat="magic"))
     assert "loraserve:gpuMaxSize is encrypted" in told
