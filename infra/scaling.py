@@ -16,7 +16,10 @@ POLLING_SECONDS = 5
 """How long a first request may go unnoticed."""
 _PART_OF_IDLE_SECONDS = 30
 """Ending an idle pod, and the autoscaler's own look around."""
-_SIGNALS = ("waiting", "running")
+_REQUESTS = ("waiting", "running")
+_KV_CACHE = "kvCacheUsage"
+_KV_CACHE_TARGET = 0.77
+"""A Horizontal Pod Autoscaler acts from 1.1 times its target on: at 85%."""
 
 
 def cooldown_seconds(settings: Settings) -> int:
@@ -49,22 +52,30 @@ def scaled_object_spec(settings: Settings) -> dict[str, Any]:
         "maxReplicaCount": settings.most_replicas,
         "pollingInterval": POLLING_SECONDS,
         "cooldownPeriod": cooldown_seconds(settings),
-        "triggers": [_trigger(signal, settings.requests_per_replica) for signal in _SIGNALS],
+        "triggers": [
+            *(_trigger(signal, settings.requests_per_replica) for signal in _REQUESTS),
+            # Of all gateways, which see the same pods. It never wakes or keeps awake: usage is no more than 1.
+            _trigger(_KV_CACHE, _KV_CACHE_TARGET, aggregation="max", activation=1, kind="Value"),
+        ],
     }
 
 
-def _trigger(signal: str, target: int) -> dict[str, Any]:
-    """One number of the gateway's, summed over its replicas without Prometheus in between."""
+def _trigger(
+    signal: str, target: float, *, aggregation: str = "sum", activation: int = 0, kind: str = "AverageValue"
+) -> dict[str, Any]:
+    """One number of the gateway's, of all its replicas, without Prometheus in between: a trigger that fails while nothing
+    runs would keep KEDA from scaling to zero. `kind`: the target is each pod's part of the number, or the number's own."""
     return {
         "type": "metrics-api",
+        "metricType": kind,
         "metadata": {
             # The port is the pods' own: KEDA asks each endpoint of the Service that the host names.
             "url": f"http://{GATEWAY}.{SERVING_NAMESPACE}.svc.cluster.local:{GATEWAY_METRICS_PORT}/scale",
             "valueLocation": signal,
             "targetValue": str(target),
-            "activationTargetValue": "0",
+            "activationTargetValue": str(activation),
             "aggregateFromKubeServiceEndpoints": "true",
-            "aggregationType": "sum",
+            "aggregationType": aggregation,
         },
     }
 

@@ -106,6 +106,7 @@ class Reconciler:
         self._probing: set[Adapter] = set()
         """Of those being loaded, what is that far."""
         self._last_used: dict[str, float] = {}
+        self._kv_cache_usage: float | None = None
         self._trouble: str | None = "not asked yet"
         self.report = AgentState()
         self.last_sign_of_life = clock()
@@ -157,7 +158,9 @@ class Reconciler:
 
     def _note_uses(self, loaded: dict[str, str]) -> None:
         with suppress(VllmUnreachable, VllmRefused):  # a busy server's metrics may be late; what was seen stays
-            self._last_used |= self._vllm.last_used()
+            load = self._vllm.load_now()
+            self._last_used |= load.last_used
+            self._kv_cache_usage = load.kv_cache_usage
         told = loaded.keys() | {adapter.served_name for adapter in self._progress}
         self._last_used = {name: at for name, at in self._last_used.items() if name in told}
 
@@ -337,6 +340,7 @@ class Reconciler:
             slots=Slots(total=envelope.slots, used=used) if envelope and used is not None else None,
             adapters=(*self._desired_statuses(), *self._leftover_statuses()),
             loaded=None if self._loaded is None else tuple(sorted(self._loaded)),
+            kv_cache_usage=None if self._loaded is None else self._kv_cache_usage,
         )
         self.last_sign_of_life = self._clock()
 

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from loraserve.errors import LoraserveError
+from loraserve.monitoring.metrics import KV_CACHE_USAGE
 
 ANSWER_SECONDS = 5.0
 LOAD_SECONDS = 120.0
@@ -19,6 +21,16 @@ LARGEST_METRICS_BYTES = 1 << 20
 _LAST_USED = "vllm:lora_last_used_timestamp_seconds"
 """Told by our plugin inside vLLM, loraserve/vllm_plugins/lora_metrics.py."""
 _LAST_USED_SAMPLE = re.compile(rf'^{_LAST_USED}{{lora_name="(.*?)"}} (\S+)', re.MULTILINE)
+_KV_CACHE_SAMPLE = re.compile(rf"^{KV_CACHE_USAGE}{{.*?}} (\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class VllmLoad:
+    last_used: dict[str, float]
+    """When vLLM last had a request for an adapter, running or waiting: served name -> seconds since 1970. It looks at every
+    step but the one that ends a request: one that is over by now is seen as well, one of a single token is not."""
+    kv_cache_usage: float | None
+    """0 to 1; None where it does not say."""
 
 
 class VllmUnreachable(LoraserveError):
@@ -83,15 +95,14 @@ class Vllm:
         body = {"model": model, "prompt": "Hello", "max_tokens": PREWARM_TOKENS, "temperature": 0}
         self._ask("POST", "/v1/completions", body, COMPLETION_SECONDS)
 
-    def last_used(self) -> dict[str, float]:
-        """When vLLM last had a request for an adapter, running or waiting: served name -> seconds since 1970.
-
-        vLLM looks at every step but the one that ends a request: one that is over by now is seen as well, one of a single
-        token is not.
-        """
-        # The slash leads to prometheus_client's own application, which writes out no other metric than this.
-        answer = self._ask("GET", f"/metrics/?name[]={_LAST_USED}")
-        return {name: float(at) for name, at in _LAST_USED_SAMPLE.findall(answer.text)}
+    def load_now(self) -> VllmLoad:
+        """What its metrics say of its requests."""
+        # The slash leads to prometheus_client's own application, which writes out no other metrics than these.
+        text = self._ask("GET", f"/metrics/?name[]={_LAST_USED}&name[]={KV_CACHE_USAGE}").text
+        return VllmLoad(
+            last_used={name: float(at) for name, at in _LAST_USED_SAMPLE.findall(text)},
+            kv_cache_usage=max(map(float, _KV_CACHE_SAMPLE.findall(text)), default=None),
+        )
 
     def metrics(self) -> str:
         """vLLM's own metrics in the Prometheus text format, as far as LARGEST_METRICS_BYTES of them go."""

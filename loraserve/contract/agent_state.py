@@ -60,5 +60,7 @@ class AgentState(Document):
     loaded: tuple[str, ...] | None = None
     """The served names that vLLM holds; None while vLLM is not there, and until it answered once. One that is only late is
     still taken to hold what it held."""
+    kv_cache_usage: float | None = None
+    """0 to 1; None while vLLM is not there, and until it told."""
     age: float | None = None
     """Seconds since vLLM confirmed what is said of it here; None where it never did."""

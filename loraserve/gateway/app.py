@@ -194,8 +194,10 @@ class InnerApi:
         return web.Response(status=error.status, body=error.body(), content_type="application/json")
 
     async def scale(self, _: web.Request) -> web.Response:
-        """What KEDA sums over the replicas."""
-        return web.json_response({"waiting": self._gateway.room.count, "running": self._gateway.pods.running})
+        """What KEDA asks every replica for."""
+        pods = self._gateway.pods
+        signals = {"waiting": self._gateway.room.count, "running": pods.running, "kvCacheUsage": pods.kv_cache_usage}
+        return web.json_response(signals)
 
     async def metrics(self, _: web.Request) -> web.Response:
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}

@@ -197,6 +197,12 @@ class Pods:
     def running(self) -> int:
         return sum(pod.running for pod in self._pods.values())
 
+    @property
+    def kv_cache_usage(self) -> float:
+        """Mean over the pods, 0 to 1; 0 where none says."""
+        told = [pod.state.kv_cache_usage for pod in self.heard if pod.state.kv_cache_usage is not None]
+        return sum(told) / len(told) if told else 0.0
+
     def ready(self, route: Route) -> bool:
         """Whether a pod has it, room or not."""
         return any(self._candidates(route))

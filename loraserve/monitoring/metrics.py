@@ -77,13 +77,14 @@ VLLM_FIRST_TOKEN = "vllm:time_to_first_token_seconds"
 VLLM_DURATION = "vllm:e2e_request_latency_seconds"
 VLLM_INTER_TOKEN = "vllm:inter_token_latency_seconds"
 VLLM_QUEUE = "vllm:request_queue_time_seconds"
+KV_CACHE_USAGE = "vllm:kv_cache_usage_perc"
 
 ALL = {
     metric.name: metric
     for metric in (
         *_family(Source.VLLM, "vllm:num_requests_running", "vllm:num_requests_waiting", labels=_ENGINE),
         *_family(Source.VLLM, "vllm:num_requests_waiting_by_reason", labels=f"{_ENGINE} reason"),
-        *_family(Source.VLLM, "vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", labels=_ENGINE),
+        *_family(Source.VLLM, KV_CACHE_USAGE, "vllm:num_preemptions_total", labels=_ENGINE),
         *_family(Source.VLLM, "vllm:prompt_tokens_total", "vllm:generation_tokens_total", labels=_ENGINE),
         *_family(Source.VLLM, "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", labels=_ENGINE),
         *_family(Source.VLLM, "vllm:request_success_total", labels=f"{_ENGINE} finished_reason"),

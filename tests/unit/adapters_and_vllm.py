@@ -91,6 +91,7 @@ class FakeVllm:
         """How far every second run of the base differs from the first."""
         self.used: dict[str, float] = {}
         """Served name -> when it last had a request."""
+        self.kv_cache_usage = 0.0
         self.scrapes = 0
         """How often all metrics were asked for."""
         self.completions: list[dict[str, Any]] = []
@@ -115,8 +116,9 @@ class FakeVllm:
             case "/metrics":
                 self.scrapes += 1
                 return 200, self._metrics()
-            case "/metrics/?name[]=vllm:lora_last_used_timestamp_seconds":
-                return 200, "".join(self._last_used())
+            case "/metrics/?name[]=vllm:lora_last_used_timestamp_seconds&name[]=vllm:kv_cache_usage_perc":
+                usage = f'vllm:kv_cache_usage_perc{{engine="0",model_name="{self.base}"}} {self.kv_cache_usage}\n'
+                return 200, "".join([*self._last_used(), usage])
             case "/v1/models":
                 adapters = [{"id": name, "root": root, "parent": self.base} for name, root in self.loaded.items()]
                 return 200, json.dumps({"data": [{"id": self.base, "root": "x", "parent": None}, *adapters]})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
-from loraserve.contract.agent_state import State
+from loraserve.contract.agent_state import AgentState, State
 from loraserve.contract.desired_state import Envelope
 from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm
 from tests.unit.agents import Agent, Publish, corrupt, remove, want
@@ -308,6 +308,18 @@ def test_metrics_that_come_late_unsettle_nothing(
 
     status = agent.settle()["a@v1"]
     assert (status.state, status.last_used) == (State.READY, 1_700_000_000.0)
+
+
+def test_how_full_the_kv_cache_is_is_told_while_vllm_is_there(
+    agent: Agent, vllm: FakeVllm, desired: Path, publish: Publish
+) -> None:
+    want(desired, publish("a"))
+    vllm.kv_cache_usage = 0.625
+    agent.settle()
+    assert AgentState.model_validate_json(agent.api.state().text).kv_cache_usage == 0.625
+    vllm.up = False
+    agent.reconciler.step()
+    assert AgentState.model_validate_json(agent.api.state().text).kv_cache_usage is None
 
 
 def test_slots_swaps_and_last_use_are_metrics(

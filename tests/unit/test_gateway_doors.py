@@ -124,7 +124,7 @@ def test_embeddings_are_refused_with_the_reason_and_wake_nobody(at: World) -> No
     at.start(adapter(), pods=0)
     with client(at) as made, pytest.raises(openai.NotFoundError, match="generate text and make no embeddings"):
         made.embeddings.create(model="faq", input="Hi")
-    assert at.inner("/scale").json() == {"waiting": 0, "running": 0}
+    assert at.inner("/scale").json() == {"waiting": 0, "running": 0, "kvCacheUsage": 0}
 
 
 def test_where_the_base_model_has_no_chat_template_a_conversation_is_refused_at_once(at: World) -> None:

@@ -169,10 +169,18 @@ def test_vllm_goes_from_the_fewest_to_the_most_replicas() -> None:
 def test_any_request_wakes_vllm_and_keeps_it_awake(dev: Program) -> None:
     spec = scaled_object(dev)
     assert spec["minReplicaCount"] == 0
-    assert {trigger["metadata"]["valueLocation"] for trigger in spec["triggers"]} == {"waiting", "running"}
-    for trigger in spec["triggers"]:
-        assert trigger["metadata"]["activationTargetValue"] == "0"
-        assert trigger["metadata"]["aggregationType"] == "sum"
+    waking = [t for t in spec["triggers"] if t["metadata"]["activationTargetValue"] == "0"]
+    assert {trigger["metadata"]["valueLocation"] for trigger in waking} == {"waiting", "running"}
+    assert {trigger["metadata"]["aggregationType"] for trigger in waking} == {"sum"}
+
+
+def test_a_full_kv_cache_asks_for_another_replica_and_wakes_nothing(dev: Program) -> None:
+    (trigger,) = (t for t in scaled_object(dev)["triggers"] if t["metadata"]["valueLocation"] == "kvCacheUsage")
+    assert trigger["metricType"] == "Value", "the replicas there are, times usage over target"
+    tolerance = 0.1  # of kube-controller-manager, within which an autoscaler does nothing
+    assert float(trigger["metadata"]["targetValue"]) * (1 + tolerance) == pytest.approx(0.85, abs=0.005)
+    assert float(trigger["metadata"]["activationTargetValue"]) >= 1
+    assert trigger["metadata"]["aggregationType"] == "max", "every gateway tells of the same pods"
 
 
 def test_the_signal_is_asked_of_every_gateway_where_each_serves_it(dev: Program) -> None:

@@ -69,6 +69,15 @@ def test_a_named_version_waits_rather_than_being_another() -> None:
     assert fleet.served(Route("faq", ("faq@v2",))) is None
 
 
+def test_kv_cache_use_is_the_mean_over_the_pods_that_tell_it() -> None:
+    fleet = Fleet()
+    assert fleet.pods.kv_cache_usage == 0
+    for name, usage in (("a", 0.5), ("b", 0.75), ("c", None)):
+        pod = fleet.add(name)
+        pod.state = pod.state.model_copy(update={"kv_cache_usage": usage})
+    assert fleet.pods.kv_cache_usage == 0.625
+
+
 def test_another_adapters_version_is_never_taken() -> None:
     fleet = Fleet()
     fleet.add("a", **{"faq-x_v1": State.READY})
