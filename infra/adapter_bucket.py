@@ -5,6 +5,7 @@ With `retainAdapters` it outlives `destroy`, guards included, and the next `up` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pulumi
@@ -12,20 +13,20 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.errors import ConfigError
-from infra.names import CATALOG_PREFIXES, LINEAGE_PREFIX
+from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX
 from infra.tags import retained_tag, stack_tag
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
 
 
-def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
+def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str) -> str:
     """TLS only; published objects can be created once, not overwritten, and deleted by the clean-up role alone.
 
-    A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
+    Verdicts of evaluations are written by the pipeline's role alone. A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
     good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
-    published = [f"{bucket_arn}/{prefix}/*" for prefix in (*CATALOG_PREFIXES, LINEAGE_PREFIX)]
+    published = [f"{bucket_arn}/{prefix}/*" for prefix in (*CATALOG_PREFIXES, LINEAGE_PREFIX, EVALUATION_PREFIX)]
     return iam.policy(
         _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
         _deny(
@@ -33,6 +34,12 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str) -> str:
             "s3:PutObject",
             published,
             {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
+        ),
+        _deny(
+            "VerdictsOfThePipelineOnly",
+            "s3:PutObject",
+            [f"{bucket_arn}/{EVALUATION_PREFIX}/*"],
+            {"ArnNotEquals": {"aws:PrincipalArn": evaluator_role_arn}},
         ),
         _deny("NoDelete", "s3:DeleteObject", published, {"ArnNotEquals": {"aws:PrincipalArn": gc_role_arn}}),
         _deny("NoDeleteForGood", "s3:DeleteObjectVersion", published),
@@ -54,6 +61,25 @@ def gc_policy(bucket_arn: str) -> str:
             "Effect": "Allow",
             "Action": ["s3:DeleteObject", "s3:AbortMultipartUpload"],
             "Resource": published,
+        },
+    )
+
+
+def evaluator_policy(bucket_arn: str) -> str:
+    """What `loraserve evaluate --record` does: adds verdicts, and reads them."""
+    return iam.policy(
+        {
+            "Sid": "Look",
+            "Effect": "Allow",
+            "Action": "s3:ListBucket",
+            "Resource": bucket_arn,
+            "Condition": {"StringLike": {"s3:prefix": [f"{EVALUATION_PREFIX}/*"]}},
+        },
+        {
+            "Sid": "Record",
+            "Effect": "Allow",
+            "Action": ["s3:GetObject", "s3:PutObject"],
+            "Resource": f"{bucket_arn}/{EVALUATION_PREFIX}/*",
         },
     )
 
@@ -121,7 +147,8 @@ class AdapterBucket(pulumi.ComponentResource):
         aws.s3.BucketOwnershipControls(
             name, bucket=bucket, rule={"object_ownership": "BucketOwnerEnforced"}, opts=child
         )
-        self.gc_role = self._create_gc_role(name, account)
+        self.gc_role = self._create_role(f"{name}-gc", account, gc_policy)
+        self.evaluator_role = self._create_role(f"{name}-eval", account, evaluator_policy)
         private = aws.s3.BucketPublicAccessBlock(
             name,
             bucket=bucket,
@@ -134,7 +161,9 @@ class AdapterBucket(pulumi.ComponentResource):
         aws.s3.BucketPolicy(
             name,
             bucket=bucket,
-            policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn).apply(lambda arns: bucket_policy(*arns)),
+            policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn, self.evaluator_role.arn).apply(
+                lambda arns: bucket_policy(*arns)
+            ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[private], retain_on_delete=retain),
         )
         aws.s3.BucketLifecycleConfiguration(
@@ -153,10 +182,10 @@ class AdapterBucket(pulumi.ComponentResource):
         )
         self.register_outputs({"bucket": bucket})
 
-    def _create_gc_role(self, name: str, account: str) -> aws.iam.Role:
-        """Assumed by whom an administrator of the account allows to, and for `loraserve gc` only."""
+    def _create_role(self, name: str, account: str, policy: Callable[[str], str]) -> aws.iam.Role:
+        """Assumed by whom an administrator of the account allows to, and for one command only."""
         child = pulumi.ResourceOptions(parent=self)
         trust = self.bucket.arn.apply(lambda arn: iam.account_trust(account, arn.split(":")[1]))
-        role = aws.iam.Role(f"{name}-gc", assume_role_policy=trust, opts=child)
-        aws.iam.RolePolicy(f"{name}-gc", role=role.name, policy=self.bucket.arn.apply(gc_policy), opts=child)
+        role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
+        aws.iam.RolePolicy(name, role=role.name, policy=self.bucket.arn.apply(policy), opts=child)
         return role

@@ -9,6 +9,7 @@ from loraserve.contract.addresses import AGENT_PORT as AGENT_PORT
 from loraserve.contract.addresses import BASE_MODEL_PREFIX as BASE_MODEL_PREFIX
 from loraserve.contract.addresses import DESIRED_STATE as DESIRED_STATE
 from loraserve.contract.addresses import DESIRED_STATE_FILE as DESIRED_STATE_FILE
+from loraserve.contract.addresses import EVALUATION_PREFIX as EVALUATION_PREFIX
 from loraserve.contract.addresses import GATEWAY as GATEWAY
 from loraserve.contract.addresses import GATEWAY_METRICS_PORT as GATEWAY_METRICS_PORT
 from loraserve.contract.addresses import GATEWAY_PORT as GATEWAY_PORT

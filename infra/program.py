@@ -178,6 +178,7 @@ def deploy() -> None:
     pulumi.export("image", image)
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
+    pulumi.export("evaluatorRole", adapters.evaluator_role.arn)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)

@@ -62,7 +62,7 @@ class NotDeclared(LoraserveError):
     "--record", is_flag=True, help="Write the verdict into the bucket, where `loraserve promote` looks for it."
 )
 @click.option("--bucket", "bucket_name", metavar="NAME", help="The stack's adapter bucket, for --record.")
-@click.option("--role", metavar="ARN", help="The role that may write verdicts, for --record.")
+@click.option("--role", metavar="ARN", help="For --record, the one role that may: the stack's output evaluatorRole.")
 @click.option(
     "--override", "reason", metavar="REASON", help="Let it through although it does not pass; recorded with your name."
 )

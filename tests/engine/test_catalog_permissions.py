@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from infra.adapter_bucket import bucket_policy, gc_policy
+from infra.adapter_bucket import bucket_policy, evaluator_policy, gc_policy
 from infra.iam import account_trust, read_prefixes, service_account_trust
 from infra.names import CATALOG_PREFIXES
 from local.engine.cloud import ACCOUNT_ID, Cloud
 from loraserve.catalog import adapters
-from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.bucket import Bucket, VersionExists
 from loraserve.catalog.listing import find, verify
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import write_adapter
@@ -27,7 +27,7 @@ ISSUER = "oidc.eks.us-east-1.amazonaws.com/id/A"
 
 @pytest.fixture(scope="module")
 def roles(cloud: Cloud) -> dict[str, str]:
-    """The ARNs of the pod's role and of the clean-up role, beside a bucket as the program makes it."""
+    """The ARNs of the pod's, the clean-up and the pipeline's role, beside a bucket as the program makes it."""
     s3, iam = cloud.client("s3"), cloud.client("iam")
     provider = f"arn:aws:iam::{ACCOUNT_ID}:oidc-provider/{ISSUER}"
     granted = {
@@ -36,6 +36,7 @@ def roles(cloud: Cloud) -> dict[str, str]:
             read_prefixes(BUCKET_ARN, CATALOG_PREFIXES),
         ),
         "gc": (account_trust(ACCOUNT_ID, "aws"), gc_policy(BUCKET_ARN)),
+        "evaluator": (account_trust(ACCOUNT_ID, "aws"), evaluator_policy(BUCKET_ARN)),
     }
     arns = {}
     for name, (trust, policy) in granted.items():
@@ -44,7 +45,7 @@ def roles(cloud: Cloud) -> dict[str, str]:
     s3.create_bucket(Bucket=BUCKET)
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     s3.put_object(Bucket=BUCKET, Key="elsewhere/file", Body=b"x")
-    s3.put_bucket_policy(Bucket=BUCKET, Policy=bucket_policy(BUCKET_ARN, arns["gc"]))
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=bucket_policy(BUCKET_ARN, arns["gc"], arns["evaluator"]))
     return arns
 
 
@@ -130,3 +131,27 @@ def test_the_clean_up_role_hides_a_version_and_its_bytes_stay(
 
     assert not Bucket(BUCKET).exists(WEIGHTS)
     assert s3.get_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version)["ContentLength"] > 5 << 20
+
+
+def test_only_the_pipelines_role_adds_verdicts_and_it_changes_none(
+    cloud: Cloud, adapter: Adapter, roles: dict[str, str], pod: Any
+) -> None:
+    key = "evaluations/rag-qa/v1/0.json"
+    cloud.enforce_iam(False)  # as above
+    publisher, pipeline = cloud.client("s3"), Bucket(BUCKET, role=roles["evaluator"])
+    cloud.enforce_iam()
+    for other in (publisher, pod):
+        assert refused(lambda other=other: other.put_object(Bucket=BUCKET, Key=key, Body=b"{}", IfNoneMatch="*"))
+
+    pipeline.create(key, b"a verdict")
+
+    assert publisher.get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"a verdict"
+    assert [item["Key"] for item in pipeline.objects("evaluations/rag-qa/v1/")] == [key]
+    with pytest.raises(VersionExists):
+        pipeline.create(key, b"another")
+    assert refused(lambda: pipeline._s3.put_object(Bucket=BUCKET, Key=key, Body=b"another"))
+    assert refused(lambda: pipeline._s3.delete_object(Bucket=BUCKET, Key=key))
+    assert refused(lambda: pipeline._s3.get_object(Bucket=BUCKET, Key=WEIGHTS))
+    assert refused(
+        lambda: pipeline._s3.put_object(Bucket=BUCKET, Key="llm-models/rag-qa/v2/x", Body=b"x", IfNoneMatch="*")
+    )

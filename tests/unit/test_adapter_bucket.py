@@ -11,6 +11,7 @@ from infra.errors import ConfigError
 from tests.unit.declared import Program, declare, run
 
 GC_ROLE = "arn:aws:iam::123456789012:role/gc"
+EVALUATOR_ROLE = "arn:aws:iam::123456789012:role/eval"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_two_buckets_to_take_back_are_refused() -> None:
 
 
 def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
-    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE))["Statement"]
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE))["Statement"]
     denied = {statement["Sid"]: statement for statement in statements}
     assert all(statement["Effect"] == "Deny" and statement["Principal"] == "*" for statement in statements)
     assert denied["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
@@ -90,7 +91,9 @@ def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
     assert denied["NoDelete"]["Condition"] == {"ArnNotEquals": {"aws:PrincipalArn": GC_ROLE}}
     assert "Condition" not in denied["NoDeleteForGood"]
     for sid in ("NoOverwrite", "NoDelete", "NoDeleteForGood"):
-        kept = [f"arn:aws:s3:::adapters/{prefix}/*" for prefix in ("llm-models", "base-models", "lineage")]
+        kept = [
+            f"arn:aws:s3:::adapters/{prefix}/*" for prefix in ("llm-models", "base-models", "lineage", "evaluations")
+        ]
         assert denied[sid]["Resource"] == kept
 
 
@@ -106,7 +109,20 @@ def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev:
     assert not any("lineage" in resource for statement in policy["Statement"] for resource in statement["Resource"])
 
 
-def test_the_clean_up_role_is_assumed_from_the_own_account(dev: Program) -> None:
-    role = dev.one("iam/role:Role", "loraserve-dev-adapters-gc").inputs
-    [trust] = json.loads(role["assumeRolePolicy"])["Statement"]
+def test_verdicts_are_written_by_the_pipelines_role_alone(dev: Program) -> None:
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE))["Statement"]
+    [denied] = [statement for statement in statements if statement["Sid"] == "VerdictsOfThePipelineOnly"]
+    assert denied["Action"] == "s3:PutObject"
+    assert denied["Resource"] == ["arn:aws:s3:::adapters/evaluations/*"]
+    assert denied["Condition"] == {"ArnNotEquals": {"aws:PrincipalArn": EVALUATOR_ROLE}}
+    policy = json.loads(dev.one("iam/rolePolicy:RolePolicy", "loraserve-dev-adapters-eval").inputs["policy"])
+    [record] = [statement for statement in policy["Statement"] if statement["Sid"] == "Record"]
+    assert record["Action"] == ["s3:GetObject", "s3:PutObject"]
+    assert record["Resource"].endswith("/evaluations/*")
+
+
+@pytest.mark.parametrize("role", ["gc", "eval"])
+def test_the_buckets_roles_are_assumed_from_the_own_account(dev: Program, role: str) -> None:
+    declared = dev.one("iam/role:Role", f"loraserve-dev-adapters-{role}").inputs
+    [trust] = json.loads(declared["assumeRolePolicy"])["Statement"]
     assert trust["Principal"] == {"AWS": "arn:aws:iam::123456789012:root"}
