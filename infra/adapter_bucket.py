@@ -13,11 +13,13 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.errors import ConfigError
-from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX
+from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX, USAGE_PREFIX
 from infra.tags import retained_tag, stack_tag
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
+USAGE_DAYS = 800
+"""Two whole years and some weeks: at most 2 GB for each gateway replica that is never idle."""
 
 
 def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str) -> str:
@@ -26,7 +28,8 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str) ->
     Verdicts of evaluations are written by the pipeline's role alone. A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
     good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
-    published = [f"{bucket_arn}/{prefix}/*" for prefix in (*CATALOG_PREFIXES, LINEAGE_PREFIX, EVALUATION_PREFIX)]
+    prefixes = (*CATALOG_PREFIXES, LINEAGE_PREFIX, EVALUATION_PREFIX, USAGE_PREFIX)
+    published = [f"{bucket_arn}/{prefix}/*" for prefix in prefixes]
     return iam.policy(
         _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
         _deny(
@@ -176,7 +179,13 @@ class AdapterBucket(pulumi.ComponentResource):
                     "filter": {"prefix": ""},
                     "abort_incomplete_multipart_upload": {"days_after_initiation": FAILED_UPLOAD_DAYS},
                     "noncurrent_version_expiration": {"noncurrent_days": NONCURRENT_DAYS},
-                }
+                },
+                {
+                    "id": "usage",
+                    "status": "Enabled",
+                    "filter": {"prefix": f"{USAGE_PREFIX}/"},
+                    "expiration": {"days": USAGE_DAYS},
+                },
             ],
             opts=child,
         )

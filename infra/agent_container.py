@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.iam import AUDIENCE, TOKEN_DIR, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME, web_identity
+from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     ADAPTER_DIR,
     ADAPTERS_VOLUME,
@@ -36,17 +35,8 @@ _API_VOLUME = "kubernetes-api"
 _DESIRED_STATE_VOLUME = "desired-state"
 
 
-@dataclass(frozen=True)
-class ServingIdentity:
-    """How the pod reads the catalog: bucket, role and region, written into the pod explicitly."""
-
-    bucket: pulumi.Input[str]
-    role_arn: pulumi.Input[str]
-    region: str
-
-
 def agent_container(
-    settings: Settings, *, image: pulumi.Input[str], secret: pulumi.Input[str], identity: ServingIdentity
+    settings: Settings, *, image: pulumi.Input[str], secret: pulumi.Input[str], identity: PodIdentity
 ) -> core.ContainerArgsDict:
     """`secret` names the Secret that holds vLLM's key."""
     mirrored = bool(settings.base_model_mirror)
@@ -55,7 +45,7 @@ def agent_container(
         "image": image,
         "args": ["agent"],
         "restart_policy": "Always",
-        "env": environment(_variables(settings, secret) | _aws_variables(settings, identity)),
+        "env": environment(_variables(settings, secret) | identity.variables(settings.local.aws_endpoint_url)),
         "ports": [{"name": METRICS_PORT_NAME, "container_port": AGENT_PORT}],
         "startup_probe": probe("/startupz", AGENT_PORT, period=1, failures=settings.startup_budget_minutes * 60),
         "liveness_probe": probe("/livez", AGENT_PORT, period=10),
@@ -70,7 +60,7 @@ def agent_container(
             {"name": ADAPTERS_VOLUME, "mount_path": ADAPTER_DIR},
             *([{"name": BASE_VOLUME, "mount_path": BASE_DIR}] if mirrored else []),
             {"name": TMP_VOLUME, "mount_path": "/tmp", "sub_path": "agent"},
-            {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True},
+            token_mount(),
             {"name": _API_VOLUME, "mount_path": str(CREDENTIALS_DIR), "read_only": True},
         ],
     }
@@ -78,14 +68,9 @@ def agent_container(
 
 def agent_volumes(desired_state: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
     """What only the agent mounts; `desired_state` names the ConfigMap that it follows."""
-    token: core.ServiceAccountTokenProjectionArgsDict = {
-        "audience": AUDIENCE,
-        "expiration_seconds": TOKEN_SECONDS,
-        "path": TOKEN_FILE,
-    }
     return [
         {"name": _DESIRED_STATE_VOLUME, "config_map": {"name": desired_state}},
-        {"name": TOKEN_VOLUME, "projected": {"sources": [{"service_account_token": token}]}},
+        token_volume(),
         {"name": _API_VOLUME, "projected": {"sources": api_credentials()}},
     ]
 
@@ -106,15 +91,3 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         vllm_url=f"http://127.0.0.1:{VLLM_PORT}",
         vllm_api_key=of_secret(secret, VLLM_API_KEY),
     )
-
-
-def _aws_variables(settings: Settings, identity: ServingIdentity) -> dict[str, Any]:
-    """What the AWS SDK reads."""
-    endpoint = settings.local.aws_endpoint_url
-    return {
-        **web_identity(identity.role_arn),
-        "AWS_REGION": identity.region,
-        # boto3 reads only this one.
-        "AWS_DEFAULT_REGION": identity.region,
-        **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
-    }

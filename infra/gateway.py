@@ -8,6 +8,7 @@ from typing import Any, cast
 import pulumi
 import pulumi_kubernetes as k8s
 
+from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -26,7 +27,7 @@ from infra.names import (
     VLLM_PORT,
     VLLM_SERVICE,
 )
-from infra.pods import environment, grant, hardened, may_watch, of_secret, probe, run_as, service_ports
+from infra.pods import environment, grant, hardened, may_watch, of_pod, of_secret, probe, run_as, service_ports
 from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing
@@ -44,7 +45,9 @@ _USER_ID = 65532
 _SPREAD_OVER = ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
 
 
-def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDict) -> dict[str, Any]:
+def gateway_variables(
+    settings: Settings, vllm_api_key: core.EnvVarSourceArgsDict, usage_bucket: pulumi.Input[str]
+) -> dict[str, Any]:
     """What the gateway is told."""
     someone_wakes_it = settings.scaling_enabled or settings.inference_replicas
     return GatewaySettings.variables(
@@ -55,6 +58,8 @@ def gateway_variables(settings: Settings, vllm_api_key: core.EnvVarSourceArgsDic
         desired_key=DESIRED_STATE_FILE,
         keys_file=f"{_KEYS_DIR}/{GATEWAY_KEYS_FILE}",
         vllm_api_key=vllm_api_key,
+        usage_bucket=usage_bucket,
+        pod_name=of_pod("metadata.name"),
         port=GATEWAY_PORT,
         tls_port=GATEWAY_TLS_PORT if settings.gateway_certificate_arn else None,
         metrics_port=GATEWAY_METRICS_PORT,
@@ -92,6 +97,7 @@ class Gateway(pulumi.ComponentResource):
         namespace: pulumi.Input[str],
         image: pulumi.Input[str],
         vllm_key_secret: pulumi.Input[str],
+        identity: PodIdentity,
         tolerations: Sequence[Mapping[str, str]] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -100,6 +106,7 @@ class Gateway(pulumi.ComponentResource):
         self._namespace = namespace
         self._image = image
         self._vllm_key_secret = vllm_key_secret
+        self._identity = identity
         self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
         access = self._let_it_watch()
@@ -173,11 +180,13 @@ class Gateway(pulumi.ComponentResource):
             "termination_grace_period_seconds": PRESTOP_SECONDS + drain_seconds + _GRACE_MARGIN_SECONDS,
             "security_context": run_as(_USER_ID),
             "containers": [self._container()],
-            "volumes": [{"name": "keys", "secret": {"secret_name": keys.metadata.name}}],
+            "volumes": [{"name": "keys", "secret": {"secret_name": keys.metadata.name}}, token_volume()],
         }
 
     def _container(self) -> core.ContainerArgsDict:
-        variables = gateway_variables(self._settings, of_secret(self._vllm_key_secret, VLLM_API_KEY))
+        identity, secret = self._identity, of_secret(self._vllm_key_secret, VLLM_API_KEY)
+        variables = gateway_variables(self._settings, secret, identity.bucket)
+        variables |= identity.variables(self._settings.local.aws_endpoint_url)
         ports: list[core.ContainerPortArgsDict] = [
             {"name": HTTP_PORT_NAME, "container_port": GATEWAY_PORT},
             {"name": METRICS_PORT_NAME, "container_port": GATEWAY_METRICS_PORT},
@@ -198,7 +207,7 @@ class Gateway(pulumi.ComponentResource):
                 "limits": {"memory": f"{pod_resources.GATEWAY_MEMORY_LIMIT_MIB}Mi"},
             },
             "security_context": hardened(),
-            "volume_mounts": [{"name": "keys", "mount_path": _KEYS_DIR, "read_only": True}],
+            "volume_mounts": [{"name": "keys", "mount_path": _KEYS_DIR, "read_only": True}, token_mount()],
         }
 
     def _create_service(self) -> core.Service:

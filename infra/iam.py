@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
 import pulumi_aws as aws
+import pulumi_kubernetes as k8s
+
+from infra.names import USAGE_PREFIX
+
+core = k8s.core.v1
 
 AUDIENCE = "sts.amazonaws.com"
 TOKEN_DIR = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
@@ -77,6 +83,55 @@ def web_identity(role_arn: pulumi.Input[str]) -> dict[str, Any]:
         "AWS_WEB_IDENTITY_TOKEN_FILE": f"{TOKEN_DIR}/{TOKEN_FILE}",
         "AWS_STS_REGIONAL_ENDPOINTS": "regional",
     }
+
+
+def write_usage(bucket_arn: str, *, reads: bool) -> str:
+    """Add to the usage ledger; and read it where budgets are measured by it."""
+    ledger = f"{bucket_arn}/{USAGE_PREFIX}/*"
+    reading: list[dict[str, Any]] = [
+        {
+            "Sid": "ListUsage",
+            "Effect": "Allow",
+            "Action": "s3:ListBucket",
+            "Resource": bucket_arn,
+            "Condition": {"StringLike": {"s3:prefix": f"{USAGE_PREFIX}/*"}},
+        },
+        {"Sid": "ReadUsage", "Effect": "Allow", "Action": "s3:GetObject", "Resource": ledger},
+    ]
+    adding = {"Sid": "AddUsage", "Effect": "Allow", "Action": "s3:PutObject", "Resource": ledger}
+    return policy(adding, *(reading if reads else []))
+
+
+@dataclass(frozen=True)
+class PodIdentity:
+    """How a pod of ours uses the bucket: its name, role and region, written into the pod explicitly."""
+
+    bucket: pulumi.Input[str]
+    role_arn: pulumi.Input[str]
+    region: str
+
+    def variables(self, endpoint: str | None) -> dict[str, Any]:
+        """What the AWS SDK reads; `endpoint` is of an emulated AWS."""
+        return {
+            **web_identity(self.role_arn),
+            "AWS_REGION": self.region,
+            # boto3 reads only this one.
+            "AWS_DEFAULT_REGION": self.region,
+            **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
+        }
+
+
+def token_volume() -> core.VolumeArgsDict:
+    token: core.ServiceAccountTokenProjectionArgsDict = {
+        "audience": AUDIENCE,
+        "expiration_seconds": TOKEN_SECONDS,
+        "path": TOKEN_FILE,
+    }
+    return {"name": TOKEN_VOLUME, "projected": {"sources": [{"service_account_token": token}]}}
+
+
+def token_mount() -> core.VolumeMountArgsDict:
+    return {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True}
 
 
 class WorkloadRole(pulumi.ComponentResource):

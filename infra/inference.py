@@ -11,8 +11,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra.agent_container import ServingIdentity
-from infra.iam import ROLE_ANNOTATION
+from infra.iam import ROLE_ANNOTATION, PodIdentity
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -56,7 +55,7 @@ class Inference(pulumi.ComponentResource):
         *,
         settings: Settings,
         namespace: pulumi.Input[str],
-        identity: ServingIdentity,
+        identity: PodIdentity,
         loraserve_image: pulumi.Input[str],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:

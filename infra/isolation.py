@@ -178,6 +178,7 @@ class Isolation(_Policies):
             egress=[
                 {"to": [_pods(VLLM_SELECTOR)], "ports": [_tcp(VLLM_PORT), _tcp(AGENT_PORT)]},
                 {"to": _addresses(api_server), "ports": [_tcp(api_server.port)]},
+                {"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]},  # S3 and STS, for the usage ledger
             ],
         )
         ingress = [

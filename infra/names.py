@@ -20,6 +20,7 @@ from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT
 from loraserve.contract.addresses import PROMETHEUS_SERVICE as PROMETHEUS_SERVICE
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
+from loraserve.contract.addresses import USAGE_PREFIX as USAGE_PREFIX
 from loraserve.contract.addresses import VLLM as VLLM
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
 from loraserve.contract.addresses import VLLM_SELECTOR as VLLM_SELECTOR

@@ -8,11 +8,10 @@ import pulumi_aws as aws
 from infra import deployed, names, preflight, settings, standing, tags
 from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
-from infra.agent_container import ServingIdentity
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
 from infra.gateway import Gateway, how_to_call
-from infra.iam import WorkloadRole, read_prefixes
+from infra.iam import PodIdentity, WorkloadRole, read_prefixes, write_usage
 from infra.images import loraserve_image
 from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
@@ -76,6 +75,16 @@ def deploy() -> None:
         service_account=names.SERVING_SERVICE_ACCOUNT,
         inline_policy=adapters.bucket.arn.apply(lambda arn: read_prefixes(arn, names.CATALOG_PREFIXES)),
     )
+    gateway_role = WorkloadRole(
+        f"{cluster_name}-gateway",
+        provider=cluster.oidc_provider,
+        issuer=cluster.issuer,
+        namespace=names.SERVING_NAMESPACE,
+        service_account=names.GATEWAY,
+        inline_policy=adapters.bucket.arn.apply(
+            lambda arn: write_usage(arn, reads=any(key.tokens_per_month for key in config.gateway_keys))
+        ),
+    )
     image = loraserve_image(config.loraserve_image, deletion_protection=config.deletion_protection)
 
     # Kubernetes: everything below goes before the nodes and the cluster do.
@@ -106,7 +115,7 @@ def deploy() -> None:
         "inference",
         settings=config,
         namespace=serving_namespace,
-        identity=ServingIdentity(adapters.bucket.id, serving_role.arn, region),
+        identity=PodIdentity(adapters.bucket.id, serving_role.arn, region),
         loraserve_image=image,
         opts=in_cluster,
     )
@@ -116,6 +125,7 @@ def deploy() -> None:
         namespace=serving_namespace,
         image=image,
         vllm_key_secret=inference.api_key_secret.metadata.name,
+        identity=PodIdentity(adapters.bucket.id, gateway_role.arn, region),
         tolerations=[names.GPU_TAINT.toleration()] if config.local.single_node else [],
         opts=in_cluster,
     )

@@ -8,7 +8,8 @@ from typing import cast
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.agent_container import ServingIdentity, agent_container, agent_volumes
+from infra.agent_container import agent_container, agent_volumes
+from infra.iam import PodIdentity
 from infra.names import ADAPTERS_VOLUME, BASE_VOLUME, GPU_SELECTOR, GPU_TAINT, SERVING_SERVICE_ACCOUNT, TMP_VOLUME
 from infra.pods import run_as
 from infra.vllm_container import PRESTOP_SECONDS, vllm_container, vllm_volumes
@@ -27,7 +28,7 @@ class Surroundings:
     """What the pod finds around it: our image, its AWS identity, and the names of what it mounts."""
 
     image: pulumi.Input[str]
-    identity: ServingIdentity
+    identity: PodIdentity
     secret: pulumi.Input[str]
     desired_state: pulumi.Input[str]
     files: pulumi.Input[str]

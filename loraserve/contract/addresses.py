@@ -51,6 +51,9 @@ EVALUATION_PREFIX = "evaluations"
 LINEAGE_PREFIX = "lineage"
 """What is known of a version lies under lineage/, then as the version itself: it is added to, and stays."""
 
+USAGE_PREFIX = "usage"
+"""What tenants used lies under usage/{day}/{gateway process}/."""
+
 _STACK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 
 

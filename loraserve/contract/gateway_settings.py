@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from loraserve.contract.addresses import AGENT_PORT, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
+from loraserve.contract.addresses import AGENT_PORT, GATEWAY, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
 from loraserve.contract.environment import Count, KubernetesSettings, Port, ProcessSettings, Seconds
 
 
@@ -21,6 +21,9 @@ class GatewaySettings(ProcessSettings):
     desired_key: str = "desired.json"
     keys_file: Path = Path("/etc/loraserve/keys/keys.json")
     vllm_api_key: str
+    usage_bucket: str | None = None
+    """Where the usage ledger is; None: there is none, and no monthly budget holds."""
+    pod_name: str = GATEWAY
     port: Port = GATEWAY_PORT
     tls_port: Port | None = None
     """For the load balancer; None: there is none."""

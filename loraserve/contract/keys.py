@@ -22,7 +22,7 @@ _ID_BYTES = 4
 _SECRET_BYTES = 32
 
 
-PerMinute = Annotated[int, Field(strict=True, gt=0)] | None
+Limit = Annotated[int, Field(strict=True, gt=0)] | None
 
 
 class InvalidKeys(LoraserveError):
@@ -38,10 +38,12 @@ class Key(Document):
     """Of the whole key."""
     models: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY_MODEL,)
     """Public names; `*` stands for all."""
-    requests_per_minute: PerMinute = None
+    requests_per_minute: Limit = None
     """Of the tenant, over all its keys and all replicas; None: unlimited. Sequences count: `n` for every prompt."""
-    tokens_per_minute: PerMinute = None
+    tokens_per_minute: Limit = None
     """Likewise; read and written ones."""
+    tokens_per_month: Limit = None
+    """Likewise, of a calendar month (UTC)."""
     expires_at: AwareDatetime | None = None
     """From then on the key is refused; None: never."""
 
@@ -55,6 +57,7 @@ def create_key(
     requests_per_minute: int | None,
     tokens_per_minute: int | None = None,
     expires_at: str | None = None,
+    tokens_per_month: int | None = None,
 ) -> tuple[str, Key]:
     """A new key, to be shown once, and its entry. Raises InvalidKeys."""
     identifier = secrets.token_hex(_ID_BYTES)
@@ -68,6 +71,7 @@ def create_key(
                 "models": models,
                 "requests_per_minute": requests_per_minute,
                 "tokens_per_minute": tokens_per_minute,
+                "tokens_per_month": tokens_per_month,
                 "expires_at": expires_at,
             }
         )

@@ -83,6 +83,8 @@ class PublicApi:
     async def complete(self, door: Door, request: web.Request) -> web.StreamResponse:
         """Whatever vLLM answers about one model."""
         key, gateway = self._authenticate(request), self._gateway
+        if gateway.ledger and door.generates:
+            gateway.ledger.check(key)
         with gateway.in_flight.claim(key.tenant) as claim:
             completion = await self._parse(door, await self._read(request, claim))
             if completion.is_conversation and not gateway.routes.has_chat_template:
@@ -160,6 +162,8 @@ class PublicApi:
             response = _refuse(record, ApiError("The gateway failed; its log says why."))
         finally:
             record.finish(self._gateway.metrics)
+            if self._gateway.ledger:
+                self._gateway.ledger.count(record)
         if not response.prepared:
             response.headers.update(self._limit_headers(request))
         return response

@@ -1,6 +1,7 @@
 """Errors in the shape of OpenAI's API, so that its official clients raise their own exceptions and retry as they should."""
 
 import json
+from datetime import date
 
 from loraserve.errors import LoraserveError
 
@@ -92,6 +93,21 @@ class HeadTooLarge(ApiError):
 
 class RateLimited(ApiError):
     status, kind, code = 429, "requests", "rate_limit_exceeded"
+
+
+class BudgetSpent(ApiError):
+    """OpenAI's clients know the code, and try no more."""
+
+    status, kind, code = 429, "insufficient_quota", "insufficient_quota"
+
+    def __init__(self, budget: int, spent: int, renewed: date) -> None:
+        super().__init__(
+            f"Your {budget:,} tokens of this month are used ({spent:,} counted); there are new ones from {renewed} (UTC) on. Ask "
+            "the stack's operator for more."
+        )
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}
 
 
 class UpstreamBroken(ApiError):

@@ -27,6 +27,7 @@ from loraserve.gateway.errors import (
 )
 from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
+from loraserve.gateway.ledger import Ledger
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import HiddenUsage, Record, StreamMeter, Usage
@@ -68,6 +69,7 @@ class Gateway:
     metrics: Metrics
     http: aiohttp.ClientSession
     routes: Routes
+    ledger: Ledger | None = None
 
 
 class ClientGone(ConnectionResetError):

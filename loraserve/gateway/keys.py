@@ -43,6 +43,10 @@ class Keys:
         return frozenset(key.tenant for key in self._by_id.values())
 
     @property
+    def has_budgets(self) -> bool:
+        return any(key.tokens_per_month is not None for key in self._by_id.values())
+
+    @property
     def known(self) -> bool:
         """Whether a readable document was there."""
         return self._ring.value is not None

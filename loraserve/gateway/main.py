@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import uvloop
 from aiohttp import web
 
+from loraserve.catalog.bucket import Bucket
 from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.last_good import LastGood
@@ -22,6 +23,7 @@ from loraserve.gateway.errors import Stopping
 from loraserve.gateway.exchange import Gateway
 from loraserve.gateway.in_flight import InFlight
 from loraserve.gateway.keys import Keys, RateLimits
+from loraserve.gateway.ledger import Ledger, process_name
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
@@ -142,6 +144,12 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         http=http,
         routes=Routes(),
     )
+    if settings.usage_bucket:
+        gateway.ledger = Ledger(
+            Bucket(settings.usage_bucket), process_name(settings.pod_name), lambda: keys.has_budgets
+        )
+        # Left after the servers: what the last requests took is written too.
+        stack.push_async_callback(gateway.ledger.write)
     _follow_everything(gateway, stack)
     return gateway
 
@@ -157,6 +165,8 @@ def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> No
     }
     tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
     tasks.append(asyncio.create_task(_refresh_keys(gateway)))
+    if gateway.ledger:
+        tasks.append(asyncio.create_task(gateway.ledger.follow()))
 
     async def end() -> None:
         for task in tasks:

@@ -19,6 +19,7 @@ from loraserve.operator import (
     evaluation_commands,
     loadtest_commands,
     planning_commands,
+    usage_commands,
 )
 from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.terminal import (
@@ -81,6 +82,7 @@ for _command in (
     *application_commands.COMMANDS,
     *loadtest_commands.COMMANDS,
     *evaluation_commands.COMMANDS,
+    usage_commands.usage,
 ):
     cli.add_command(_command)
 
@@ -178,6 +180,7 @@ def smoke(key: str, context: str | None, as_json: bool) -> int:
 @click.option(
     "--tokens-per-minute", type=int, metavar="N", help="Likewise, read and written ones (default: unlimited)."
 )
+@click.option("--tokens-per-month", type=int, metavar="N", help="Likewise, of a calendar month (default: unlimited).")
 @click.option("--expires-at", metavar="TIME", help="Such as 2027-01-31T00:00:00Z (default: never).")
 @json_option
 def key(
@@ -185,6 +188,7 @@ def key(
     models: str,
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
+    tokens_per_month: int | None,
     expires_at: str | None,
     as_json: bool,
 ) -> None:
@@ -195,7 +199,8 @@ def key(
     """
     from loraserve.contract.keys import create_key
 
-    secret, entry = create_key(tenant, tuple(models.split(",")), requests_per_minute, tokens_per_minute, expires_at)
+    limits = (requests_per_minute, tokens_per_minute, expires_at, tokens_per_month)
+    secret, entry = create_key(tenant, tuple(models.split(",")), *limits)
     if as_json:
         print_json({"key": secret, "entry": plain(entry)})
         return

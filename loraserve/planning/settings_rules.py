@@ -171,7 +171,7 @@ def one_limit_for_a_tenant(settings: Settings) -> Iterator[str]:
     """Its entries share it, and a client must not choose by its key."""
     for tenant in sorted({key.tenant for key in settings.gateway_keys}):
         entries = [key for key in settings.gateway_keys if key.tenant == tenant]
-        for limit in ("requests_per_minute", "tokens_per_minute"):
+        for limit in ("requests_per_minute", "tokens_per_minute", "tokens_per_month"):
             if len({getattr(key, limit) for key in entries}) > 1:
                 yield (
                     f"{PROJECT}:gatewayKeys: the keys of {tenant} have different {to_camel(limit)}, and a limit is the tenant's "

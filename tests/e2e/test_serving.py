@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_the_doors_beside_completions_work_on_a_real_vllm(served: Served, applic
         text = http.post("/detokenize", json={"model": "faq", "tokens": said["tokens"]}).json()["prompt"]
     assert "[INST] Who are you? [/INST]" in text, "the template that ships: the base model has none of its own"
     assert said["count"] == len(said["tokens"])
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_stream_is_what_vllm_sends_and_its_tokens_are_counted_all_the_same(served: Served, path: str) -> None:
+    key = base64.b64decode(served.kubectl("get", "secret", "vllm", "--output", "jsonpath={.data.api-key}")).decode()
+    body = {"prompt": "Hello"} if path == "/v1/completions" else {"messages": WHO}
+    body |= {"temperature": 0, "max_tokens": 12, "stream": True}
+    streams = []
+    for url, bearer, model in (
+        (served.address("vllm-service", 8000), key, "faq@v1"),
+        (served.address("gateway", 8080), served.key, "faq"),
+    ):
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+            answer = http.post(path, json=body | {"model": model}, headers={"Authorization": f"Bearer {bearer}"})
+        streams.append(re.sub(r'"(id|created)":[^,]*,', "", answer.text))
+    direct, through = streams
+    assert through == direct
+    assert '"system_fingerprint"' in through
+    assert '"usage"' not in through
 
 
 def test_a_batch_is_answered_in_order(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +267,21 @@ def test_a_killed_pod_comes_back_with_its_adapters(served: Served) -> None:
     eventually(served.is_ready)
     assert served.answers() == answers
     assert served.pod_uid != before
+
+
+def test_what_was_used_is_in_the_bucket(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written by the gateways' own role, every two minutes."""
+    assert served.stack.cloud
+    for name, value in served.stack.cloud.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def models_used() -> set[str]:
+        assert main(["usage", "--bucket", served.stack.pulumi.output("adapterBucket"), "--json"]) == 0
+        return {row["model"] for row in json.loads(capsys.readouterr().out) if row["completion_tokens"]}
+
+    eventually(lambda: models_used() == set(ANSWERS))
 
 
 def test_a_rebooted_node_brings_everything_back(served: Served) -> None:

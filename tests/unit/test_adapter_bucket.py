@@ -36,7 +36,8 @@ def test_the_bucket_is_closed_to_the_public(dev: Program) -> None:
 
 
 def test_failed_uploads_and_old_versions_are_not_paid_for_forever(dev: Program) -> None:
-    (rule,) = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
+    rule, usage = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
+    assert (usage["filter"], usage["expiration"]) == ({"prefix": "usage/"}, {"days": 800})
     assert rule["status"] == "Enabled"
     assert rule["filter"] == {"prefix": ""}
     assert rule["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}
@@ -91,9 +92,8 @@ def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
     assert denied["NoDelete"]["Condition"] == {"ArnNotEquals": {"aws:PrincipalArn": GC_ROLE}}
     assert "Condition" not in denied["NoDeleteForGood"]
     for sid in ("NoOverwrite", "NoDelete", "NoDeleteForGood"):
-        kept = [
-            f"arn:aws:s3:::adapters/{prefix}/*" for prefix in ("llm-models", "base-models", "lineage", "evaluations")
-        ]
+        prefixes = ("llm-models", "base-models", "lineage", "evaluations", "usage")
+        kept = [f"arn:aws:s3:::adapters/{prefix}/*" for prefix in prefixes]
         assert denied[sid]["Resource"] == kept
 
 

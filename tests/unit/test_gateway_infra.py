@@ -78,12 +78,24 @@ def test_it_shares_vllms_key(dev: Program) -> None:
 
 
 def test_only_digests_of_keys_are_in_the_cluster(dev: Program) -> None:
-    (volume,) = pod(dev)["volumes"]
+    volume, _ = pod(dev)["volumes"]
     secret = dev.one("core/v1:Secret", volume["secret"]["secretName"]).inputs
     mount = container(dev)["volumeMounts"][0]
     file = told(dev).keys_file
     assert str(file.parent) == mount["mountPath"]
     assert KeyRing.parse(secret["stringData"][file.name]).keys == (KEY,)
+
+
+def test_it_writes_what_was_used_into_the_stacks_bucket_with_a_role_of_its_own(dev: Program) -> None:
+    _, volume = pod(dev)["volumes"]
+    _, mount = container(dev)["volumeMounts"]
+    variables = {entry["name"]: entry.get("value") for entry in container(dev)["env"]}
+    (token,) = volume["projected"]["sources"]
+    file = f"{mount['mountPath']}/{token['serviceAccountToken']['path']}"
+    assert (volume["name"], file) == (mount["name"], variables["AWS_WEB_IDENTITY_TOKEN_FILE"])
+    assert token["serviceAccountToken"]["audience"] == "sts.amazonaws.com"
+    assert variables["AWS_ROLE_ARN"] == "arn:aws:mock:::loraserve-dev-gateway"
+    assert variables["GATEWAY_USAGE_BUCKET"]
 
 
 def test_it_may_see_which_pods_there_are_and_what_they_shall_serve(dev: Program) -> None:

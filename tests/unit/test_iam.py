@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from infra.addons import autoscaler_policy
+from loraserve.contract.keys import create_key
 from tests.stack_values import adapter
 from tests.unit.declared import ISSUER, Program, declare
 
@@ -25,6 +26,7 @@ def statements(text: str) -> dict[str, dict[str, Any]]:
     ("role", "subject"),
     [
         ("loraserve-prod-serving", "system:serviceaccount:ml-models:workflow-sa"),
+        ("loraserve-prod-gateway", "system:serviceaccount:ml-models:gateway"),
         ("loraserve-prod-autoscaler", "system:serviceaccount:kube-system:cluster-autoscaler"),
         ("loraserve-prod-ebs-csi", "system:serviceaccount:kube-system:ebs-csi-controller-sa"),
     ],
@@ -43,6 +45,25 @@ def test_the_serving_role_lists_and_reads_the_catalog_and_nothing_else(prod: Pro
     listing, reading = policy["Statement"]
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["llm-models/*", "base-models/*"]}}
     assert all(resource.endswith(("/llm-models/*", "/base-models/*")) for resource in reading["Resource"])
+
+
+def gateway_grants(**changes: Any) -> dict[str, tuple[Any, Any]]:
+    text = declare("dev", **changes).one("iam/rolePolicy:RolePolicy", "loraserve-dev-gateway").inputs["policy"]
+    return {name: (each["Action"], each["Resource"]) for name, each in statements(text).items()}
+
+
+def test_the_gateway_adds_to_the_usage_ledger_and_reads_it_only_where_there_are_budgets() -> None:
+    bucket = "arn:aws:s3:::loraserve-dev-adapters"
+    adding = {"AddUsage": ("s3:PutObject", f"{bucket}/usage/*")}
+    assert gateway_grants() == adding
+    _, key = create_key("team-a", ("*",), None, tokens_per_month=1000)
+    budget = [key.model_dump(mode="json", by_alias=True, exclude_none=True)]
+    assert gateway_grants(gatewayKeys=budget) == adding | {
+        "ListUsage": ("s3:ListBucket", bucket),
+        "ReadUsage": ("s3:GetObject", f"{bucket}/usage/*"),
+    }
+    text = declare("dev", gatewayKeys=budget).one("iam/rolePolicy:RolePolicy", "loraserve-dev-gateway").inputs["policy"]
+    assert statements(text)["ListUsage"]["Condition"] == {"StringLike": {"s3:prefix": "usage/*"}}
 
 
 def test_a_new_adapter_needs_no_iam_change() -> None:

@@ -96,6 +96,7 @@ MAY_LEAVE = {
     ("gateway", "vllm", names.AGENT_PORT),
     ("gateway", "api-server", 443),
     ("gateway", "api-service", 443),
+    ("gateway", "internet", 443),
     ("gateway", "node", 443),  # in the VPC's range, as the API server's interfaces are
     ("vllm", "api-server", 443),
     ("vllm", "api-service", 443),

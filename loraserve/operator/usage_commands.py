@@ -1,0 +1,85 @@
+"""`loraserve usage`: what tenants used, for a bill."""
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass, fields
+from datetime import UTC, date, datetime
+
+import click
+from rich.table import Table
+
+from loraserve.contract.usage import Used
+from loraserve.monitoring.rules import WRITTEN_TOKEN_WEIGHT
+from loraserve.operator.terminal import add_row, busy, json_option, print_json, print_table, table
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one tenant used of one version of a model on a day."""
+
+    day: str
+    tenant: str
+    model: str
+    version: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    gpu_share: float
+    """Of the month's work, by tokens: a written one counts as four that are read, as the dashboards have it."""
+
+
+@click.command()
+@click.option("--bucket", "bucket_name", required=True, metavar="NAME", help="The stack's adapter bucket.")
+@click.option("--month", type=click.DateTime(["%Y-%m"]), metavar="YYYY-MM", help="In UTC (default: the present one).")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a row for each day.")
+@json_option
+def usage(bucket_name: str, month: datetime | None, as_csv: bool, as_json: bool) -> None:
+    """Show what each tenant used of each adapter in a month: requests, tokens, share of the GPU's work.
+
+    Counted by the gateways, which write it into the bucket every two minutes.
+    """
+    from loraserve.catalog import usage as ledger
+    from loraserve.catalog.bucket import Bucket
+
+    bucket = Bucket(bucket_name)
+    with busy("reading the ledger"):
+        days = ledger.days_of((month or datetime.now(UTC)).date())
+        rows = list(per_day((day, used) for day in days for used in ledger.read_day(bucket, day)))
+    if as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Row))
+        writer.writerows(astuple(row) for row in rows)
+    elif as_json:
+        print_json([asdict(row) for row in rows])
+    else:
+        print_table(_shown(rows))
+
+
+def per_day(found: Iterable[tuple[date, Used]]) -> Iterator[Row]:
+    """Sums over processes, in order, with each one's share of all."""
+    sums: dict[tuple[str, str, str, str], Counter[str]] = {}
+    for day, used in found:
+        counts = sums.setdefault((day.isoformat(), used.tenant, used.model, used.version), Counter())
+        counts.update(r=used.requests, p=used.prompt_tokens, c=used.completion_tokens)
+    whole = sum(map(_work, sums.values())) or 1
+    for key, counts in sorted(sums.items()):
+        yield Row(*key, counts["r"], counts["p"], counts["c"], round(_work(counts) / whole, 6))
+
+
+def _work(counts: Counter[str]) -> int:
+    return counts["p"] + WRITTEN_TOKEN_WEIGHT * counts["c"]
+
+
+def _shown(rows: Iterable[Row]) -> Table:
+    """The month's sums."""
+    sums: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        total = sums.setdefault((row.tenant, row.model, row.version), [0, 0, 0, 0])
+        for at, value in enumerate((row.requests, row.prompt_tokens, row.completion_tokens, row.gpu_share)):
+            total[at] += value
+    shown = table("tenant", "model", "version", "requests", "prompt tokens", "completion tokens", "GPU share")
+    for key, (requests, prompt, completion, share) in sums.items():
+        add_row(shown, *key, f"{requests:,.0f}", f"{prompt:,.0f}", f"{completion:,.0f}", f"{share:.1%}")
+    return shown
