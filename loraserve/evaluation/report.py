@@ -26,15 +26,15 @@ def sentence(outcome: Outcome) -> str:
         compared = part.comparisons[verdict.primary_score]
         result = compared.result(verdict.margin)
         low, high = (f"{100 * end:+.1f}" for end in compared.interval)
-        line = (
-            f"{part.name} set: {result.value}; {compared.candidate_score:.3f} against {compared.score:.3f} of {_other(part)}, "
+        told = result.value
+        if result is Result.INCONCLUSIVE:
+            told += f", {rows_needed(compared)} rows would do"
+        elif compared.small:
+            told += " on a small set, which shows a large difference only"
+        found.append(
+            f"{part.name} set: {told}; {compared.candidate_score:.3f} against {compared.score:.3f} of {_other(part)}, "
             f"difference {low} to {high} points on {compared.rows:,} rows"
         )
-        if result is Result.INCONCLUSIVE:
-            line += f"; inconclusive, {rows_needed(compared)} rows would do"
-        elif compared.small:
-            line += "; a small set, which shows a large difference only"
-        found.append(line)
     if verdict.override:
         found.append(f"let through by {verdict.override.by}: {verdict.override.reason}")
     return "\n  ".join(found)

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _UNSPACED = {
     "CJK": "Chinese",
     "HIRAGANA": "Japanese",

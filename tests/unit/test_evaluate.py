@@ -190,7 +190,7 @@ def test_the_published_6_to_14_of_15_passes_and_is_marked_as_small(
     told = capsys.readouterr()
     assert "PASS: faq@v3 by exact" in told.out
     assert "0.933 against 0.400 of the base" in told.out
-    assert "a small set" in told.out
+    assert "on a small set" in told.out
     assert "773 to 1,546 would do" in told.err, "said before the run"
 
 
