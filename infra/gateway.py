@@ -68,6 +68,7 @@ def gateway_variables(
         pod_concurrency=MAX_NUM_SEQS,
         stall_seconds=settings.stall_seconds,
         wait_seconds=settings.hold_seconds if someone_wakes_it else 0,
+        replica_hours_per_day=settings.replica_hours_per_day,
         drain_seconds=settings.longest_generation_seconds,
         balancer_idle_seconds=settings.balancer_idle_seconds,
     )

@@ -37,6 +37,8 @@ class GatewaySettings(ProcessSettings):
     """Requests that all replicas together have running on one vLLM pod; more wait here, where waiting is fair."""
     wait_seconds: Annotated[float, Field(ge=0)]
     """How long a request is held: as long as a start from zero may take."""
+    replica_hours_per_day: Annotated[float, Field(gt=0)] | None = None
+    """Of vLLM's pods together; once they are used up, a sleeping model is not woken before the next day. None: no limit."""
     drain_seconds: Seconds = 150
     """A stopping gateway lets running generations finish."""
     balancer_idle_seconds: Seconds

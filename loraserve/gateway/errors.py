@@ -1,7 +1,7 @@
 """Errors in the shape of OpenAI's API, so that its official clients raise their own exceptions and retry as they should."""
 
 import json
-from datetime import date
+from datetime import date, datetime, timedelta
 
 from loraserve.errors import LoraserveError
 
@@ -126,6 +126,19 @@ class Asleep(ApiError):
     """The model did not wake up within the time that a request is held."""
 
     status, code = 503, "model_starting"
+
+
+class HoursSpent(ApiError):
+    """Nothing wakes the model any more today."""
+
+    status, code = 503, "gpu_hours_spent"
+
+    def __init__(self, limit: timedelta, until: datetime, *, retry_after: float) -> None:
+        super().__init__(
+            f"The model sleeps, and today's {limit / timedelta(hours=1):g} hours of running it are used up: it can be woken from "
+            f"{until.isoformat()} on. The stack's operator can raise gpuHoursPerDay.",
+            retry_after=retry_after,
+        )
 
 
 class Stopping(ApiError):

@@ -13,6 +13,7 @@ from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.bounds import Bounds
+from loraserve.gateway.brake import Brake
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import BYTES_PER_TOKEN, Completion
 from loraserve.gateway.doors import Door
@@ -66,6 +67,7 @@ class Gateway:
     pods: Pods
     room: WaitingRoom
     cold_starts: ColdStarts
+    brake: Brake
     metrics: Metrics
     http: aiohttp.ClientSession
     routes: Routes
@@ -171,6 +173,7 @@ class Exchange:
 
     async def _find_place(self, route: Route) -> Place:
         completion = self._completion
+        self._gateway.brake.check()
         ticket = self._gateway.room.enter(self._key.tenant, route, completion.size, completion.cost.sequences)
         if ticket.place.done():
             return ticket.place.result()

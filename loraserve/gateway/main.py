@@ -18,6 +18,7 @@ from loraserve.contract.last_good import LastGood
 from loraserve.gateway import upstream
 from loraserve.gateway.app import InnerApi, PublicApi
 from loraserve.gateway.bounds import Bounds
+from loraserve.gateway.brake import Brake
 from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.errors import Stopping
 from loraserve.gateway.exchange import Gateway
@@ -124,7 +125,10 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         retry_after=cold_starts.remaining,
     )
 
+    brake = Brake(pods, settings.replica_hours_per_day)
+
     def on_change() -> None:
+        brake.observe()
         cold_starts.observe()
         room.wake()
 
@@ -140,6 +144,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         pods=pods,
         room=room,
         cold_starts=cold_starts,
+        brake=brake,
         metrics=metrics,
         http=http,
         routes=Routes(),

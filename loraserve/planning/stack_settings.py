@@ -216,6 +216,9 @@ class Settings(_Section):
     gateway_wait_seconds: Annotated[
         Annotated[int, Field(ge=1)] | None, BeforeValidator(lambda value: None if value == "" else value)
     ]
+    gpu_hours_per_day: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(lambda value: value or None)
+    ]
     gateway_keys: Annotated[tuple[Key, ...], AfterValidator(_unique_keys)] = ()
     gateway_client_namespaces: Annotated[tuple[str, ...], AfterValidator(_known_namespaces)] = ()
     gateway_certificate_arn: Annotated[OptionalText, AfterValidator(_certificate)]
@@ -287,6 +290,11 @@ class Settings(_Section):
     def hold_seconds(self) -> int:
         """How long the gateway holds a request while the model wakes."""
         return self.gateway_wait_seconds or cold_start.HOLD_SECONDS
+
+    @property
+    def replica_hours_per_day(self) -> float | None:
+        """`gpu_hours_per_day` in hours of a pod."""
+        return self.gpu_hours_per_day and self.gpu_hours_per_day / self.gpu_instance.gpus
 
     @property
     def stall_seconds(self) -> int:

@@ -104,6 +104,7 @@ CHANGES: Mapping[str, Any] = {
     "requestsPerReplica": 50,
     "gatewayReplicas": 3,
     "gatewayWaitSeconds": 330,
+    "gpuHoursPerDay": 8,
     "gatewayKeys": [_KEY.model_dump(mode="json", by_alias=True)],
     "gatewayClientNamespaces": ["apps"],
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
