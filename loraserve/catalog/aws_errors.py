@@ -29,7 +29,7 @@ _MEANINGS: tuple[tuple[tuple[type[BotoCoreError], ...], str], ...] = (
     ),
     (
         (ProfileNotFound,),
-        "~/.aws/config has no profile of that name; correct AWS_PROFILE or what names it, or unset it",
+        "AWS_PROFILE names a profile that ~/.aws/config has not; correct it, or unset it",
     ),
     ((ConfigNotFound, ConfigParseError, InvalidConfigError), "~/.aws/config cannot be used; correct it"),
     ((NoRegionError, InvalidRegionError), "no AWS region is set, or a misspelt one; set AWS_REGION"),

@@ -27,6 +27,7 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    ProfileNotFound,
     ReadTimeoutError,
     ResponseStreamingError,
 )
@@ -345,6 +346,8 @@ def _client(
         session = boto3.Session(region_name=region, profile_name=profile)
         return (_as_role(session, role) if role else session).client(service, config=config)
     except BotoCoreError as error:  # a profile or a region that is not there
+        if profile and isinstance(error, ProfileNotFound):
+            raise CatalogUnavailable(f"~/.aws/config has no profile {profile!r}; correct its name") from error
         raise CatalogUnavailable(explain(error)) from error
 
 

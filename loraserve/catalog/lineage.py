@@ -68,6 +68,8 @@ class Record(Document):
     to_stack: str | None = None
     replaced: str | None = None
     """The version that the target's stack file named before."""
+    restored: str | None = None
+    """The version that a rollback brought back instead."""
     reason: str | None = None
 
     @classmethod

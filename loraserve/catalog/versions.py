@@ -59,10 +59,28 @@ def publish(bucket: Bucket, id: VersionId, folder: Path, manifest: Manifest, pro
             if manifest.says_the_same(type(manifest).parse(published)):
                 return digest_of(published)
         raise VersionExists(f"{bucket.url(id.key())} is published already; publish as a new version, such as 'v2'")
+    _upload(bucket, id, folder, manifest, content, progress)
+    return manifest.digest
+
+
+def deliver(bucket: Bucket, id: VersionId, folder: Path, schema: type[Manifest], progress: OnProgress) -> None:
+    """Uploads a folder that `fetch` has filled, manifest included, to another bucket; every byte is read again there.
+
+    What is there already with equal bytes stays. Raises VersionExists, ObjectMissing, DigestMismatch, CatalogUnavailable.
+    """
+    content = (folder / MANIFEST_FILE).read_bytes()
+    manifest = schema.parse(content)
+    _upload(bucket, id, folder, manifest, content, progress)
+    for file, entry in manifest.files.items():
+        bucket.verify(id.key(file), entry, progress)
+
+
+def _upload(
+    bucket: Bucket, id: VersionId, folder: Path, manifest: Manifest, content: bytes, progress: OnProgress
+) -> None:
     for file, entry in manifest.files.items():
         bucket.upload(id.key(file), folder / file, entry, progress)
-    bucket.create(committed, content)
-    return manifest.digest
+    bucket.create(id.key(MANIFEST_FILE), content)
 
 
 def fetch(
@@ -104,9 +122,14 @@ def holds(folder: Path, digest: str) -> bool:
 def pinned_manifest(bucket: Bucket, id: VersionId, digest: str) -> bytes:
     """With the digest that the stack config pins. Raises ObjectMissing, DigestMismatch, CatalogUnavailable."""
     content = bucket.read(id.key(MANIFEST_FILE), MAX_MANIFEST_BYTES)
-    if digest_of(content) != digest:
+    check_pinned(content, digest, bucket.url(id.key(MANIFEST_FILE)))
+    return content
+
+
+def check_pinned(manifest: bytes, digest: str, where: str) -> None:
+    """Raises DigestMismatch."""
+    if digest_of(manifest) != digest:
         raise DigestMismatch(
-            f"{bucket.url(id.key(MANIFEST_FILE))} has digest {digest_of(content)}, the stack config pins {digest}; "
+            f"{where} has digest {digest_of(manifest)}, the stack config pins {digest}; "
             "paste the entry that `loraserve show` prints for this version"
         )
-    return content

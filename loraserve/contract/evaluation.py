@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from loraserve.contract.addresses import EVALUATION_PREFIX
-from loraserve.contract.document import AdapterName, Digest, Document, PathSegment
+from loraserve.contract.document import Digest, Document, HubId, PathSegment
 from loraserve.errors import LoraserveError
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -37,9 +37,10 @@ class Result(StrEnum):
 
 
 class EvaluatedVersion(Document):
-    """One version of an adapter, as the stack config's entry names and pins it."""
+    """One version of an adapter or of a mirrored model, as the stack config's entry names and pins it."""
 
-    name: AdapterName
+    name: HubId
+    """Of an adapter as callers know it, or of a whole model."""
     version: PathSegment
     digest: Digest
 

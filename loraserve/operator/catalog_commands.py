@@ -367,6 +367,7 @@ def _lineage_line(record: lineage.Record, digest: str) -> str:
         "from": record.from_stack,
         "to": record.to_stack,
         "instead of": record.replaced,
+        "back to": record.restored,
         "because": record.reason,
         **(plain(record.origin) if record.origin else {}),
         "evaluations": ", ".join(record.evaluations),

@@ -19,6 +19,7 @@ from loraserve.operator import (
     evaluation_commands,
     loadtest_commands,
     planning_commands,
+    release_commands,
     usage_commands,
 )
 from loraserve.operator.kubectl import Kubectl, context_option
@@ -78,6 +79,7 @@ def cli() -> None:
 
 for _command in (
     *catalog_commands.COMMANDS,
+    *release_commands.COMMANDS,
     *planning_commands.COMMANDS,
     *application_commands.COMMANDS,
     *loadtest_commands.COMMANDS,

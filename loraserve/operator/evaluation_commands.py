@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.evaluations import write_verdict
-from loraserve.contract.evaluation import BaseIdentity, EvaluatedVersion, Override, Result
+from loraserve.contract.evaluation import EvaluatedVersion, Override, Result
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.operator.application_commands import gateway, namespace_option, url_option
@@ -131,12 +131,7 @@ def _compared(candidate: str, stack_file: Path, production_file: Path | None) ->
     if name.version is None:
         raise click.UsageError("--candidate has no version: say which, such as faq@v3")
     settings = stack_files.read(stack_file)
-    mirror = settings.base_model_mirror
-    base = BaseIdentity(
-        name=settings.base_model,
-        revision=None if mirror else settings.base_model_revision,
-        mirror=mirror and mirror.digest,
-    )
+    base = settings.base_identity
     found = _declared(settings, name.adapter, name.version)
     if not found:
         raise NotDeclared(

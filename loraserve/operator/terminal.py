@@ -14,6 +14,7 @@ from rich.text import Text
 
 from loraserve.catalog.files import OnProgress
 from loraserve.contract.document import Document
+from loraserve.planning.stack_file_edit import entry_lines
 
 PIPED_WIDTH = 200
 """Of a table that no terminal shows."""
@@ -37,17 +38,12 @@ def plain(document: Document) -> dict[str, Any]:
 
 def stack_config_entry(entry: Document) -> str:
     """YAML, one item of a list."""
-    return "- " + "\n  ".join(_yaml_lines(entry))
+    return "- " + "\n  ".join(entry_lines(entry))
 
 
 def stack_config_setting(key: str, value: Document) -> str:
     """YAML, one key of a stack config."""
-    return f"loraserve:{key}:\n  " + "\n  ".join(_yaml_lines(value))
-
-
-def _yaml_lines(document: Document) -> list[str]:
-    """JSON values, so that a version such as 1.0 stays text."""
-    return [f"{key}: {json.dumps(value)}" for key, value in plain(document).items()]
+    return f"loraserve:{key}:\n  " + "\n  ".join(entry_lines(value))
 
 
 def table(*heads: str) -> Table:

@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
+from loraserve.contract.evaluation import BaseIdentity
 from loraserve.contract.keys import Key
 from loraserve.planning import cold_start
 from loraserve.planning.alerting import Alerting
@@ -253,6 +254,13 @@ class Settings(_Section):
             max_model_len=self.max_model_len,
             has_chat_template=self.chat_template is not None or self.base_model_has_chat_template,
         )
+
+    @property
+    def base_identity(self) -> BaseIdentity:
+        """Which weights answer: the mirrored ones, else a revision of the hub's."""
+        mirror = self.base_model_mirror
+        revision = None if mirror else self.base_model_revision
+        return BaseIdentity(name=self.base_model, revision=revision, mirror=mirror and mirror.digest)
 
     @property
     def chat_template(self) -> Path | None:

@@ -10,7 +10,7 @@ from moto import mock_aws
 from moto.s3.exceptions import NoSuchUpload
 from moto.s3.models import MultipartDict
 
-from loraserve.catalog.bucket import Bucket
+from loraserve.catalog.bucket import Bucket, _client
 from tests.unit.adapters_and_vllm import BUCKET, FakeVllm
 
 
@@ -26,6 +26,19 @@ def aws() -> Iterator[Any]:
         client = boto3.client("s3")
         client.create_bucket(Bucket=BUCKET)
         yield client
+
+
+@pytest.fixture(scope="module")
+def few_clients(aws: Any) -> Iterator[None]:
+    """Commands share their clients of AWS: to make one takes a quarter of a second."""
+    made: dict[Any, Any] = {}
+
+    def client(*settings: Any, config: Any = None) -> Any:
+        return made.get(settings) or made.setdefault(settings, _client(*settings, config=config))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loraserve.catalog.bucket._client", client)
+        yield
 
 
 def _no_such_upload(_: MultipartDict, upload: str) -> NoReturn:

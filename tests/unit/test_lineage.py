@@ -14,6 +14,7 @@ from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
+pytestmark = pytest.mark.usefixtures("few_clients")
 
 ID = VersionId("llm-models", "rag-qa", "v1")
 DATA = f"sha256:{'a' * 64}"

@@ -1,0 +1,193 @@
+"""`loraserve promote | rollback | export | import`: a version on its way from stack to stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraserve.operator.pulumi import Pulumi
+from loraserve.operator.terminal import json_option, plain, print_json, progress_bars, tell
+
+if TYPE_CHECKING:
+    from loraserve.operator.promotion import Promotion, Stack, Terms
+
+MAX_AGE_DAYS = 30
+_PATH = click.Path(path_type=Path)
+
+_no_preview = click.option("--no-preview", is_flag=True, help="Do not run `pulumi preview` on the edited stack.")
+
+
+def _stacks(**roles: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that name stacks, by the role that each plays; the command gets them opened."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def opened(project: Path, **options: Any) -> Any:
+            from loraserve.operator.promotion import Stack
+
+            for role in roles:
+                name, bucket, profile = (options.pop(f"{role}{part}") for part in ("", "_bucket", "_profile"))
+                options[role] = Stack.open(Pulumi(project, name, profile), bucket)
+            return command(**options)
+
+        decorated = click.option(
+            "--project", type=_PATH, default=Path(), metavar="FOLDER", help="With the stacks' files (default: here)."
+        )(opened)
+        for role, option in reversed(roles.items()):
+            prefix = "" if option == "stack" else f"{option}-"
+            for add in (
+                click.option(f"--{prefix}profile", f"{role}_profile", metavar="NAME", help="Of ~/.aws/config, for it."),
+                click.option(
+                    f"--{prefix}bucket", f"{role}_bucket", metavar="NAME", help="Its bucket (default: its output)."
+                ),
+                click.option(f"--{option}", role, required=True, metavar="STACK", help="Such as dev: Pulumi.dev.yaml."),
+            ):
+                decorated = add(decorated)
+        return decorated
+
+    return decorate
+
+
+def _terms(command: Callable[..., Any]) -> Callable[..., Any]:
+    @click.option(
+        "--max-age-days",
+        type=click.IntRange(1),
+        default=MAX_AGE_DAYS,
+        show_default=True,
+        help="An older evaluation does not count.",
+    )
+    @click.option(
+        "--canary", type=click.IntRange(1, 99), metavar="PERCENT", help="Of the callers first, beside stable."
+    )
+    @click.option(
+        "--evaluator-role",
+        metavar="ARN",
+        help="Writes the evaluations there (default: the stack's output evaluatorRole).",
+    )
+    @wraps(command)
+    def with_terms(max_age_days: int, canary: int | None, evaluator_role: str | None, **options: Any) -> Any:
+        from loraserve.operator.promotion import Terms
+
+        return command(terms=Terms(timedelta(days=max_age_days), canary, evaluator_role), **options)
+
+    return with_terms
+
+
+@click.command()
+@click.argument("what", metavar="NAME@VERSION")
+@_stacks(source="from", target="to")
+@_terms
+@_no_preview
+@json_option
+def promote(what: str, source: Stack, target: Stack, terms: Terms, no_preview: bool, as_json: bool) -> None:
+    """Take a version that one stack has run to another: faq@v3, or a mirrored model by its hub id.
+
+    Reads every byte in the source's bucket, asks for an evaluation of these bytes on the target's base model, copies them
+    (nothing is overwritten), reads them there, edits the target's stack file and shows what `pulumi preview` says. Deploying
+    stays `pulumi up`.
+    """
+    from loraserve.operator import promotion
+
+    with progress_bars() as progress:
+        done = promotion.promote(what, source, target, terms, progress)
+    _show_promotion(done, target, as_json)
+    _preview(target, no_preview or as_json)
+
+
+@click.command()
+@click.argument("name")
+@_stacks(target="to")
+@click.option("--version", metavar="VERSION", help="Back to this one (default: what the last promotion replaced).")
+@click.option("--reason", metavar="TEXT", help="For the lineage of the version that goes.")
+@_no_preview
+@json_option
+def rollback(
+    name: str,
+    target: Stack,
+    version: str | None,
+    reason: str | None,
+    no_preview: bool,
+    as_json: bool,
+) -> None:
+    """Take NAME back to the version before, or take its canary away; no evaluation is asked for.
+
+    Reads that version's bytes again, edits the stack file and shows what `pulumi preview` says.
+    """
+    from loraserve.operator import promotion
+
+    with progress_bars() as progress:
+        done = promotion.rollback(name, target, version, reason, progress)
+    if as_json:
+        print_json({"left": str(done.left), "restored": str(done.restored), "diff": done.edit.diff})
+    else:
+        click.echo(done.edit.diff, nl=False)
+        tell(f"{target.file} goes from {done.left} back to {done.restored}.")
+    _preview(target, no_preview or as_json)
+
+
+@click.command()
+@click.argument("what", metavar="NAME@VERSION")
+@click.argument("file", type=_PATH)
+@_stacks(source="stack")
+@json_option
+def export(what: str, file: Path, source: Stack, as_json: bool) -> None:
+    """Write a version, its evaluations and its lineage to FILE, for a stack that cannot reach this bucket.
+
+    Prints the file's digest, which `import` asks for: send it on another way than the file.
+    """
+    from loraserve.operator import promotion
+
+    with progress_bars() as progress:
+        digest = promotion.export(what, source, file, progress)
+    if as_json:
+        print_json({"file": str(file), "digest": digest})
+    else:
+        click.echo(digest)
+
+
+@click.command("import")
+@click.argument("file", type=_PATH)
+@click.option("--digest", required=True, metavar="SHA256", help="Of FILE, as `export` printed it.")
+@_stacks(target="stack")
+@_terms
+@_no_preview
+@json_option
+def take_in(file: Path, digest: str, target: Stack, terms: Terms, no_preview: bool, as_json: bool) -> None:
+    """Take in what `export` wrote, as `promote` does: the same checks, the same edit, the same record."""
+    from loraserve.operator import promotion
+
+    with progress_bars() as progress:
+        done = promotion.take_in(file, digest, target, terms, progress)
+    _show_promotion(done, target, as_json)
+    _preview(target, no_preview or as_json)
+
+
+def _show_promotion(done: Promotion, target: Stack, as_json: bool) -> None:
+    verdict = done.verdict
+    if as_json:
+        entry = plain(done.candidate.entry)
+        print_json({"entry": entry, "verdict": plain(verdict), "replaced": done.replaced, "diff": done.edit.diff})
+        return
+    click.echo(done.edit.diff, nl=False)
+    passed = (
+        f"let through: {verdict.override.reason}" if verdict.override else f"evaluated {verdict.evaluated_at:%Y-%m-%d}"
+    )
+    changed = f"{target.file} names it" if done.edit.diff else f"{target.file} has named it before; nothing changes"
+    tell(f"{done.candidate} ({passed}) is in s3://{target.bucket.name}; {changed}.")
+
+
+def _preview(target: Stack, skipped: bool) -> None:
+    if skipped:
+        return
+    if Pulumi.installed():
+        target.pulumi.preview()
+    else:
+        tell(f"pulumi is not installed here: `pulumi preview --stack {target.name}` shows what this changes.")
+
+
+COMMANDS = (promote, rollback, export, take_in)
