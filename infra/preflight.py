@@ -1,37 +1,81 @@
-"""Checks that need AWS, made before the first resource: the right account, zones that offer the types, and what a stack that
-stands already cannot become."""
+"""Checks made before the first resource: the right account and what it allows and holds, zones that offer the types, every
+declared version in the bucket, and what a stack that stands already cannot become. `loraserve preflight` makes the same ones."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import pulumi
 import pulumi_aws as aws
 
-from infra import versions
+from infra import account, deployed, settings, standing, versions
 from infra.errors import ConfigError
-from infra.names import GPU_NODE_GROUP, PROJECT, SYSTEM_NODE_GROUP
+from infra.names import GPU_NODE_GROUP, PROJECT, SYSTEM_NODE_GROUP, cluster_name
 from infra.network import Zones
+from infra.report import Report
 from infra.settings import allowed_account
 from infra.standing import Standing
+from loraserve.planning import cost
+from loraserve.planning.gpu_memory import plan_memory
 from loraserve.planning.stack_settings import ClusterAccess, Settings
 
-_GPU_QUOTA = "L-DB2E81BA"
-"""EC2: Running On-Demand G and VT instances, in vCPUs."""
 _ZONES_WITHOUT_EKS = ["use1-az3", "usw1-az2", "cac1-az3"]
 """Of us-east-1, us-west-1 and ca-central-1: EKS puts no control plane there (its user guide, "networking requirements")."""
 _LIVES_ON = "a cluster keeps its zones for its life"
 
 
-def check(settings: Settings, caller: str, standing: Standing | None) -> Zones:
-    """What can be wrong once the account is known to be right; returns the zones to build in."""
-    check_first_access(settings.cluster_access, caller, standing)
-    check_gpu_quota(settings)
-    if standing:
-        check_kubernetes(standing.kubernetes)
-        announce_new_nodes(settings, standing)
-    return find_zones(settings, standing)
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out, for what is declared after them."""
+
+    settings: Settings
+    region: str
+    zones: Zones
+    standing: Standing | None
+    last: Mapping[str, Any]
+    """The outputs of the last `up`."""
+    retained: str | None
+    """The bucket that a `destroy` kept."""
+    versions: list[str]
+    """Of the catalog, those whose digest was seen in the bucket, now or by an `up` before."""
+
+
+def run(find_retained: Callable[[], str | None]) -> Checked:
+    """All of them. Raises ConfigError for all that fails, as far as it can be judged; nothing is declared then."""
+    report = Report()
+    config = report.need(
+        "settings", settings.load, lambda _: "valid, and within the memory and disk of the chosen node"
+    )
+    caller = report.need("account", check_account, str)  # before AWS is asked for anything else
+    region, last = aws.get_region().region, deployed.last_outputs()
+    report.look("network", lambda: deployed.refuse_to_replace(config, region, last), f"{config.vpc_cidr} in {region}")
+    stands = standing.look(cluster_name(pulumi.get_stack()))
+    access = "nobody is named twice"
+    report.look("access", lambda: check_first_access(config.cluster_access, caller, stands), access)
+    report.look(
+        "GPU quota", lambda: account.check_gpu_quota(config), f"enough for {config.gpu_max_size} nodes, or not readable"
+    )
+    if stands:
+        report.look("Kubernetes", lambda: check_kubernetes(stands.kubernetes), f"{versions.KUBERNETES} already")
+        report.look("nodes", lambda: announce_new_nodes(config, stands), "none is replaced")
+    zones = report.need("zones", lambda: find_zones(config, stands), lambda found: ", ".join(found.all))
+    if not stands:
+        report.look("permissions", lambda: account.check_permissions(caller), "not denied, or not readable")
+        report.look("quotas", lambda: account.check_network_quotas(config, len(zones.all)), "enough, or not readable")
+    today = datetime.now(UTC).date()
+    report.look("support", lambda: account.check_support(today), f"Kubernetes {versions.KUBERNETES}, or not readable")
+    retained = None if "adapterBucket" in last else find_retained()
+    catalog = account.Catalog(config, last.get("adapterBucket") or retained, last.get("catalogVersions") or [])
+    report.look("catalog", catalog.check, f"{len(catalog.wanted)} declared versions, with their digests")
+    memory = plan_memory(config.serving)
+    report.tell("GPU memory", f"{config.gpu_instance_type}: {memory.kv_tokens:,} tokens fit the KV cache")
+    report.tell("cost", cost.describe(config, region, len(zones.all)))
+    report.finish()
+    return Checked(config, region, zones, stands, last, retained, sorted(catalog.seen))
 
 
 def check_account() -> str:
@@ -46,10 +90,10 @@ def check_account() -> str:
     return caller.arn
 
 
-def check_first_access(access: Sequence[ClusterAccess], caller: str, standing: Standing | None) -> None:
+def check_first_access(access: Sequence[ClusterAccess], caller: str, stands: Standing | None) -> None:
     """Whoever makes the cluster becomes its administrator, and EKS refuses a second entry for the same principal."""
     own = [entry.name for entry in access if principal_name(entry.principal_arn) == principal_name(caller)]
-    if own and not standing:
+    if own and not stands:
         raise ConfigError(
             [
                 f"{PROJECT}:clusterAccess entry {', '.join(own)} is you: who makes the cluster becomes its administrator, "
@@ -64,21 +108,7 @@ def principal_name(arn: str) -> str:
     return rest.split("/")[0] if kind == "assumed-role" else rest.split("/")[-1]
 
 
-def check_gpu_quota(settings: Settings) -> None:
-    """Warns where the account's quota is too small for the GPU group; says nothing where it may not be read."""
-    try:
-        quota = aws.servicequotas.get_service_quota(service_code="ec2", quota_code=_GPU_QUOTA).value
-    except Exception:
-        return
-    needed = settings.gpu_max_size * settings.gpu_instance.vcpus
-    if quota < needed:
-        pulumi.log.warn(
-            f"quota: {settings.gpu_max_size} x {settings.gpu_instance_type} need {needed} vCPUs of 'Running On-Demand G and VT "
-            f"instances', and this account has {quota:g}: GPU nodes will not start; request more under Service Quotas"
-        )
-
-
-def check_kubernetes(running: str, pinned: str = versions.KUBERNETES) -> None:
+def check_kubernetes(running: str, pinned: str = versions.KUBERNETES) -> Iterator[str]:
     """Announces an upgrade of the control plane. Raises ConfigError for one that EKS would refuse."""
     step = _minor(pinned) - _minor(running)
     if step < 0:
@@ -96,7 +126,7 @@ def check_kubernetes(running: str, pinned: str = versions.KUBERNETES) -> None:
             ]
         )
     if step == 1:
-        pulumi.log.warn(
+        yield (
             f"this upgrades the control plane from Kubernetes {running} to {pinned}, which cannot be taken back, and then "
             "replaces every node"
         )
@@ -106,30 +136,28 @@ def _minor(version: str) -> int:
     return int(version.split(".")[1])
 
 
-def announce_new_nodes(settings: Settings, standing: Standing) -> None:
+def announce_new_nodes(config: Settings, stands: Standing) -> Iterator[str]:
     """Says which nodes an update replaces for another AMI, and which it ends."""
-    for name, group in sorted(standing.groups.items()):
+    for name, group in sorted(stands.groups.items()):
         if group.release != versions.NODE_RELEASE and group.desired:
-            pulumi.log.warn(
-                f"this replaces the nodes of {name} one by one: AMI {group.release} -> {versions.NODE_RELEASE}"
-            )
-    most = {GPU_NODE_GROUP: settings.gpu_max_size, SYSTEM_NODE_GROUP: settings.most_system_nodes}
+            yield f"this replaces the nodes of {name} one by one: AMI {group.release} -> {versions.NODE_RELEASE}"
+    most = {GPU_NODE_GROUP: config.gpu_max_size, SYSTEM_NODE_GROUP: config.most_system_nodes}
     for name, allowed in most.items():
-        group = standing.group(name)
+        group = stands.group(name)
         if group and group.desired > allowed:
-            pulumi.log.warn(f"this ends {group.desired - allowed} of {group.desired} running nodes of {name}")
+            yield f"this ends {group.desired - allowed} of {group.desired} running nodes of {name}"
 
 
-def find_zones(settings: Settings, standing: Standing | None) -> Zones:
+def find_zones(config: Settings, stands: Standing | None) -> Zones:
     """The zones of the cluster that stands, or for the first one those named in the config, or the first that offer both types."""
     region = aws.get_region().region
     hosting = aws.get_availability_zones(
         exclude_zone_ids=_ZONES_WITHOUT_EKS, filters=[{"name": "opt-in-status", "values": ["opt-in-not-required"]}]
     )
     offered = {zone for zone in hosting.names if re.fullmatch(rf"{region}[a-g]", zone)}
-    for instance_type in (settings.gpu_instance_type, settings.system_instance_type):
+    for instance_type in (config.gpu_instance_type, config.system_instance_type):
         offered &= _zones_of(instance_type)
-    return choose_zones(settings, offered, region, standing)
+    return choose_zones(config, offered, region, stands)
 
 
 def _zones_of(instance_type: str) -> set[str]:
@@ -139,24 +167,24 @@ def _zones_of(instance_type: str) -> set[str]:
     return set(offerings.locations)
 
 
-def choose_zones(settings: Settings, offering: Collection[str], region: str, standing: Standing | None) -> Zones:
+def choose_zones(config: Settings, offering: Collection[str], region: str, stands: Standing | None) -> Zones:
     """Pure part of `find_zones`. Raises ConfigError where zones lack the types, are too few, or would be given up."""
-    lived_in = [*standing.zones, *standing.added_zones] if standing else []
-    wanted = _wanted_zones(settings, offering, region, lived_in)
-    types = f"{settings.gpu_instance_type} with {settings.system_instance_type}"
+    lived_in = [*stands.zones, *stands.added_zones] if stands else []
+    wanted = _wanted_zones(config, offering, region, lived_in)
+    types = f"{config.gpu_instance_type} with {config.system_instance_type}"
     if lacking := [zone for zone in wanted if zone not in offering]:
         key = f"{PROJECT}:availabilityZones {', '.join(lacking)} do"
-        if not settings.availability_zones:
+        if not config.availability_zones:
             key = f"{PROJECT}:gpuInstanceType: this stack lives in {', '.join(wanted)}, and {', '.join(lacking)} do"
         raise ConfigError([f"{key} not offer {types}; in {region} it is offered by {_listed(offering)}"])
-    if not standing:
+    if not stands:
         return Zones(tuple(sorted(wanted)))
-    return Zones(standing.zones, tuple(sorted(set(wanted) - set(standing.zones))))
+    return Zones(stands.zones, tuple(sorted(set(wanted) - set(stands.zones))))
 
 
-def _wanted_zones(settings: Settings, offering: Collection[str], region: str, lived_in: Sequence[str]) -> Sequence[str]:
+def _wanted_zones(config: Settings, offering: Collection[str], region: str, lived_in: Sequence[str]) -> Sequence[str]:
     """Those lived in and, up to the number that is asked for, others that offer the types."""
-    if named := settings.availability_zones:
+    if named := config.availability_zones:
         if left_out := [zone for zone in lived_in if zone not in named]:
             raise ConfigError(
                 [
@@ -165,7 +193,7 @@ def _wanted_zones(settings: Settings, offering: Collection[str], region: str, li
                 ]
             )
         return named
-    count = settings.availability_zone_count
+    count = config.availability_zone_count
     if count < len(lived_in):
         raise ConfigError(
             [
@@ -177,7 +205,7 @@ def _wanted_zones(settings: Settings, offering: Collection[str], region: str, li
     if len(wanted) < count:
         raise ConfigError(
             [
-                f"{PROJECT}:gpuInstanceType {settings.gpu_instance_type} with {settings.system_instance_type} is offered in "
+                f"{PROJECT}:gpuInstanceType {config.gpu_instance_type} with {config.system_instance_type} is offered in "
                 f"{region} by {_listed(offering)}, and {count} zones are needed: choose another gpuInstanceType or another "
                 "aws:region"
             ]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pulumi
-import pulumi_aws as aws
 
-from infra import deployed, names, preflight, settings, standing, tags
+from infra import deployed, names, preflight, settings, tags
 from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
 from infra.cluster import Cluster
@@ -28,13 +27,9 @@ from loraserve.planning.advice import advice
 def deploy() -> None:
     """Declares every resource of this stack."""
     tags.tag_everything()
-    config = settings.load()
+    checked = preflight.run(find_retained)
+    config, region, zones, last = checked.settings, checked.region, checked.zones, checked.last
     cluster_name = names.cluster_name(pulumi.get_stack())
-    caller = preflight.check_account()  # before AWS is asked for anything else
-    region, last = aws.get_region().region, deployed.last_outputs()
-    deployed.refuse_to_replace(config, region, last)
-    cluster_before = standing.look(cluster_name)
-    zones = preflight.check(config, caller, cluster_before)
     pulumi.log.info(cost.describe(config, region, len(zones.all)))
     announce_restart(config, last)
     deployed.announce_new_nodes(config, zones.cluster, last)
@@ -56,7 +51,7 @@ def deploy() -> None:
         logs=config.control_plane_logs,
         deletion_protection=config.deletion_protection,
     )
-    nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network, standing=cluster_before)
+    nodes = NodeGroups(cluster_name, settings=config, cluster=cluster, network=network, standing=checked.standing)
     coredns = cluster.install_coredns(nodes.system)
     cluster.install_node_monitoring_agent(nodes.system)
     volume_driver = cluster.install_ebs_csi_driver(nodes.system) if config.needs_volume_driver else None
@@ -65,7 +60,7 @@ def deploy() -> None:
         account=settings.allowed_account(),
         deletion_protection=config.deletion_protection,
         retain=config.retain_adapters,
-        retained=None if "adapterBucket" in last else find_retained(),
+        retained=checked.retained,
     )
     serving_role = WorkloadRole(
         f"{cluster_name}-serving",
@@ -187,6 +182,7 @@ def deploy() -> None:
     pulumi.export("model", how_to_call(config.gateway_client_namespaces))
     pulumi.export("image", image)
     pulumi.export("adapterBucket", adapters.bucket.id)
+    pulumi.export("catalogVersions", checked.versions)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
     pulumi.export("evaluatorRole", adapters.evaluator_role.arn)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -26,11 +26,6 @@ _IN_A_CHART = "*kubernetes:helm.sh/v4:Chart$*"
 
 EXEMPTIONS = (
     Exemption(
-        (pod_rules.unpinned_images,),
-        "urn:pulumi:local::*",
-        "the local stack's images are built on its machine and put onto its node: nobody pulls them, nobody can move a tag",
-    ),
-    Exemption(
         (aws_rules.load_balancers_without_reason,),
         "*loraserve:infra:InternalEndpoint$aws:lb/loadBalancer:LoadBalancer::*",
         "the way in from the VPC, asked for by gatewayCertificateArn: it is internal, and its security group admits the VPC only",

@@ -13,11 +13,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, fiel
 
 from loraserve.catalog.files import FileEntry, UnsafeFile, digest_of
 from loraserve.catalog.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
+from loraserve.contract.addresses import MANIFEST_FILE as MANIFEST_FILE
 from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter, InvalidDesiredState
 from loraserve.contract.document import Document, HubId, PathSegment, explain
 
-MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 8 << 20
 
 BASE_CONFIG_FILE = "config.json"

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 from loraserve.catalog.bucket import Bucket, DigestMismatch, VersionExists
 from loraserve.catalog.files import OnProgress, UnsafeFile, check_room, digest_of, put_in_place, write
 from loraserve.catalog.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest
-from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX
+from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX, version_key
 from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter
 
@@ -40,7 +40,7 @@ class VersionId:
         return cls(BASE_MODEL_PREFIX, model, version)
 
     def key(self, file: str = "") -> str:
-        return f"{self.kind}/{self.model}/{self.version}/{file}"
+        return version_key(self.kind, self.model, self.version, file)
 
     def __str__(self) -> str:
         return f"{self.model} {self.version}"

@@ -46,6 +46,8 @@ ADAPTER_PREFIX = "llm-models"
 """Adapters lie under llm-models/{model}/{version}/ in the bucket."""
 BASE_MODEL_PREFIX = "base-models"
 """Mirrored base weights lie under base-models/{hub id}/{version}/."""
+MANIFEST_FILE = "manifest.json"
+"""Says what a version consists of, and so is the version."""
 EVALUATION_PREFIX = "evaluations"
 """Verdicts lie under evaluations/{adapter name}/{version}/; only the pipeline's role writes there."""
 LINEAGE_PREFIX = "lineage"
@@ -65,6 +67,11 @@ def stack_name_problem(stack: str) -> str | None:
         f"the stack's name {stack!r} stands in the names of its cluster, roles and bucket, and AWS does not take it there: use at "
         "most 30 small letters, digits and hyphens (`pulumi stack rename` before the first `up`)"
     )
+
+
+def version_key(kind: str, model: str, version: str, file: str) -> str:
+    """Of a file of a published version; `kind` is the prefix of adapters or of base models."""
+    return f"{kind}/{model}/{version}/{file}"
 
 
 def cluster_name(stack: str) -> str:

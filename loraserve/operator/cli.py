@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +12,7 @@ from click.shell_completion import get_completion_class
 
 from loraserve import log
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
+from loraserve.contract.checks import Check, Verdict
 from loraserve.errors import LoraserveError
 from loraserve.operator import (
     application_commands,
@@ -161,14 +162,34 @@ def smoke(key: str, context: str | None, as_json: bool) -> int:
     """
     from loraserve.operator import smoke as checks
 
+    return _show(checks.run(Kubectl(context), key), as_json)
+
+
+@cli.command()
+@click.option("--stack", required=True, metavar="NAME", help="Such as dev, whose file is Pulumi.dev.yaml here.")
+@click.option("--address", metavar="IP", help="This machine's, as the cluster's API sees it (default: asked of AWS).")
+@json_option
+def preflight(stack: str, address: str | None, as_json: bool) -> int:
+    """Check before `up` that it will work; exit code 1 where it will not.
+
+    This machine, the state, the account and its quotas, every declared version in the bucket, the price. Changes nothing. Needs
+    Pulumi, which runs the program's own checks, the same that `up` begins with.
+    """
+    from loraserve.operator import preflight as checks
+
+    return _show(checks.run(stack, Path(), address), as_json)
+
+
+def _show(checks: Iterable[Check], as_json: bool) -> int:
+    """Each as it ends. The exit code: 1 where one failed."""
     found = []
-    for check in checks.run(Kubectl(context), key):
+    for check in checks:
         found.append(check)
         if not as_json:
-            click.echo(f"{check.verdict.upper():<5} {check.name:<10} {check.found}")
+            click.echo(f"{check.verdict.upper():<5} {check.name:<11} {check.found}")
     if as_json:
         print_json([asdict(check) for check in found])
-    return int(any(check.verdict is checks.Verdict.FAIL for check in found))
+    return int(any(check.verdict is Verdict.FAIL for check in found))
 
 
 @cli.command()
@@ -221,8 +242,44 @@ def leftovers(stack: str) -> int:
     """
     from loraserve.operator.leftovers import show
 
-    export = "" if sys.stdin.isatty() else sys.stdin.read()
-    return 2 if show(stack, export, Path()) else 0
+    return 2 if show(stack, _piped(), Path()) else 0
+
+
+@cli.command()
+@click.option("--stack", required=True, metavar="NAME", help="Such as dev, whose file is Pulumi.dev.yaml here.")
+def receipt(stack: str) -> int:
+    """Before `destroy` write down what a stack has; after it say what is left of that, and what it has cost.
+
+    Reads the state from standard input (pulumi stack export --stack dev | loraserve receipt --stack dev) and keeps
+    receipt-dev.json here. The cost is an estimate: hours at list price. Exit code 2: something is left.
+    """
+    from loraserve.operator.receipt import run
+
+    return 2 if run(stack, _piped(), Path()) else 0
+
+
+@cli.command()
+@click.option("--stack", required=True, metavar="NAME", help="Such as dev, whose file is Pulumi.dev.yaml here.")
+@click.option("--context", metavar="NAME", help="A context of your kubeconfig (default: no cluster is asked).")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: loraserve-doctor-STACK.tar.gz."
+)
+def doctor(stack: str, context: str | None, output: Path | None) -> None:
+    """Collect what a bug report needs, without secrets, into one archive.
+
+    Versions and settings; with --context also what runs, events and the last logs. Read it before you send it.
+    """
+    from loraserve.operator import doctor as collecting
+
+    target = output or Path(f"loraserve-doctor-{stack}.tar.gz")
+    names = collecting.run(stack, Path(), Kubectl(context) if context else None, target)
+    click.echo(
+        f"{target}: {', '.join(names)}. Secrets were taken out as far as they can be told: read it before you send it."
+    )
+
+
+def _piped() -> str:
+    return "" if sys.stdin.isatty() else sys.stdin.read()
 
 
 @cli.command()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from loraserve.contract.addresses import (
@@ -19,26 +17,13 @@ from loraserve.contract.addresses import (
     VLLM,
     VLLM_SERVICE,
 )
+from loraserve.contract.checks import Check, Verdict
 from loraserve.errors import LoraserveError
 from loraserve.operator.ask import ANSWER_SECONDS
 from loraserve.operator.kubectl import Kubectl, KubectlFailed
 
 QUESTION = "Who are you?"
 _SECONDS = 10
-
-
-class Verdict(StrEnum):
-    PASS = "pass"
-    SKIP = "skip"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    verdict: Verdict
-    found: str
-    """One line; of a failure, with the next step."""
 
 
 def run(kubectl: Kubectl, key: str) -> Iterator[Check]:

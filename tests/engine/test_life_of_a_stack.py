@@ -10,9 +10,11 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,6 +229,22 @@ def test_preview_announces_an_adapter_that_restarts_vllm(dev: Deployment) -> Non
         changes = dev.preview()
     assert "this restarts vLLM: the declared adapters leave the envelope: rank 16 -> 64" in changes.output
     assert changes.operations[VLLM] == "update"
+
+
+def test_preflight_runs_the_programs_own_checks_and_changes_nothing(dev: Deployment) -> None:
+    before = dev.run("stack", "export").stdout
+    cli = Path(dev.command()[0]).parent
+    done = subprocess.run(
+        [sys.executable, "-m", "loraserve", "preflight", "--stack", "dev", "--json"],
+        cwd=dev.project,
+        env=dev.environment | {"PATH": f"{cli}:{dev.environment['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    found = {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
+    assert {name for name in found if found[name] == "pass"} >= {"state", "settings", "account", "zones", "cost"}, found
+    assert found["catalog"] == "warn", "the declared adapter was never published"
+    assert dev.run("stack", "export").stdout == before
 
 
 def test_the_policy_pack_stops_a_stack_that_breaks_a_rule_and_finds_nothing_else(dev: Deployment) -> None:

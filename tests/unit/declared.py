@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ import pulumi
 from pulumi.runtime import config as runtime_config
 from pulumi.runtime import mocks
 
+from infra import versions
 from infra.names import PROJECT
 from tests.stack_values import stack_file, stack_values
 
 ACCOUNT = "123456789012"
 CALLER = f"arn:aws:sts::{ACCOUNT}:assumed-role/deployer/session"
 ZONES = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
+SUPPORTED = [{"clusterVersion": versions.KUBERNETES, "endOfStandardSupportDate": "2099-03-27T00:00:00Z"}]
 ISSUER = "oidc.eks.eu-central-1.amazonaws.com/id/TEST"
 
 
@@ -85,11 +88,15 @@ class _Aws(mocks.Mocks):
         offering: list[str],
         gpu_quota: float,
         retained: Sequence[str],
+        published: Mapping[str, str],
+        denied: Sequence[str],
     ) -> None:
         self._standing = standing
         self._gpu_quota = gpu_quota
         self._retained = [{"resourceArn": f"arn:aws:s3:::{bucket}"} for bucket in retained]
         self._last_outputs = last_outputs
+        self._published = published
+        self._denied = denied
         self._offering = offering
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
@@ -99,6 +106,14 @@ class _Aws(mocks.Mocks):
             "aws:cloudwatch/getLogGroups:getLogGroups": {"logGroupNames": []},
             "aws:resourcegroupstaggingapi/getResources:getResources": {"resourceTagMappingLists": self._retained},
             "aws:eks/getClusters:getClusters": {"names": []},
+            "aws:eks/getClusterVersions:getClusterVersions": {"clusterVersions": SUPPORTED},
+            "aws:iam/getSessionContext:getSessionContext": {"issuerArn": f"arn:aws:iam::{ACCOUNT}:role/deployer"},
+            "aws:iam/getPrincipalPolicySimulation:getPrincipalPolicySimulation": {
+                "results": self._simulated(args.args)
+            },
+            "aws:ec2/getVpcs:getVpcs": {"ids": ["vpc-default"]},
+            "aws:ec2/getEips:getEips": {"allocationIds": []},
+            "aws:s3/getObject:getObject": {"checksumSha256": self._checksum(args.args)},
             "aws:index/getAvailabilityZones:getAvailabilityZones": {"names": ZONES},
             "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
@@ -109,6 +124,14 @@ class _Aws(mocks.Mocks):
         if self._standing:
             answers |= self._of_the_cluster(self._standing, args.args)
         return answers[args.token], []
+
+    def _simulated(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"actionName": name, "allowed": name not in self._denied} for name in asked.get("actionNames", [])]
+
+    def _checksum(self, asked: Mapping[str, Any]) -> str:
+        """As S3 has it; empty where there is no such object."""
+        digest = self._published.get(asked.get("key", ""), "")
+        return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
 
     def _of_the_cluster(self, standing: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Subnets are named after their zones, private ones only."""
@@ -193,18 +216,22 @@ def run(
     offering: list[str] | None = None,
     gpu_quota: float = 64,
     retained: Sequence[str] = (),
+    published: Mapping[str, str] | None = None,
+    denied: Sequence[str] = (),
     secrets: Sequence[str] = (),
     named: str | None = None,
     program: Program | None = None,
     **changes: Any,
 ) -> Program:
     """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `standing` is the cluster in
-    AWS with its node groups; `changes` are config values.
+    AWS with its node groups; `published` are the digests of manifests in the bucket, by key, `denied`
+    the actions that IAM's simulator denies; `changes` are config values.
 
     The stack has the name of its file, or is `named`. A given `program` is filled, and so tells what was declared before an error.
     """
     program = program or Program()
-    answers = _Aws(last_outputs or {}, standing, ZONES if offering is None else offering, gpu_quota, retained)
+    offered = ZONES if offering is None else offering
+    answers = _Aws(last_outputs or {}, standing, offered, gpu_quota, retained, published or {}, denied)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))

@@ -122,7 +122,7 @@ def test_nodes_that_another_image_replaces_are_announced(behind: Program) -> Non
 )
 def test_a_kubernetes_version_that_eks_would_refuse_is_refused_first(running: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        check_kubernetes(running, "1.35")
+        list(check_kubernetes(running, "1.35"))
 
 
 def test_an_upgrade_of_the_control_plane_is_announced(behind: Program, grown: Program) -> None:

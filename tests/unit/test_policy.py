@@ -12,7 +12,7 @@ from policy.rule import RULES, Declared, Rule
 from tests.unit.declared import Program, declare
 from tests.unit.test_aws_types import EVERYTHING, takes_tags
 
-PROGRAMS = {"dev": {}, "prod": EVERYTHING, "local": {}}
+PROGRAMS = {"dev": {}, "prod": EVERYTHING}
 
 
 def declared_by(stack: str) -> Program:

@@ -124,6 +124,12 @@ def subnet(account: Account, args: Properties) -> Properties:
     return args | pick(camel(found), "availabilityZone", "cidrBlock", "vpcId")
 
 
+def s3_object(account: Account, args: Properties) -> Properties:
+    wanted = {"Bucket": args["bucket"], "Key": args["key"], "ChecksumMode": args.get("checksumMode", "")}
+    found = account.client("s3").head_object(**{key: value for key, value in wanted.items() if value})
+    return args | {"id": f"{args['bucket']}/{args['key']}", "checksumSha256": found.get("ChecksumSHA256", "")}
+
+
 FUNCTIONS: dict[str, Function] = {
     "aws:index/getCallerIdentity:getCallerIdentity": caller_identity,
     "aws:index/getPartition:getPartition": partition,
@@ -136,6 +142,7 @@ FUNCTIONS: dict[str, Function] = {
     "aws:index/getAvailabilityZones:getAvailabilityZones": availability_zones,
     "aws:ec2/getSubnet:getSubnet": subnet,
     "aws:ec2/getSubnets:getSubnets": subnets,
+    "aws:s3/getObject:getObject": s3_object,
     "aws:eks/getCluster:getCluster": eks_cluster,
     "aws:eks/getClusters:getClusters": eks_clusters,
     "aws:eks/getNodeGroup:getNodeGroup": eks_node_group,
