@@ -248,8 +248,8 @@ def show(stack: str, export: str, folder: Path) -> bool:
     `folder` has the stack's file, which says where it is.
     """
     state = State.read(export, stack)
-    with _explained():
-        connect, region, account = _connected(folder / f"Pulumi.{stack}.yaml")
+    with explained():
+        connect, region, account = connected(folder / f"Pulumi.{stack}.yaml")
         found = find(stack, state, connect)
     where = f"in AWS ({region}, account {account})"
     left = [one for one in found if not one.kept]
@@ -269,7 +269,7 @@ def show(stack: str, export: str, folder: Path) -> bool:
     return bool(left)
 
 
-def _connected(stack_file: Path) -> tuple[Connect, str, str]:
+def connected(stack_file: Path) -> tuple[Connect, str, str]:
     """Clients of the stack's region, the region, and the account, which must be the one that the stack is for."""
     try:
         config = yaml.safe_load(stack_file.read_text(encoding="utf-8"))["config"]
@@ -288,7 +288,7 @@ def _connected(stack_file: Path) -> tuple[Connect, str, str]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turns AWS's errors into one that says what to do."""
     try:
         yield

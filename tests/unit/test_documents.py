@@ -28,6 +28,20 @@ def test_what_a_document_points_to_exists(document: str) -> None:
     assert [*missing, *(link for link in links if not (CHECKOUT / document).parent.joinpath(link).exists())] == []
 
 
+def test_what_the_threat_model_is_kept_by_exists() -> None:
+    text = (CHECKOUT / "docs/threat-model.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
+    missing = [
+        f"{file}::{test}"
+        for file, test in sorted(named)
+        if not re.search(rf"^(?:async )?def {test}\(", (CHECKOUT / file).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "shown by" not in line]
+    proofs = text.partition("## A stolen tenant key")[2]
+    assert [row for row in rows if row in proofs and "::test_" not in row] == []
+
+
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.strip()
 
