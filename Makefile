@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,12 @@ $(UV):
 
 lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
 	@$(PY) -m local.tools lock $(NAMES)
+
+sbom: $(UV) ## List the Python packages of our image (CycloneDX), as sbom.json
+	@$(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements images/loraserve/requirements.txt --output-file sbom.json
+
+audit: $(UV) ## Known vulnerabilities of those packages, asked of PyPI
+	@$(UV) tool run --quiet --from pip-audit==2.10.1 pip-audit --strict --disable-pip --require-hashes --requirement images/loraserve/requirements.txt
 
 digests: install ## Record the digests of all images, as their registries serve them now
 	@$(PY) -m local.images.digests

@@ -68,7 +68,9 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
         report.look("quotas", lambda: account.check_network_quotas(config, len(zones.all)), "enough, or not readable")
     today = datetime.now(UTC).date()
     report.look("support", lambda: account.check_support(today), f"Kubernetes {versions.KUBERNETES}, or not readable")
-    retained = None if "adapterBucket" in last else find_retained()
+    retained = None
+    if "adapterBucket" not in last:
+        retained = report.need("kept bucket", find_retained, lambda found: found or "none of a `destroy` before")
     catalog = account.Catalog(config, last.get("adapterBucket") or retained, last.get("catalogVersions") or [])
     report.look("catalog", catalog.check, f"{len(catalog.wanted)} declared versions, with their digests")
     memory = plan_memory(config.serving)
