@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -19,6 +20,7 @@ _GPU_QUOTA = "L-DB2E81BA"
 _VPC_QUOTA, _ADDRESS_QUOTA = "L-F678F1CE", "L-0263D0A3"
 """VPCs per Region; EC2-VPC Elastic IPs."""
 _SOON_DAYS = 60
+_IN_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([\w-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)(?::[^@]+)?@(sha256:[0-9a-f]{64})")
 
 MAKES: Mapping[str, str] = {
     "aws:autoscaling/attachment:Attachment": "autoscaling:AttachLoadBalancerTargetGroups",
@@ -140,6 +142,18 @@ def check_support(today: date) -> Iterator[str]:
             f"Kubernetes {versions.KUBERNETES} leaves EKS' standard support on {end}, after which the control plane is upgraded by "
             "AWS: plan the upgrade (docs/operations.md)"
         )
+
+
+def check_image(image: str | None) -> Iterator[str]:
+    """Whether the configured image is there, where its registry is ECR's."""
+    named = _IN_ECR.fullmatch(image or "")
+    if not named:
+        return
+    registry, region, repository, digest = named.groups()
+    try:
+        aws.ecr.get_image(registry_id=registry, region=region, repository_name=repository, image_digest=digest)
+    except Exception as error:
+        yield f"{image} cannot be read, and pods would wait for it: carry it there (docs/operations.md); AWS said: {error}"
 
 
 class Catalog:

@@ -73,6 +73,7 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
         retained = report.need("kept bucket", find_retained, lambda found: found or "none of a `destroy` before")
     catalog = account.Catalog(config, last.get("adapterBucket") or retained, last.get("catalogVersions") or [])
     report.look("catalog", catalog.check, f"{len(catalog.wanted)} declared versions, with their digests")
+    report.look("image", lambda: account.check_image(config.loraserve_image), config.loraserve_image or "built by `up`")
     memory = plan_memory(config.serving)
     report.tell("GPU memory", f"{config.gpu_instance_type}: {memory.kv_tokens:,} tokens fit the KV cache")
     report.tell("cost", cost.describe(config, region, len(zones.all)))

@@ -84,6 +84,22 @@ def supported(monkeypatch: pytest.MonkeyPatch, version: str, end: str) -> None:
     monkeypatch.setattr(account.aws.eks, "get_cluster_versions", lambda **_: Found)
 
 
+def test_a_configured_image_that_ecr_does_not_have_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, str]] = []
+
+    def refuse(**wanted: str) -> None:
+        asked.append(wanted)
+        raise RuntimeError("ImageNotFoundException")
+
+    monkeypatch.setattr(account.aws.ecr, "get_image", refuse)
+    image = f"123456789012.dkr.ecr.eu-central-1.amazonaws.com/team/loraserve:v1@{OTHER_DIGEST}"
+    (told,) = account.check_image(image)
+    assert "ImageNotFoundException" in told
+    assert (asked[0]["repository_name"], asked[0]["image_digest"]) == ("team/loraserve", OTHER_DIGEST)
+    assert not list(account.check_image(f"ghcr.io/team/loraserve@{OTHER_DIGEST}"))
+    assert not list(account.check_image(None))
+
+
 def test_a_run_that_only_checks_writes_what_it_found_and_declares_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

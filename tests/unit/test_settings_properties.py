@@ -59,7 +59,7 @@ def stack_files(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(stack_files())
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_refused_names_a_changed_key_and_what_is_taken_can_be_planned(changes: dict[str, Any]) -> None:
     try:
         taken = parse(stack_values("dev", **changes))
