@@ -1,4 +1,4 @@
-"""`loraserve plan | base-model`: what is worth knowing before a deployment."""
+"""`loraserve plan | cost | base-model`: what is worth knowing before a deployment."""
 
 import json
 from pathlib import Path
@@ -59,6 +59,60 @@ _ROWS = {
 }
 
 
+@click.command()
+@click.argument("stack_file", type=click.Path(path_type=Path), default=Path("Pulumi.dev.yaml"))
+@click.option("--region", default="eu-central-1", show_default=True)
+@click.option("--hours-per-day", type=click.FloatRange(0, 24), default=4.0, show_default=True, help="With requests.")
+@click.option("--starts-per-day", type=click.FloatRange(0), default=3.0, show_default=True, help="From zero.")
+@click.option(
+    "--tenants", type=click.IntRange(1), default=30, show_default=True, help="For the one-GPU-each comparison."
+)
+@click.option(
+    "--tokens-per-second",
+    type=click.FloatRange(0, min_open=True),
+    help="Of a busy replica, such as `loadtest` measures.",
+)
+@json_option
+def cost(
+    stack_file: Path,
+    region: str,
+    hours_per_day: float,
+    starts_per_day: float,
+    tenants: int,
+    tokens_per_second: float | None,
+    as_json: bool,
+) -> None:
+    """Show what a stack costs at rest, for each hour, start and million tokens, and in a month; list prices.
+
+    Beside it a GPU that never sleeps, and one for each tenant. Needs the stack's file only.
+    """
+    from loraserve.planning import cost_of_use
+    from loraserve.planning import stack_file as stack_files
+
+    use = cost_of_use.Use(hours_per_day, starts_per_day, tenants, tokens_per_second)
+    found = cost_of_use.estimate(stack_files.read(stack_file), region, use)
+    if as_json:
+        print_json(found.plain())
+        return
+    start, shown = found.start, table(f"{found.instance}, {found.region}", "US dollars")
+    add_row(shown, "a month at rest, GPU at zero", f"{found.idle_month:.2f}")
+    add_row(shown, "an hour of the GPU node", f"{found.gpu_hour:.2f}")
+    add_row(shown, "a start from zero and its end (modelled)", f"{start.low:.2f}-{start.high:.2f}")
+    add_row(shown, "  until the first token", f"{start.until_first_token_low:.2f}-{start.until_first_token_high:.2f}")
+    add_row(shown, "  idle before it ends", f"{start.idle_at_its_end:.2f}")
+    add_row(shown, f"  {start.transfer_gb:.0f} GB of image and weights through NAT", f"{start.transfer:.2f}")
+    if found.million_tokens is not None:
+        add_row(shown, f"a million tokens at {tokens_per_second:g}/s", f"{found.million_tokens:.2f}")
+    add_row(
+        shown,
+        f"a month of {hours_per_day:g} hours and {starts_per_day:g} starts a day",
+        f"{found.month_low:.0f}-{found.month_high:.0f}",
+    )
+    add_row(shown, "  a GPU that never sleeps", f"{found.always_on_month:.0f}")
+    add_row(shown, f"  one for each of {tenants} tenants", f"{found.gpu_per_tenant_month:.0f}")
+    print_table(shown)
+
+
 @click.command("base-model")
 @click.argument("source")
 @click.option("--revision", default="main", show_default=True, help="Of a model on the hub.")
@@ -84,4 +138,4 @@ def base_model(source: str, revision: str, as_json: bool) -> None:
             click.echo(f"loraserve:{key}: {json.dumps(value)}")
 
 
-COMMANDS = (plan, base_model)
+COMMANDS = (plan, cost, base_model)

@@ -18,16 +18,22 @@ class Prices:
 
     instances: dict[str, float]
     nat_gateway: float
+    nat_per_gb: float
+    """What passes a NAT gateway, besides its hours."""
     gp3: float
     load_balancer: float
 
 
 PRICES = {
     "us-east-1": Prices(
-        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.08, 0.0225
+        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.045, 0.08, 0.0225
     ),
     "eu-central-1": Prices(
-        {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061}, 0.052, 0.0952, 0.027
+        {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061},
+        0.052,
+        0.052,
+        0.0952,
+        0.027,
     ),
 }
 
