@@ -38,6 +38,7 @@ _HIDDEN_KEYS = {
     "secure",
     "sha256",
     "hubtoken",
+    "alerting",
     "encryptionsalt",
     "encryptedkey",
     "secretsprovider",

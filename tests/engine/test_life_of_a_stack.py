@@ -231,20 +231,30 @@ def test_preview_announces_an_adapter_that_restarts_vllm(dev: Deployment) -> Non
     assert changes.operations[VLLM] == "update"
 
 
-def test_preflight_runs_the_programs_own_checks_and_changes_nothing(dev: Deployment) -> None:
-    before = dev.run("stack", "export").stdout
+def loraserve(dev: Deployment, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """As an operator runs it in the project's folder; `given` is piped in."""
     cli = Path(dev.command()[0]).parent
-    done = subprocess.run(
-        [sys.executable, "-m", "loraserve", "preflight", "--stack", "dev", "--json"],
+    return subprocess.run(
+        [sys.executable, "-m", "loraserve", *arguments, "--stack", dev.name],
         cwd=dev.project,
         env=dev.environment | {"PATH": f"{cli}:{dev.environment['PATH']}"},
+        input=given,
         capture_output=True,
         text=True,
     )
+
+
+def exported(dev: Deployment) -> str:
+    return dev.run("stack", "export").stdout
+
+
+def test_preflight_runs_the_programs_own_checks_and_changes_nothing(dev: Deployment) -> None:
+    before = exported(dev)
+    done = loraserve(dev, "preflight", "--json")
     found = {check["name"]: check["verdict"] for check in json.loads(done.stdout)}
     assert {name for name in found if found[name] == "pass"} >= {"state", "settings", "account", "zones", "cost"}, found
     assert found["catalog"] == "warn", "the declared adapter was never published"
-    assert dev.run("stack", "export").stdout == before
+    assert exported(dev) == before
 
 
 def test_the_policy_pack_stops_a_stack_that_breaks_a_rule_and_finds_nothing_else(dev: Deployment) -> None:
@@ -374,6 +384,7 @@ def grow(world: World, name: str, size: int) -> None:
 
 def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:
     operator = KUBE_PROMETHEUS_STACK.name
+    assert "at list price" in loraserve(dev, "receipt", given=exported(dev)).stdout
     patch_monitor(world, {"metadata": {"finalizers": ["loraserve.test/held"]}})
     with ThreadPoolExecutor() as executor:
         operator_was_there = executor.submit(release_monitor, world)
@@ -392,6 +403,8 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
     ):
         assert order.index(earlier) < order.index(later)
     assert world.left_behind("dev") == []
+    receipt = loraserve(dev, "receipt", given=exported(dev))
+    assert (receipt.returncode, "Nothing is left that costs." in receipt.stdout) == (0, True), receipt.stderr
 
 
 @pytest.fixture(scope="module")
