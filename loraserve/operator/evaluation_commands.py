@@ -109,6 +109,9 @@ def evaluate(
         return 0
     if not key:
         raise click.UsageError("give an API key of the gateway's: set OPENAI_API_KEY")
+    judge, judge_key = plan.evaluation.judge, os.environ.get(KEY_VARIABLE)
+    if judge and judge.url and not judge_key:
+        raise click.UsageError(f"the judge is at {judge.url}: set {KEY_VARIABLE} to a key of that service")
     bucket, override = _recording(record, bucket_name, role, reason)
     folder = output or file.with_name(f"{file.stem}.results")
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ def evaluate(
             concurrency,
             on_progress,
         )
-        outcome = run(plan, compared, asking, datetime.now(UTC), os.environ.get(KEY_VARIABLE), override)
+        outcome = run(plan, compared, asking, datetime.now(UTC), judge_key, override)
     return _report(outcome, folder, bucket, as_json)
 
 
@@ -138,6 +141,7 @@ def _compared(candidate: str, stack_file: Path, production_file: Path | None) ->
             f"{stack_file} declares no {candidate}: add its entry, beside the stable version with a canaryPercent"
         )
     if not production_file:
+        tell("No --production: the base is compared with.")
         return Compared(base, found)
     production = _declared(stack_files.read(production_file), name.adapter, None)
     if production and production.version == name.version:

@@ -20,6 +20,7 @@ from loraserve import bulk
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.evaluations import read_verdicts
 from loraserve.contract.evaluation import Result
+from loraserve.operator import evaluation_commands
 from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET
 
@@ -51,7 +52,7 @@ class FakeGateway:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.asked.append(body | {"path": self.path})
+                fake.asked.append(body | {"path": self.path, "key": self.headers["Authorization"]})
                 answer = fake.answer(body)
                 if isinstance(answer, int):
                     self.send(answer, {"error": {"message": f"no ({answer})."}})
@@ -104,6 +105,13 @@ def _defaults() -> str:
     declared = yaml.safe_load((CHECKOUT / "Pulumi.yaml").read_bytes())["config"]
     defaults = {key: {"default": entry["default"]} for key, entry in declared.items() if "default" in entry}
     return yaml.safe_dump({"config": defaults})
+
+
+@pytest.fixture
+def catalog(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """Which the command then opens: another client of moto's takes half a second."""
+    monkeypatch.setattr(evaluation_commands, "Bucket", lambda name, role=None: bucket)
+    return bucket
 
 
 class Files:
@@ -220,13 +228,13 @@ def test_all_three_and_an_a_a_run_are_asked_with_every_parameter_below_interacti
 
 
 def test_the_verdict_is_bound_to_what_was_compared_and_lies_in_the_bucket(
-    files: Files, gateway: FakeGateway, bucket: Bucket
+    files: Files, gateway: FakeGateway, catalog: Bucket
 ) -> None:
     files.rows(15)
     files.rows(12, "general.jsonl")
     files.evaluation |= {"general": "general.jsonl", "margin": 0.2}
     assert evaluate(files, gateway, "--record", "--bucket", BUCKET) == 0
-    [verdict] = read_verdicts(bucket, "faq", "v3")
+    [verdict] = read_verdicts(catalog, "faq", "v3")
     assert (verdict.candidate.digest, verdict.base.name, verdict.result) == (V3, BASE, Result.PASS)
     assert verdict.primary.against
     assert verdict.general
@@ -236,7 +244,7 @@ def test_the_verdict_is_bound_to_what_was_compared_and_lies_in_the_bucket(
 
     files.evaluation["scorers"]["f1"] = {"kind": "rouge-l"}
     evaluate(files, gateway, "--record", "--bucket", BUCKET)
-    first, second = read_verdicts(bucket, "faq", "v3")
+    first, second = read_verdicts(catalog, "faq", "v3")
     assert first.scorers != second.scorers
     assert first.primary.data == second.primary.data
 
@@ -248,10 +256,10 @@ def test_the_general_set_blocks_too(files: Files, gateway: FakeGateway) -> None:
     assert evaluate(files, gateway) == 4
 
 
-def test_an_override_is_recorded_with_its_reason_and_who(files: Files, gateway: FakeGateway, bucket: Bucket) -> None:
+def test_an_override_is_recorded_with_its_reason_and_who(files: Files, gateway: FakeGateway, catalog: Bucket) -> None:
     record = ["--record", "--bucket", BUCKET]
     assert evaluate(files, gateway, *record, "--override", "v2 leaks names") == 0
-    [verdict] = read_verdicts(bucket, "faq", "v3")
+    [verdict] = read_verdicts(catalog, "faq", "v3")
     assert verdict.result is Result.INCONCLUSIVE
     assert verdict.override
     assert verdict.override.reason == "v2 leaks names"
@@ -354,15 +362,29 @@ def test_a_judge_sees_each_pair_twice_and_decides_only_with_labels(
     assert "a judge never decides alone" in capsys.readouterr().err
 
     files.evaluation["judge"]["labels"] = "labels.jsonl"
-    labels = [{"question": f"q{n}", "a": "good", "b": "wrong", "preferred": "ab"[n % 2]} for n in range(40)]
+    labels = [{"question": f"q{n}", "a": "good", "b": "wrong", "preferred": "ab"[n % 2]} for n in range(30)]
     (files.folder / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
     assert evaluate(files, gateway) == 1
-    assert "agrees with people by a kappa of 0.00 on 40 pairs" in capsys.readouterr().err
+    assert "agrees with people by a kappa of 0.00 on 30 pairs" in capsys.readouterr().err
     for number, label in enumerate(labels):
         label.update({"a": "good", "b": "wrong"} if number % 2 == 0 else {"a": "wrong", "b": "good"})
     (files.folder / "labels.jsonl").write_text("\n".join(map(json.dumps, labels)))
     assert evaluate(files, gateway) == 0
     assert files.report["judge"]["agreement"]["kappa"] == 1
+
+
+def test_an_outside_judge_has_a_key_of_its_own_and_is_told_nothing_of_vllm(
+    files: Files, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.evaluation["judge"] = {"model": "judge-model", "url": gateway.url}
+    gateway.behaviour = lambda model, question: "wrong" if model == "faq@v2" else None
+    assert evaluate(files, gateway) == 2
+    assert "set JUDGE_API_KEY" in capsys.readouterr().err
+    monkeypatch.setenv("JUDGE_API_KEY", "theirs")
+    evaluate(files, gateway)
+    [*_, last] = (body for body in gateway.asked if body["model"] == "judge-model")
+    assert last.keys() == {"model", "messages", "temperature", "max_tokens", "path", "key"}
+    assert last["key"] == "Bearer theirs"
 
 
 def test_a_dry_run_checks_and_asks_nothing(
