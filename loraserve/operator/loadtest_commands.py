@@ -116,6 +116,12 @@ def tenants(rate: float, seconds: float, exponent: float, **common: Any) -> int:
     "--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="Of vLLM; hold them at so many."
 )
 @click.option("--prometheus", metavar="URL", help="Of the stack's Prometheus, for GPU use.")
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="STACK_FILE",
+    help="Set requestsPerReplica there to what was found.",
+)
 @_options
 def sweep(
     first_rate: float,
@@ -124,6 +130,7 @@ def sweep(
     most_rate: float,
     replicas: int,
     prometheus: str | None,
+    write: Path | None,
     **common: Any,
 ) -> int:
     """Raise the rate until it is too much: knee, 70% operating point, and the requestsPerReplica that follows.
@@ -133,7 +140,7 @@ def sweep(
     from loraserve.loadtest.scenarios import Sweep, run_sweep
 
     wanted = Sweep(first_rate, factor, step_seconds, most_rate, replicas, prometheus)
-    return _run(common, lambda load, seen: run_sweep(load, wanted, seen))
+    return _run(common, lambda load, seen: run_sweep(load, wanted, seen), write=write)
 
 
 @loadtest.command()
@@ -164,6 +171,7 @@ def _run(
     common: dict[str, Any],
     scenario: Scenario,
     shares: Callable[[str, Sequence[str]], Mapping[str, float]] | None = None,
+    write: Path | None = None,
 ) -> int:
     import uvloop
 
@@ -179,7 +187,17 @@ def _run(
         print_json(result.plain())
     else:
         _show(result)
+    if write and result.saturation and not result.problems:
+        _set_requests_per_replica(write, result.saturation.requests_per_replica)
     return int(bool(result.problems))
+
+
+def _set_requests_per_replica(stack_file: Path, value: int) -> None:
+    from loraserve.planning.stack_file_edit import with_setting
+
+    edit = with_setting(stack_file, "requestsPerReplica", value)
+    edit.write()
+    tell(edit.diff or f"{stack_file} says so already")
 
 
 async def _loaded(target: Any, common: dict[str, Any], scenario: Scenario, shares: Any) -> "Result":

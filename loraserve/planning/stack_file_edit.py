@@ -104,6 +104,11 @@ def with_mirror(path: Path, model: str, mirror: Mirror) -> Edit:
     return _edit(path, change)
 
 
+def with_setting(path: Path, key: str, value: str | int) -> Edit:
+    """A scalar setting has this value. Raises CannotEdit, InvalidSettings."""
+    return _edit(path, lambda text: text.set_setting(key, value))
+
+
 def entry_lines(document: Document) -> list[str]:
     """`key: value` of a stack config; JSON values, so that a version such as 1.0 stays text."""
     content = document.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -166,17 +171,17 @@ class _Text:
         for key, value in document.model_dump(mode="json", by_alias=True, exclude_defaults=True).items():
             self._set_value(node, key, value)
 
-    def set_setting(self, key: str, value: Document | str) -> None:
+    def set_setting(self, key: str, value: Document | str | int) -> None:
         full = f"{PROJECT}:{key}"
         node = _child(self._config, full)
         if isinstance(node, yaml.MappingNode) and isinstance(value, Document) and not node.flow_style:
             self.set(node, value)
-        elif isinstance(node, yaml.ScalarNode) and isinstance(value, str):
+        elif isinstance(node, yaml.ScalarNode) and not isinstance(value, Document):
             self._set_value(self._config, full, value)
         elif node is not None:
             raise CannotEdit(f"{self._path}: {full} is one text; write it below its key, one `key: value` a line")
         else:
-            lines = [f"{full}: {json.dumps(value)}"] if isinstance(value, str) else [f"{full}:", *_inner(value)]
+            lines = [f"{full}:", *_inner(value)] if isinstance(value, Document) else [f"{full}: {json.dumps(value)}"]
             self._insert(self._config, self._config.start_mark.column, lines)
 
     def add(self, entry: Adapter, after: yaml.MappingNode | None) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from bench.constant_upstream import Http, answer
 from bench.known_latency import ADAPTER, BASE, Model
+from local.paths import CHECKOUT
 from loraserve.loadtest import saturation, schedule
 from loraserve.loadtest.accounting import Outcome, problems, quantiles, summaries, summarize
 from loraserve.loadtest.client import Target, run
@@ -253,7 +254,13 @@ def test_the_command_writes_its_report_and_says_by_its_code_whether_objectives_h
     (tmp_path / "result.json").write_text(said)
     assert main(["loadtest", "render", str(tmp_path / "result.json"), str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == report.read_text()
-    main(["loadtest", "sweep", "--step-seconds", "1", "--first-rate", "20", "--most-rate", "20", *common[:4]])
+    stack_file = tmp_path / "Pulumi.dev.yaml"
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml"):
+        (tmp_path / name).write_text((CHECKOUT / name).read_text())
+    sweep = ["loadtest", "sweep", "--step-seconds", "1", "--first-rate", "20", "--most-rate", "20"]
+    code = main([*sweep, "--write", str(stack_file), *common[:4]])
+    written = re.findall(r"^  loraserve:requestsPerReplica: (\d+)$", stack_file.read_text(), re.MULTILINE)
+    assert written == (["1"] if code == 0 else []), "a client that could not keep up has found nothing"
     assert re.search(
         r"knee 20 requests/s or more.*\nloraserve:requestsPerReplica: 1", capsys.readouterr().out, re.DOTALL
     )

@@ -11,7 +11,7 @@ from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter
 from loraserve.planning import stack_file
 from loraserve.planning.settings_parser import InvalidSettings
-from loraserve.planning.stack_file_edit import CannotEdit, Edit, with_adapter, with_mirror, without_canary
+from loraserve.planning.stack_file_edit import CannotEdit, Edit, with_adapter, with_mirror, with_setting, without_canary
 from tests.stack_values import CHECKOUT
 
 SHIPPED = (CHECKOUT / "Pulumi.dev.yaml").read_text()
@@ -191,3 +191,11 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(file: Path) -> None:
     with pytest.raises(CannotEdit, match="was changed meanwhile"):
         edit.write()
     assert file.read_text().endswith("# mine\n")
+
+
+def test_a_number_is_set_where_it_stands_and_added_where_it_does_not(file: Path) -> None:
+    changed = with_setting(file, "gpuMaxSize", 3)
+    assert changed.after == changed.before.replace("gpuMaxSize: 2", "gpuMaxSize: 3")
+    added = with_setting(file, "requestsPerReplica", 12)
+    assert added.after.replace("  loraserve:requestsPerReplica: 12\n", "") == added.before
+    assert stack_file.read(file, added.after).requests_per_replica == 12
