@@ -86,6 +86,7 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         base_folder=base_folder(settings),
         adapter_disk_bytes=pod_resources.adapter_disk_bytes(settings.adapters),
         port=AGENT_PORT,
+        log_format=settings.log_format,
         # The document that it follows may be ahead of the vLLM beside it.
         envelope=settings.envelope,
         vllm_url=f"http://127.0.0.1:{VLLM_PORT}",

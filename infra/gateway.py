@@ -59,6 +59,7 @@ def gateway_variables(
         keys_file=f"{_KEYS_DIR}/{GATEWAY_KEYS_FILE}",
         vllm_api_key=vllm_api_key,
         usage_bucket=usage_bucket,
+        log_format=settings.log_format,
         pod_name=of_pod("metadata.name"),
         port=GATEWAY_PORT,
         tls_port=GATEWAY_TLS_PORT if settings.gateway_certificate_arn else None,

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from loraserve.contract.document import explain
 from loraserve.errors import LoraserveError
+from loraserve.log import Format
 
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +44,8 @@ class ProcessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_nested_delimiter="_", env_nested_max_split=1)
     prefix: ClassVar[str]
+
+    log_format: Format = "text"
 
     @classmethod
     def settings_customise_sources(

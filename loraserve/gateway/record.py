@@ -80,8 +80,8 @@ class Record:
             "tenant": self.tenant,
             "key": self.key,
             "served": self.served,
-            "waited": f"{self.waited:.3f}" if self.waited else None,
-            "ttft": None if self.first_byte is None else f"{self.first_byte:.3f}",
+            "waited": round(self.waited, 3) if self.waited else None,
+            "ttft": None if self.first_byte is None else round(self.first_byte, 3),
             "tokens_in": self.prompt_tokens,
             "tokens_out": self.completion_tokens,
             "trace": self.trace,
@@ -92,8 +92,8 @@ class Record:
             status=self.status,
             outcome=self.outcome,
             model=self.model,
-            seconds=f"{seconds:.4f}",
-            id=self.request_id,
+            seconds=round(seconds, 4),
+            request_id=self.request_id,
             **{name: value for name, value in optional.items() if value is not None},
         )
 

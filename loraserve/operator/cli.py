@@ -300,8 +300,9 @@ def agent() -> None:
     from loraserve.agent.main import run  # `publish` needs none of the agent's libraries
     from loraserve.contract.agent_settings import AgentSettings
 
-    log.configure()
-    run(AgentSettings.from_environment(os.environ))
+    settings = AgentSettings.from_environment(os.environ)
+    log.configure(settings.log_format, "agent")
+    run(settings)
 
 
 @cli.command()
@@ -310,5 +311,6 @@ def gateway() -> None:
     from loraserve.contract.gateway_settings import GatewaySettings
     from loraserve.gateway.main import run  # an operator's shell needs none of the gateway's libraries
 
-    log.configure()
-    run(GatewaySettings.from_environment(os.environ))
+    settings = GatewaySettings.from_environment(os.environ)
+    log.configure(settings.log_format, "gateway")
+    run(settings)

@@ -230,6 +230,8 @@ class Settings(_Section):
     """By model as callers name it; what is not named has `Objective()`."""
     alerting: Alerting = Alerting()
 
+    log_format: Literal["text", "json"]
+
     addons_enabled: bool
     monitoring_enabled: bool
     prometheus_volume_gib: Annotated[int, Field(ge=0)]

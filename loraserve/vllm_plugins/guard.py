@@ -10,7 +10,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -30,6 +32,9 @@ OPEN_ROUTES = frozenset(
 )
 OPEN_WITH_KEY = frozenset({("POST", "/tokenize"), ("POST", "/detokenize")})
 """Not below /v1, so vLLM itself asks no key for them."""
+_log = logging.getLogger("vllm.loraserve")
+"""Below vLLM's own, which has a handler."""
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Guard:
@@ -40,11 +45,20 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or _is_local(scope) or _is_open(scope):
+            _log_request(scope)
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
             await _not_found(scope["path"], send)
+
+
+def _log_request(scope: Message) -> None:
+    """By the id that the gateway's log has too; vLLM's own access log has none."""
+    if scope["type"] == "http" and scope["method"] == "POST":
+        request_id = dict(scope["headers"]).get(b"x-request-id", b"")
+        if _REQUEST_ID.fullmatch(request_id):
+            _log.info("request path=%s request_id=%s", scope["path"], request_id.decode())
 
 
 def _is_local(scope: Message) -> bool:

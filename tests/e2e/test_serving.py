@@ -129,12 +129,16 @@ def test_a_stream_is_what_vllm_sends_and_its_tokens_are_counted_all_the_same(ser
         (served.address("gateway", 8080), served.key, "faq"),
     ):
         with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
-            answer = http.post(path, json=body | {"model": model}, headers={"Authorization": f"Bearer {bearer}"})
+            headers = {"Authorization": f"Bearer {bearer}", "X-Request-Id": "who-asked-what"}
+            answer = http.post(path, json=body | {"model": model}, headers=headers)
         streams.append(re.sub(r'"(id|created)":[^,]*,', "", answer.text))
     direct, through = streams
     assert through == direct
     assert '"system_fingerprint"' in through
     assert '"usage"' not in through
+    line = f"request path={path} request_id=who-asked-what"
+    assert line in served.kubectl("logs", served.pod_name, "--container", "vllm")
+    assert "request_id=who-asked-what" in served.kubectl("logs", "--selector=app=gateway", "--tail=-1")
 
 
 def test_a_batch_is_answered_in_order(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,7 @@ CHANGES: Mapping[str, Any] = {
     "gatewayClientNamespaces": ["apps"],
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
     "adapters": [adapter("one"), adapter("two")],
+    "logFormat": "json",
     "addonsEnabled": False,
     "monitoringEnabled": False,
     "prometheusVolumeGib": 10,

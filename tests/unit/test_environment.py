@@ -100,7 +100,9 @@ def test_a_misspelt_variable_is_an_error_that_names_the_one_that_was_meant(
 
 
 def test_a_variable_like_no_other_is_an_error_that_lists_what_there_is() -> None:
-    with pytest.raises(InvalidEnvironment, match="there are AGENT_DESIRED_FILE, AGENT_KUBERNETES_URL, "):
+    with pytest.raises(
+        InvalidEnvironment, match="there are AGENT_LOG_FORMAT, AGENT_DESIRED_FILE, AGENT_KUBERNETES_URL, "
+    ):
         AgentSettings.from_environment({"AGENT_42": "1"})
 
 

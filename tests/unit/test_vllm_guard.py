@@ -12,7 +12,14 @@ from loraserve.vllm_plugins.guard import OPEN_ROUTES, OPEN_WITH_KEY, Guard
 POD = "10.0.3.7"
 
 
-def answer(path: str, method: str = "POST", client: str | None = POD, kind: str = "http", key: str = "") -> Any:
+def answer(
+    path: str,
+    method: str = "POST",
+    client: str | None = POD,
+    kind: str = "http",
+    key: str = "",
+    request_id: bytes | None = None,
+) -> Any:
     """What the guard lets the server behind it say (200), or says itself."""
     sent: list[Any] = []
 
@@ -27,6 +34,7 @@ def answer(path: str, method: str = "POST", client: str | None = POD, kind: str 
 
     address = (client, 1234) if client else None
     headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    headers += [(b"x-request-id", request_id)] if request_id else []
     scope = {"type": kind, "path": path, "client": address, "headers": headers} | (
         {"method": method} if kind == "http" else {}
     )
@@ -65,6 +73,15 @@ def test_only_the_exact_path_counts(path: str) -> None:
 
 def test_the_method_counts_too() -> None:
     assert answer("/v1/models", "DELETE") == 404
+
+
+def test_each_request_is_logged_by_its_id_and_nothing_else_of_a_callers_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "vllm.loraserve")
+    answer("/v1/completions", request_id=b"req-1")
+    answer("/v1/completions", request_id=b"a prompt that is no id")
+    answer("/v1/completions")
+    answer("/adapters", request_id=b"req-2")
+    assert [record.getMessage() for record in caplog.records] == ["request path=/v1/completions request_id=req-1"]
 
 
 def test_a_websocket_from_elsewhere_is_closed() -> None:
