@@ -12,7 +12,7 @@ from loraserve.evaluation.definition import Evaluation, Plan
 from loraserve.evaluation.gate import Test
 from loraserve.evaluation.judge import JUDGE, Agreement, Opinion, Pair
 from loraserve.evaluation.rows import Row, Rows
-from loraserve.evaluation.runner import Asking, Role, Subject
+from loraserve.evaluation.runner import Asking, Endpoint, Role, Subject
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,22 @@ class Compared:
     base: BaseIdentity
     candidate: EvaluatedVersion
     production: EvaluatedVersion | None = None
+    base_endpoint: Endpoint | None = None
+    """Of the stack that serves the base, where the candidate is a whole model and serves alone; None: an adapter's."""
 
     @property
     def against(self) -> Role:
         return Role.PRODUCTION if self.production else Role.BASE
 
-    def subjects(self, *roles: Role) -> list[Subject]:
-        return [self._subject(role) for role in roles]
-
-    def _subject(self, role: Role) -> Subject:
+    def subject(self, role: Role) -> Subject:
+        base = self.base.model_dump_json()
         if role is Role.BASE:
-            return Subject(role, self.base.name, self.base.model_dump_json())
+            return Subject(role, self.base.name, base, self.base_endpoint)
         version = self.production if role is Role.PRODUCTION else self.candidate
         assert version
-        return Subject(
-            role, ServedName.of(version.name, version.version), f"{version.digest} {self.base.model_dump_json()}"
-        )
+        if self.base_endpoint:
+            return Subject(role, version.name, version.digest)
+        return Subject(role, ServedName.of(version.name, version.version), f"{version.digest} {base}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _agreement(plan: Plan, compared: Compared, asking: Asking, key: str | None) 
     if not judge or not plan.labels:
         return None
     pairs = [Pair(label.question, label.context, label.reference, label.a, label.b) for label in plan.labels]
-    agreement = Agreement.of(asking.opinions(judge, compared.base.name, key, pairs), plan.labels)
+    agreement = Agreement.of(asking.opinions(judge, compared.subject(Role.BASE), key, pairs), plan.labels)
     if plan.evaluation.primary_score == JUDGE:
         agreement.check(judge)
     return agreement
@@ -149,7 +149,7 @@ def _part(
     judge_key: str | None,
 ) -> Part:
     evaluation = asking.plan.evaluation
-    answered = asking.rows(f"answers ({name} set)", rows, compared.subjects(*roles))
+    answered = asking.rows(f"answers ({name} set)", rows, [compared.subject(role) for role in roles])
     scored = {
         role: [_scored(evaluation, row, answers) for row, answers in zip(rows.rows, each, strict=True)]
         for role, each in answered.items()
@@ -160,7 +160,7 @@ def _part(
             Pair(row.question, row.context, "; or: ".join(row.references), one.answers[0].text, other.answers[0].text)
             for row, one, other in zip(rows.rows, scored[Role.CANDIDATE], scored[against], strict=True)
         ]
-        opinions = asking.opinions(evaluation.judge, compared.base.name, judge_key, pairs)
+        opinions = asking.opinions(evaluation.judge, compared.subject(Role.BASE), judge_key, pairs)
         for side, role in enumerate((Role.CANDIDATE, against)):
             scored[role] = [
                 replace(one, scores={**one.scores, JUDGE: opinion.scores[side]})

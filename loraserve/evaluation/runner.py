@@ -38,12 +38,20 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    connect: Connect
+    key: str
+
+
+@dataclass(frozen=True)
 class Subject:
     """`model` is what the API calls it; `identity`: of its weights, so that no answer of others is taken for its own."""
 
     role: Role
     model: str
     identity: str
+    endpoint: Endpoint | None = None
+    """None: the stack that is asked."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,6 @@ Answered = Mapping[Role, Sequence[tuple[Answer, ...]]]
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    connect: Connect
-    key: str
-
-
-@dataclass(frozen=True)
 class Asking:
     """Of what `plan` wants to know; answers are kept in `journal`."""
 
@@ -109,23 +111,32 @@ class Asking:
         }
         # All subjects' answers to a row are asked together: what changes with time, changes for all.
         flat = [one for of_row in zip(*requests.values(), strict=True) for samples in of_row for one in samples]
-        responses = self._ask(what, self.endpoint, flat, _check)
+        responses = {}
+        for endpoint in dict.fromkeys(subject.endpoint for subject in subjects):
+            there = [request for request in flat if request.subject.endpoint is endpoint]
+            told = f"{what}, elsewhere" if endpoint else what
+            responses |= self._ask(told, endpoint or self.endpoint, there, _check)
         return {
             role: [tuple(Answer.of(responses[one.digest]) for one in samples) for samples in each]
             for role, each in requests.items()
         }
 
-    def opinions(self, judge: Judge, base: str, key: str | None, pairs: Sequence[Pair]) -> list[Opinion]:
-        """Of the judge: a model of this stack, or an outside service with a key of its own. Raises as `rows` does."""
+    def opinions(self, judge: Judge, base: Subject, key: str | None, pairs: Sequence[Pair]) -> list[Opinion]:
+        """Of the judge: the base model or another of this stack, or an outside service with a key of its own.
+
+        Raises as `rows` does.
+        """
         sampling = self.plan.evaluation.sampling.model_copy(update={"temperature": 0.0, "max_tokens": judge.max_tokens})
         body = sampling.body(0) | {"service_tier": "flex", "stop": ()}
-        endpoint = self.endpoint
+        endpoint = self.endpoint if judge.model else base.endpoint or self.endpoint
         if judge.url:
             root = judge.url.rstrip("/").removesuffix("/v1")
             endpoint = Endpoint(lambda: nullcontext(root), key or "")
             body = {"temperature": 0, "max_tokens": judge.max_tokens}
         requests = {
-            pair: [JudgeRequest(pair, swapped, judge.model or base, tuple(body.items())) for swapped in (False, True)]
+            pair: [
+                JudgeRequest(pair, swapped, judge.model or base.model, tuple(body.items())) for swapped in (False, True)
+            ]
             for pair in pairs
             if pair.a != pair.b
         }

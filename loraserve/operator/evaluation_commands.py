@@ -38,7 +38,12 @@ class NotDeclared(LoraserveError):
 
 @click.command()
 @click.argument("file", type=_PATH)
-@click.option("--candidate", required=True, metavar="NAME@VERSION", help="The version that is to be released.")
+@click.option(
+    "--candidate",
+    required=True,
+    metavar="NAME@VERSION",
+    help="The version that is to be released: of an adapter, or of a mirrored base model by its id.",
+)
 @click.option(
     "--stack-file",
     type=_PATH,
@@ -52,6 +57,11 @@ class NotDeclared(LoraserveError):
     type=_PATH,
     metavar="FILE",
     help="The stack file that says which version of it is in production (default: none is, the base is compared with).",
+)
+@click.option(
+    "--production-url",
+    metavar="URL",
+    help="Of that stack's API, for a whole model: one stack serves one. Its key is PRODUCTION_API_KEY.",
 )
 @click.option(
     "--output", type=_PATH, metavar="FOLDER", help="For answers and reports (default: beside FILE, NAME.results)."
@@ -76,6 +86,7 @@ def evaluate(
     candidate: str,
     stack_file: Path,
     production_file: Path | None,
+    production_url: str | None,
     output: Path | None,
     concurrency: int,
     dry_run: bool,
@@ -101,7 +112,7 @@ def evaluate(
     from loraserve.evaluation.outcome import expectation
     from loraserve.evaluation.runner import Asking, Endpoint
 
-    plan, compared = Plan(file), _compared(candidate, stack_file, production_file)
+    plan, compared = Plan(file), _compared(candidate, stack_file, production_file, production_url)
     for note in plan.notes:
         tell(f"Note: {note}")
     tell(expectation(plan))
@@ -127,7 +138,7 @@ def evaluate(
     return _report(outcome, folder, bucket, as_json)
 
 
-def _compared(candidate: str, stack_file: Path, production_file: Path | None) -> Compared:
+def _compared(candidate: str, stack_file: Path, production_file: Path | None, production_url: str | None) -> Compared:
     from loraserve.evaluation.outcome import Compared
 
     name = ServedName(candidate)
@@ -135,6 +146,8 @@ def _compared(candidate: str, stack_file: Path, production_file: Path | None) ->
         raise click.UsageError("--candidate has no version: say which, such as faq@v3")
     settings = stack_files.read(stack_file)
     base = settings.base_identity
+    if name.adapter == base.name:
+        return _whole_model(name, settings, stack_file, production_file, production_url)
     found = _declared(settings, name.adapter, name.version)
     if not found:
         raise NotDeclared(
@@ -149,6 +162,29 @@ def _compared(candidate: str, stack_file: Path, production_file: Path | None) ->
     if not production:
         tell(f"{production_file} declares no {name.adapter}: the base is compared with.")
     return Compared(base, found, production)
+
+
+def _whole_model(
+    name: ServedName, settings: Settings, stack_file: Path, production_file: Path | None, production_url: str | None
+) -> Compared:
+    """It is compared with the base model that another stack serves."""
+    from loraserve.evaluation.outcome import Compared
+    from loraserve.evaluation.runner import Endpoint
+
+    mirror = settings.base_model_mirror
+    if not mirror or mirror.version != name.version:
+        raise NotDeclared(f"{stack_file} has no baseModelMirror of {name}: deploy it there first")
+    key = os.environ.get("PRODUCTION_API_KEY")
+    if not (production_file and production_url and key):
+        raise click.UsageError(
+            f"{name} is a whole model, compared with the one of another stack: give --production, --production-url and set "
+            "PRODUCTION_API_KEY"
+        )
+    production = stack_files.read(production_file).base_identity
+    if production == settings.base_identity:
+        raise NotDeclared(f"{name} is in production by {production_file}: there is nothing to compare it with")
+    candidate = EvaluatedVersion(name=name.adapter, version=mirror.version, digest=mirror.digest)
+    return Compared(production, candidate, base_endpoint=Endpoint(lambda: gateway(production_url, None, ""), key))
 
 
 def _declared(settings: Settings, name: str, version: str | None) -> EvaluatedVersion | None:

@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,12 +92,20 @@ class FakeGateway:
         self._server.server_close()
 
 
+@contextmanager
+def serving() -> Iterator[FakeGateway]:
+    fake = FakeGateway()
+    try:
+        yield fake
+    finally:
+        fake.stop()
+
+
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     monkeypatch.setattr(bulk, "_PAUSE_SECONDS", 0.01)
-    fake = FakeGateway()
-    yield fake
-    fake.stop()
+    with serving() as fake:
+        yield fake
 
 
 @cache
@@ -141,12 +150,12 @@ class Files:
             "sizeBytes": 1,
         }
 
-    def stack(self, name: str, adapters: list[dict[str, Any]]) -> None:
+    def stack(self, name: str, adapters: list[dict[str, Any]], **more: Any) -> None:
         config = {
             "loraserve:environment": "development",
             "loraserve:publicAccessCidrs": ["192.0.2.0/24"],
             "loraserve:adapters": adapters,
-        }
+        } | {f"loraserve:{key}": value for key, value in more.items()}
         (self.folder / f"Pulumi.{name}.yaml").write_text(yaml.safe_dump({"config": config}))
 
     def rows(self, count: int, name: str = "rows.jsonl", **more: Any) -> None:
@@ -175,12 +184,14 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def evaluate(files: Files, gateway: FakeGateway, *words: str, production: bool = True) -> int:
+def evaluate(
+    files: Files, gateway: FakeGateway, *words: str, production: bool = True, candidate: str = "faq@v3"
+) -> int:
     (files.folder / "faq.yaml").write_text(yaml.safe_dump(files.evaluation))
     dev, prod = (str(files.folder / f"Pulumi.{name}.yaml") for name in ("dev", "prod"))
     against = ["--production", prod] if production else []
     where = ["--stack-file", dev, *against, "--url", gateway.url, "--key", "k"]
-    return main(["evaluate", str(files.folder / "faq.yaml"), "--candidate", "faq@v3", *where, *words])
+    return main(["evaluate", str(files.folder / "faq.yaml"), "--candidate", candidate, *where, *words])
 
 
 def right_until(model: str, count: int) -> Behaviour:
@@ -385,6 +396,27 @@ def test_an_outside_judge_has_a_key_of_its_own_and_is_told_nothing_of_vllm(
     [*_, last] = (body for body in gateway.asked if body["model"] == "judge-model")
     assert last.keys() == {"model", "messages", "temperature", "max_tokens", "path", "key"}
     assert last["key"] == "Bearer theirs"
+
+
+def test_a_whole_model_is_compared_with_the_one_that_another_stack_serves(
+    files: Files, gateway: FakeGateway, catalog: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.rows(15)
+    files.stack("dev", [], baseModelMirror={"version": "v2", "digest": V2, "sizeBytes": 1})
+    record, whole = ["--record", "--bucket", BUCKET], f"{BASE}@v2"
+    assert evaluate(files, gateway, *record, candidate=whole) == 2, "nobody said where production is"
+
+    monkeypatch.setenv("PRODUCTION_API_KEY", "theirs")
+    with serving() as elsewhere:
+        elsewhere.behaviour = right_until(BASE, 6)
+        url = ["--production-url", elsewhere.url]
+        assert evaluate(files, gateway, *record, *url, candidate=whole) == 0
+        assert (len(gateway.asked), len(elsewhere.asked)) == (30, 15)
+        assert {body["key"] for body in elsewhere.asked} == {"Bearer theirs"}
+        [verdict] = read_verdicts(catalog, BASE, "v2")
+        assert (verdict.candidate.digest, verdict.base.mirror, verdict.primary.against) == (V2, None, None)
+        assert (verdict.primary.candidate_score, verdict.primary.score) == (1, 0.4)
+        assert evaluate(files, gateway, *url, candidate=f"{BASE}@v3") == 1, "this is not what dev serves"
 
 
 def test_a_dry_run_checks_and_asks_nothing(
