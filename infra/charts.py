@@ -58,6 +58,7 @@ KUBE_PROMETHEUS_STACK = HelmChart(
 )
 KEDA = HelmChart("keda", "2.21.1", "https://kedacore.github.io/charts")
 """From 2.20 on its metrics-api scaler sums over the replicas of a Service."""
+ALL = (CLUSTER_AUTOSCALER, DEVICE_PLUGIN, DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, KEDA)
 
 
 def on_gpu_nodes() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pulumi
 
-from infra import deployed, names, preflight, settings, tags
+from infra import deployed, names, preflight, release, settings, tags
 from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
 from infra.cluster import Cluster
@@ -181,6 +181,7 @@ def deploy() -> None:
 
     pulumi.export("model", how_to_call(config.gateway_client_namespaces))
     pulumi.export("image", image)
+    pulumi.export("release", release.describe(image, config.vllm_image))
     pulumi.export("adapterBucket", adapters.bucket.id)
     pulumi.export("catalogVersions", checked.versions)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)

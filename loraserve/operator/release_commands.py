@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraserve.operator.pulumi import Pulumi
-from loraserve.operator.terminal import json_option, plain, print_json, progress_bars, tell
+from loraserve.operator.pulumi import Pulumi, PulumiFailed
+from loraserve.operator.terminal import add_row, json_option, plain, print_json, print_table, progress_bars, table, tell
 
 if TYPE_CHECKING:
     from loraserve.operator.promotion import Promotion, Stack, Terms
@@ -97,6 +97,8 @@ def promote(what: str, source: Stack, target: Stack, terms: Terms, no_preview: b
         done = promotion.promote(what, source, target, terms, progress)
     _show_promotion(done, target, as_json)
     _preview(target, no_preview or as_json)
+    if not (no_preview or as_json):
+        _tell_of_the_program(source, target)
 
 
 @click.command()
@@ -167,6 +169,40 @@ def take_in(file: Path, digest: str, target: Stack, terms: Terms, no_preview: bo
     _preview(target, no_preview or as_json)
 
 
+@click.group()
+def release() -> None:
+    """The program itself as it goes from stack to stack."""
+
+
+@release.command("diff")
+@click.option("--from", "source", required=True, metavar="STACK", help="What has run, such as dev.")
+@click.option("--to", "target", required=True, metavar="STACK", help="Such as prod.")
+@click.option("--from-profile", metavar="NAME", help="Of ~/.aws/config, for its state.")
+@click.option("--to-profile", metavar="NAME", help="Likewise.")
+@click.option("--project", type=_PATH, default=Path(), metavar="FOLDER", help="Of the program (default: here).")
+@json_option
+def release_diff(
+    source: str, target: str, from_profile: str | None, to_profile: str | None, project: Path, as_json: bool
+) -> int:
+    """Name what differs between the programs that two stacks' last `up` was of.
+
+    Commit, Kubernetes, vLLM, charts and images, from the outputs `release`. Exit code 1: something differs.
+    """
+    from loraserve.operator.release import differences
+
+    found = differences(Pulumi(project, source, from_profile), Pulumi(project, target, to_profile))
+    if as_json:
+        print_json({what: {source: one, target: other} for what, one, other in found})
+    elif found:
+        rows = table("what", source, target)
+        for row in found:
+            add_row(rows, *row)
+        print_table(rows)
+    else:
+        tell(f"{target} runs what {source} runs.")
+    return int(bool(found))
+
+
 def _show_promotion(done: Promotion, target: Stack, as_json: bool) -> None:
     verdict = done.verdict
     if as_json:
@@ -190,4 +226,18 @@ def _preview(target: Stack, skipped: bool) -> None:
         tell(f"pulumi is not installed here: `pulumi preview --stack {target.name}` shows what this changes.")
 
 
-COMMANDS = (promote, rollback, export, take_in)
+def _tell_of_the_program(source: Stack, target: Stack) -> None:
+    """An adapter goes alone; the program that it ran on may be another there."""
+    from loraserve.operator.release import differences
+
+    try:
+        found = differences(source.pulumi, target.pulumi)
+    except PulumiFailed as error:
+        tell(f"Whether {target.name} runs the program that {source.name} runs is not known: {error}")
+        return
+    if found:
+        told = "; ".join(f"{what} {one} -> {other}" for what, one, other in found)
+        tell(f"{target.name} runs another program than {source.name} does ({source.name} -> {target.name}): {told}")
+
+
+COMMANDS = (promote, rollback, export, take_in, release)
