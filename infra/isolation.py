@@ -118,6 +118,7 @@ class MonitoringIsolation(_Policies):
         namespace: pulumi.Input[str],
         api_server: ApiServer,
         alerting_ports: Sequence[int],
+        remote_write_port: int | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("MonitoringIsolation", name, namespace, opts, prefix="monitoring-")
@@ -131,6 +132,9 @@ class MonitoringIsolation(_Policies):
         if alerting_ports:
             out = [_tcp(port) for port in alerting_ports]
             self._create("alertmanager-out", _ALERTMANAGER, egress=[{"to": [_internet()], "ports": out}])
+        if remote_write_port:
+            out = [_tcp(remote_write_port)]
+            self._create("prometheus-remote-write", _PROMETHEUS, egress=[{"to": [_internet()], "ports": out}])
         for watcher in _WATCH_THE_API:
             self._create(f"{watcher['app.kubernetes.io/name']}-to-api", watcher, egress=[api])
         self.register_outputs({})

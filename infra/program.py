@@ -171,6 +171,7 @@ def deploy() -> None:
                 cost=cost.hourly_cost(config, region, len(zones.all)),
             ),
             alerting=config.alerting,
+            remote_write=config.remote_write,
             alertmanager_role=alertmanager_role or None,
             region=region,
             opts=in_cluster,

@@ -14,7 +14,7 @@ from pulumi.runtime import config as runtime_config
 from infra.errors import ConfigError
 from infra.names import PROJECT
 from loraserve.contract.addresses import stack_name_problem
-from loraserve.planning.settings_parser import ALERTING_IN_CLEAR, TOKEN_IN_CLEAR, InvalidSettings, decode, parse
+from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, decode, in_clear, parse
 from loraserve.planning.stack_settings import Settings
 
 
@@ -31,8 +31,9 @@ def load() -> Settings:
         settings = parse(values, allowed_accounts=accounts, found=found)
     except InvalidSettings as error:
         raise ConfigError(error.problems) from None
-    if settings.alerting.secrets and not runtime_config.is_config_secret(f"{PROJECT}:alerting"):
-        raise ConfigError([ALERTING_IN_CLEAR])
+    kept = [key for key, secrets in settings.kept_secret.items() if secrets]
+    if bare := [key for key in kept if not runtime_config.is_config_secret(f"{PROJECT}:{key}")]:
+        raise ConfigError([in_clear(key) for key in bare])
     return settings
 
 

@@ -14,6 +14,7 @@ from infra.iam import WorkloadRole
 from infra.isolation import ApiServer, MonitoringIsolation, create_namespace
 from infra.monitoring.alertmanager import alertmanager_values, create_secrets
 from infra.monitoring.grafana import dashboard_json
+from infra.monitoring.remote_write import create_login, remote_write_values
 from infra.monitoring.rules import prometheus_rule
 from infra.monitoring.scraping import KEEP_TARGETS_LABELS, monitor_autoscaling, service_monitor
 from infra.monitoring.volume import claim_template, create_claim, create_volume
@@ -33,6 +34,7 @@ from loraserve.monitoring.rules import Group
 from loraserve.planning import pod_resources
 from loraserve.planning.alerting import Alerting
 from loraserve.planning.pod_resources import Requests
+from loraserve.planning.remote_write import RemoteWrite
 
 RETENTION_DAYS = 15
 _GIB_ON_THE_NODE = 4
@@ -94,7 +96,9 @@ _NOBODY_IS_CALLED = {
 """Grafana's settings: it asks grafana.com and gravatar.com for nothing."""
 
 
-def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str, Any]:
+def stack_values(
+    grafana_secret: pulumi.Input[str], volume_gib: int, remote_write: RemoteWrite | None = None
+) -> dict[str, Any]:
     """Chart values, but Alertmanager's: every ServiceMonitor is taken, and nothing watches the control plane that EKS hides."""
     return {
         **{part: {"enabled": False} for part in _HIDDEN_BY_EKS},
@@ -102,7 +106,9 @@ def stack_values(grafana_secret: pulumi.Input[str], volume_gib: int) -> dict[str
             "rules": dict.fromkeys(_RULES_HIDDEN_BY_EKS, False),
             "disabled": dict.fromkeys(_DISABLED_ALERTS, True),
         },
-        "prometheus": {"prometheusSpec": _prometheus_spec(volume_gib)},
+        "prometheus": {
+            "prometheusSpec": _prometheus_spec(volume_gib) | {"remoteWrite": remote_write_values(remote_write)}
+        },
         "prometheusOperator": {
             "resources": bounded(_OPERATOR, 512),
             # Its webhook's certificate is made by a Helm hook, and `Chart` runs no hooks: the operator would wait for ever.
@@ -189,6 +195,7 @@ class Monitoring(pulumi.ComponentResource):
         chart_mirror: str | None,
         rule_groups: Iterable[Group],
         alerting: Alerting,
+        remote_write: RemoteWrite | None,
         alertmanager_role: WorkloadRole | None,
         region: str,
         opts: pulumi.ResourceOptions | None = None,
@@ -204,6 +211,7 @@ class Monitoring(pulumi.ComponentResource):
             namespace=namespace,
             api_server=api_server,
             alerting_ports=alerting.ports,
+            remote_write_port=remote_write.port if remote_write else None,
             opts=child,
         )
         password = random.RandomPassword(_GRAFANA_LOGIN, length=24, special=False, opts=child)
@@ -213,13 +221,13 @@ class Monitoring(pulumi.ComponentResource):
             string_data={"user": _GRAFANA_USER, "password": password.result},
             opts=child,
         )
-        secrets = create_secrets(alerting, namespace, child)
+        secrets = [*create_secrets(alerting, namespace, child), *create_login(remote_write, namespace, child)]
         claim = [create_claim(volume_gib, namespace, self)] if volume_driver else []
         role_arn = alertmanager_role.arn if alertmanager_role else None
         operator = KUBE_PROMETHEUS_STACK.install(
             mirror=chart_mirror,
             namespace=namespace,
-            values=stack_values(_GRAFANA_LOGIN, volume_gib)
+            values=stack_values(_GRAFANA_LOGIN, volume_gib, remote_write)
             | {"alertmanager": alertmanager_values(alerting, region, role_arn)},
             parent=self,
             depends_on=[login, *secrets, *claim],

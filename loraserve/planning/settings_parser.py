@@ -19,12 +19,8 @@ from loraserve.planning.stack_settings import Settings
 
 _FIELDS = {to_camel(field): field for field in Settings.model_fields}
 """By configuration key."""
-_SECRET = {"hubToken", "alerting"}
+_SECRET = {"hubToken", "alerting", "remoteWrite"}
 
-ALERTING_IN_CLEAR = (
-    f"{PROJECT}:alerting has addresses or passwords in clear in the stack file: set each with "
-    "`pulumi config set --secret --path alerting.…`"
-)
 TOKEN_IN_CLEAR = f"{PROJECT}:hubToken stands in clear in the stack file: `pulumi config set --secret hubToken`"
 
 
@@ -55,6 +51,14 @@ def parse(values: Mapping[str, Any], *, allowed_accounts: Collection[str] = (), 
     if problems:
         raise InvalidSettings(problems)
     return settings
+
+
+def in_clear(key: str) -> str:
+    """What is wrong with a structured setting whose secrets are not encrypted."""
+    return (
+        f"{PROJECT}:{key} has addresses or passwords in clear in the stack file: set each with "
+        f"`pulumi config set --secret --path {key}.…`"
+    )
 
 
 def decode(value: Any) -> Any:

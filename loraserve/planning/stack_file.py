@@ -1,5 +1,5 @@
 """A stack's settings from its files, for commands that need no Pulumi: defaults from Pulumi.yaml, values from
-Pulumi.{stack}.yaml. The hub token, which is encrypted there, stays unknown; so does what alerting keeps to itself."""
+Pulumi.{stack}.yaml. The hub token, which is encrypted there, stays unknown; so do other secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from loraserve.contract.addresses import PROJECT
 from loraserve.planning.alerting import ENCRYPTED, without_encryption
-from loraserve.planning.settings_parser import ALERTING_IN_CLEAR, TOKEN_IN_CLEAR, InvalidSettings, parse
+from loraserve.planning.settings_parser import TOKEN_IN_CLEAR, InvalidSettings, in_clear, parse
 from loraserve.planning.stack_settings import Settings
 
 PROJECT_FILE = "Pulumi.yaml"
@@ -39,16 +39,15 @@ def read(path: Path, text: str | None = None) -> Settings:
         found.append(TOKEN_IN_CLEAR)
     given = {key: value for key, value in config.items() if key not in (*encrypted, _TOKEN)}
     values = {key.removeprefix(_OWN): value for key, value in (defaults | given).items() if key.startswith(_OWN)}
-    alerting = values.get("alerting")
-    values |= {"alerting": without_encryption(alerting)} if alerting else {}
+    values |= {key: without_encryption(value) for key, value in values.items()}
     if template := values.get("chatTemplateFile"):
         values["chatTemplateFile"] = str(path.parent / str(template))
     accounts = config.get("aws:allowedAccountIds")
     settings = parse(
         values, allowed_accounts=[str(a) for a in accounts] if isinstance(accounts, list) else [], found=found
     )
-    if set(settings.alerting.secrets.values()) - {ENCRYPTED}:
-        raise InvalidSettings([ALERTING_IN_CLEAR])
+    if bare := [key for key, secrets in settings.kept_secret.items() if set(secrets) - {ENCRYPTED}]:
+        raise InvalidSettings([in_clear(key) for key in bare])
     return settings
 
 

@@ -28,6 +28,7 @@ from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANC
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
 from loraserve.planning.objectives import Objective
 from loraserve.planning.pod_resources import adapters_in_memory
+from loraserve.planning.remote_write import RemoteWrite
 from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 MAX_VPC_PREFIX = 20
@@ -229,6 +230,7 @@ class Settings(_Section):
     objectives: dict[str, Objective] = {}
     """By model as callers name it; what is not named has `Objective()`."""
     alerting: Alerting = Alerting()
+    remote_write: RemoteWrite | None = None
 
     log_format: Literal["text", "json"]
 
@@ -239,6 +241,15 @@ class Settings(_Section):
     vllm_image: OptionalText
     loraserve_image: OptionalText
     local: Local = Local()
+
+    @property
+    def kept_secret(self) -> dict[str, list[str]]:
+        """What of structured settings may only stand encrypted in the stack file, by key."""
+        password = self.remote_write and self.remote_write.password
+        return {
+            "alerting": list(self.alerting.secrets.values()),
+            "remoteWrite": [password.get_secret_value()] if password else [],
+        }
 
     @property
     def model_shape(self) -> ModelShape:

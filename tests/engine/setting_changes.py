@@ -109,6 +109,11 @@ CHANGES: Mapping[str, Any] = {
     "gatewayClientNamespaces": ["apps"],
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
     "adapters": [adapter("one"), adapter("two")],
+    "remoteWrite": {
+        "url": "https://prometheus.example.com/push",
+        "username": "1",
+        "password": "a secret of the config",
+    },
     "logFormat": "json",
     "addonsEnabled": False,
     "monitoringEnabled": False,
@@ -127,7 +132,7 @@ CHANGES: Mapping[str, Any] = {
 
 def declared(**changes: Any) -> Program:
     """The program on the stack that stands, with these settings changed. Raises ConfigError."""
-    secrets = [key for key in ("hubToken", "alerting") if key in changes]
+    secrets = [key for key in ("hubToken", "alerting", "remoteWrite") if key in changes]
     return run("dev", last_outputs=_LAST, secrets=secrets, **(DEPLOYED | changes))
 
 

@@ -173,3 +173,35 @@ def test_the_outputs_say_how_to_get_to_prometheus_and_alertmanager() -> None:
         "prometheus": "kubectl --namespace ai-platform port-forward service/prometheus-operated 9090",
         "alertmanager": "kubectl --namespace ai-platform port-forward service/alertmanager-operated 9093",
     }
+
+
+# Samples beyond the stack.
+
+
+def test_samples_go_to_a_store_with_a_login_that_stands_in_its_own_secret() -> None:
+    target = {"url": "https://prometheus.example.com:8443/push", "username": "12345", "password": "very-secret"}
+    program = declare("dev", remoteWrite=target, secrets=["remoteWrite"])
+    holders = {r.name for r in program.resources if "very-secret" in json.dumps(r.inputs, default=str)}
+    assert holders == {"remote-write"}
+    values = program.one("helm.sh/v4:Chart", "kube-prometheus-stack").inputs["values"]["prometheus"]
+    (remote,) = values["prometheusSpec"]["remoteWrite"]
+    login = program.one("core/v1:Secret", "remote-write").inputs["stringData"]
+    assert remote["url"] == target["url"]
+    assert {ref["key"] for ref in remote["basicAuth"].values()} == set(login)
+    (out,) = program.one(":NetworkPolicy", "monitoring-prometheus-remote-write").inputs["spec"]["egress"]
+    assert [port["port"] for port in out["ports"]] == [8443]
+    assert "169.254.169.254/32" in out["to"][0]["ipBlock"]["except"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"url": "prometheus.example.com"}, "remoteWrite.url"),
+        ({"url": "https://x.example.com", "password": "very-secret"}, "username and password belong together"),
+        ({"url": "https://x.example.com", "pasword": "very-secret"}, "remoteWrite.pasword: is not a known key"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_or_used_is_refused(settings: Any, problem: str) -> None:
+    with pytest.raises(InvalidSettings, match=problem) as refused:
+        parse(stack_values("dev", remoteWrite=settings))
+    assert "very-secret" not in str(refused.value)

@@ -73,6 +73,8 @@ def test_a_token_in_clear_is_refused(project: Path) -> None:
 def test_what_alerting_keeps_to_itself_stays_unknown_and_may_not_stand_in_clear(project: Path) -> None:
     slack = {"channel": "#ops", "url": {"secure": "AAABAF…"}}
     assert stack_file.read(changed(project, alerting={"slack": slack})).alerting.reaches_somebody
+    store = {"url": "https://x.example.com", "username": "1", "password": {"secure": "AAABAF…"}}
+    assert stack_file.read(changed(project, remoteWrite=store)).remote_write
     told = refusal(changed(project, alerting={"slack": slack | {"url": "https://hooks.slack.com/very-secret"}}))
     assert "pulumi config set --secret --path alerting" in told
     assert "very-secret" not in told
