@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def evaluate(
     judge, judge_key = plan.evaluation.judge, os.environ.get(KEY_VARIABLE)
     if judge and judge.url and not judge_key:
         raise click.UsageError(f"the judge is at {judge.url}: set {KEY_VARIABLE} to a key of that service")
-    bucket, override = _recording(record, bucket_name, role, reason)
+    open_bucket, override = _recording(record, bucket_name, role, reason)
     folder = output or file.with_name(f"{file.stem}.results")
     folder.mkdir(parents=True, exist_ok=True)
     with _progress() as on_progress:
@@ -135,7 +136,7 @@ def evaluate(
             on_progress,
         )
         outcome = run(plan, compared, asking, datetime.now(UTC), judge_key, override)
-    return _report(outcome, folder, bucket, as_json)
+    return _report(outcome, folder, open_bucket, as_json)
 
 
 def _compared(candidate: str, stack_file: Path, production_file: Path | None, production_url: str | None) -> Compared:
@@ -198,7 +199,7 @@ def _declared(settings: Settings, name: str, version: str | None) -> EvaluatedVe
 
 def _recording(
     record: bool, bucket_name: str | None, role: str | None, reason: str | None
-) -> tuple[Bucket | None, Override | None]:
+) -> tuple[Callable[[], Bucket] | None, Override | None]:
     """Before anything is asked: that it can be written down, and by whom."""
     if reason and not record:
         raise click.UsageError("--override lets through what is recorded: add --record")
@@ -206,9 +207,10 @@ def _recording(
         return None, None
     if not bucket_name:
         raise click.UsageError("--record needs --bucket")
-    bucket = Bucket(bucket_name, role=role)
+    open_bucket = partial(Bucket, bucket_name, role=role)
+    open_bucket()  # opened anew in the end: a role's credentials live an hour
     # Who overrides is who assumes the role, not the role.
-    return bucket, Override(reason=reason, by=Bucket(bucket_name).principal()) if reason else None
+    return open_bucket, Override(reason=reason, by=Bucket(bucket_name).principal()) if reason else None
 
 
 @contextmanager
@@ -229,13 +231,14 @@ def _progress() -> Iterator[Any]:
             raise
 
 
-def _report(outcome: Outcome, folder: Path, bucket: Bucket | None, as_json: bool) -> int:
+def _report(outcome: Outcome, folder: Path, open_bucket: Callable[[], Bucket] | None, as_json: bool) -> int:
     from loraserve.evaluation import report
 
     found = report.as_json(outcome)
     (folder / "report.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(report.as_html(outcome), encoding="utf-8")
-    if bucket:
+    if open_bucket:
+        bucket = open_bucket()
         tell(f"Recorded: {bucket.url(write_verdict(bucket, outcome.verdict))}")
     if as_json:
         print_json({key: found[key] for key in found if key != "sets"} | {"report": str(folder / "report.json")})
