@@ -25,6 +25,7 @@ _IN_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([\w-]+)\.amazonaws\.com(?:\.cn)?/([^
 MAKES: Mapping[str, str] = {
     "aws:autoscaling/attachment:Attachment": "autoscaling:AttachLoadBalancerTargetGroups",
     "aws:autoscaling/tag:Tag": "autoscaling:CreateOrUpdateTags",
+    "aws:budgets/budget:Budget": "budgets:ModifyBudget",
     "aws:cloudwatch/logGroup:LogGroup": "logs:CreateLogGroup",
     "aws:ebs/volume:Volume": "ec2:CreateVolume",
     "aws:ec2/eip:Eip": "ec2:AllocateAddress",

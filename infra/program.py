@@ -7,6 +7,7 @@ import pulumi
 from infra import deployed, names, preflight, release, settings, tags
 from infra.adapter_bucket import AdapterBucket, find_retained
 from infra.addons import Addons
+from infra.budget import budget
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
 from infra.gateway import Gateway, how_to_call
@@ -80,6 +81,8 @@ def deploy() -> None:
             lambda arn: write_usage(arn, reads=any(key.tokens_per_month for key in config.gateway_keys))
         ),
     )
+    if config.budget:
+        budget(f"{cluster_name}-budget", config.budget)
     image = loraserve_image(config.loraserve_image, deletion_protection=config.deletion_protection)
 
     # Kubernetes: everything below goes before the nodes and the cluster do.

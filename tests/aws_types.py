@@ -14,7 +14,7 @@ EKS_COMPONENT = {
 """What `eks.Cluster` with one access entry registers, itself included."""
 
 GOES_WITH_ITS_OBJECT = "sets something on another object: the next `up` sets it again, and it goes with that object"
-NEVER_LEFT = dict.fromkeys(
+NEVER_LEFT: dict[str, str] = dict.fromkeys(
     (
         "aws:autoscaling/attachment:Attachment",
         "aws:autoscaling/tag:Tag",
@@ -29,6 +29,9 @@ NEVER_LEFT = dict.fromkeys(
         "aws:s3/bucketVersioning:BucketVersioning",
     ),
     GOES_WITH_ITS_OBJECT,
+)
+NEVER_LEFT["aws:budgets/budget:Budget"] = (
+    "costs nothing, and only writes e-mail; the next `up` makes one of another name"
 )
 """Types that `loraserve leftovers` does not look for."""
 

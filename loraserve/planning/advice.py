@@ -20,6 +20,11 @@ def advice(settings: Settings) -> Iterator[str]:
     yield from _widening(settings)
     if settings.monitoring_enabled and not settings.alerting.reaches_somebody:
         yield "alerts reach nobody: name an SNS topic, Slack, e-mail or a webhook in alerting (docs/alerting.md)"
+    if settings.gpu_hours_per_day and (settings.inference_replicas or not settings.scaling_enabled):
+        yield (
+            "gpuHoursPerDay holds back what would wake the model, and this one never sleeps: set inferenceReplicas to 0 with "
+            "scalingEnabled"
+        )
     if settings.gpu_instance.gpus not in MEASURED_GPUS:
         yield (
             f"{settings.gpu_instance.name} has {settings.gpu_instance.gpus} GPUs, and the memory plan was measured on one "

@@ -119,15 +119,6 @@ def a_node_in_the_volumes_zone(settings: Settings) -> Iterator[str]:
         )
 
 
-@_rule
-def a_brake_on_what_sleeps(settings: Settings) -> Iterator[str]:
-    if settings.gpu_hours_per_day and (settings.inference_replicas or not settings.scaling_enabled):
-        yield (
-            f"{PROJECT}:gpuHoursPerDay holds back what would wake the model, and this one never sleeps: set inferenceReplicas to 0 "
-            "with scalingEnabled, or leave gpuHoursPerDay empty"
-        )
-
-
 # Safety.
 
 

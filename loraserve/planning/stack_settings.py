@@ -151,6 +151,15 @@ class ClusterAccess(_Section):
     policy: Literal["admin", "edit", "view"] = "view"
 
 
+class Budget(_Section):
+    """An AWS budget of the whole account, and whom it writes to."""
+
+    dollars_per_month: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    emails: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=r"^[^@\s]+@[^@\s]+$")], ...], Field(min_length=1, max_length=10)
+    ]
+
+
 class Local(_Section):
     """What one machine has in the place of the cloud; without it, everything is the cloud's."""
 
@@ -226,6 +235,8 @@ class Settings(_Section):
     gateway_certificate_arn: Annotated[OptionalText, AfterValidator(_certificate)]
 
     adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = ()
+
+    budget: Budget | None = None
 
     objectives: dict[str, Objective] = {}
     """By model as callers name it; what is not named has `Objective()`."""

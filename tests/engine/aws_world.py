@@ -328,5 +328,9 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             {"autoscalingGroupName": world.scaling_group, "lbTargetGroupArn": world.targets[0]},
             {},
         ),
+        "aws:budgets/budget:Budget": (
+            {"budgetType": "COST", "limitAmount": "300.00", "limitUnit": "USD", "timeUnit": "MONTHLY"},
+            {"limitAmount": "400.00"},
+        ),
         "aws:cloudwatch/logGroup:LogGroup": ({"retentionInDays": 7}, {"retentionInDays": 14, "tags": {"a": "b"}}),
     }

@@ -121,6 +121,7 @@ CHANGES: Mapping[str, Any] = {
     "chartRepository": "https://charts.example.com",
     "vllmImage": "registry.example.com/vllm-openai:v0.32.0",
     "loraserveImage": "registry.example.com/loraserve@sha256:" + "b" * 64,
+    "budget": {"dollarsPerMonth": 300, "emails": ["ops@example.com"]},
     "objectives": {"one": {"availability": 0.999}},
     "alerting": {
         "snsTopicArn": "arn:aws:sns:eu-central-1:123456789012:alerts",

@@ -14,6 +14,7 @@ from tests.aws_types import EKS_COMPONENT, FOUND_ELSEWHERE, NEVER_LEFT
 from tests.unit.declared import Program, declare
 
 EVERYTHING: dict[str, Any] = {
+    "budget": {"dollarsPerMonth": 300, "emails": ["ops@example.com"]},
     "clusterAccess": [{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops", "policy": "view"}],
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
     "gpuNvmeRaid0": False,

@@ -51,6 +51,7 @@ TYPES: tuple[type[AwsResource], ...] = (
     services.LifecyclePolicy,
     services.AutoscalingTag,
     services.LogGroup,
+    services.Budget,
 )
 
 

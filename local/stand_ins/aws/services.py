@@ -1,4 +1,4 @@
-"""The services of which the program uses one or two types: ecr, autoscaling, cloudwatch."""
+"""The services of which the program uses one or two types: ecr, autoscaling, cloudwatch, budgets."""
 
 from __future__ import annotations
 
@@ -150,3 +150,52 @@ class LogGroup(AwsResource):
             self.api.tag_resource(resourceArn=outputs["arn"], tags=added)
         if removed:
             self.api.untag_resource(resourceArn=outputs["arn"], tagKeys=removed)
+
+
+class Budget(AwsResource):
+    token = "aws:budgets/budget:Budget"
+    service = "budgets"
+    taggable = True
+    required = frozenset({"budgetType", "limitAmount", "limitUnit", "timeUnit"})
+    optional = frozenset({"name", "notifications"})
+    mutable = required | {"notifications"}
+    name_property = "name"
+
+    def make(self, inputs: Properties) -> str:
+        limit = {"Amount": inputs["limitAmount"], "Unit": inputs["limitUnit"]}
+        names = {"BudgetName": inputs["name"], "BudgetType": inputs["budgetType"], "TimeUnit": inputs["timeUnit"]}
+        self.api.create_budget(
+            AccountId=self.account.id,
+            Budget=names | {"BudgetLimit": limit},
+            NotificationsWithSubscribers=[_notification(each) for each in inputs.get("notifications", [])],
+        )
+        return f"{self.account.id}:{inputs['name']}"
+
+    def find(self, resource_id: str, inputs: Properties) -> Properties | None:
+        account, name = resource_id.split(":", 1)
+        found = self.api.describe_budget(AccountId=account, BudgetName=name)["Budget"]
+        limit = found["BudgetLimit"]
+        return pick(camel(found), "budgetType", "timeUnit") | {
+            "name": name,
+            "limitAmount": limit["Amount"],
+            "limitUnit": limit["Unit"],
+        }
+
+    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
+        """Made anew: moto has no UpdateBudget."""
+        if any(olds.get(key) != news.get(key) for key in self.mutable):
+            self.remove(resource_id, olds)
+            self.make(news)
+
+    def remove(self, resource_id: str, inputs: Properties) -> None:
+        account, name = resource_id.split(":", 1)
+        self.api.delete_budget(AccountId=account, BudgetName=name)
+
+    def retag(self, resource_id: str, outputs: Properties, added: dict[str, str], removed: list[str]) -> None:
+        """moto keeps no tags of budgets."""
+
+
+def _notification(given: Properties) -> Properties:
+    told = pascal({key: value for key, value in given.items() if key != "subscriberEmailAddresses"})
+    to = [{"SubscriptionType": "EMAIL", "Address": address} for address in given["subscriberEmailAddresses"]]
+    return {"Notification": told, "Subscribers": to}
