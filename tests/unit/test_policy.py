@@ -9,10 +9,25 @@ import pytest
 
 from policy.exemptions import EXEMPTIONS, violations
 from policy.rule import RULES, Declared, Rule
+from tests.stack_values import adapter
 from tests.unit.declared import Program, declare
 from tests.unit.test_aws_types import EVERYTHING, takes_tags
 
-PROGRAMS = {"dev": {}, "prod": EVERYTHING}
+FAR_FROM_SHIPPED: dict[str, Any] = {
+    "adapters": [adapter("one", rank=64), adapter("two")],
+    "availabilityZoneCount": 3,
+    "gatewayReplicas": 5,
+    "gpuInstanceType": "g6.2xlarge",
+    "gpuMaxSize": 6,
+    "gpuMinSize": 1,
+    "gpuNvmeRaid0": False,
+    "gpuWarmPool": True,
+    "inferenceReplicas": 3,
+    "maxModelLen": 1024,
+    "systemNodeCount": 4,
+    "vpcCidr": "172.16.0.0/20",
+}
+PROGRAMS = {"dev": FAR_FROM_SHIPPED, "prod": EVERYTHING}
 
 
 def declared_by(stack: str) -> Program:
@@ -40,6 +55,12 @@ def test_a_rule_finds_its_violating_example_and_not_its_conforming_one(rule: Rul
 @pytest.mark.parametrize("stack", PROGRAMS)
 def test_the_program_violates_no_rule(stack: str) -> None:
     assert problems(declared_by(stack), production=stack == "prod") == []
+
+
+def test_settings_far_from_the_shipped_ones_give_whole_objects_of_their_own() -> None:
+    resources = declared_by("dev").resources
+    assert len({resource.urn for resource in resources}) == len(resources)
+    assert [resource.urn for resource in resources if None in resource.inputs.values()] == []
 
 
 def test_an_exemption_is_still_needed() -> None:
