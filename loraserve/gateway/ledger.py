@@ -43,12 +43,14 @@ class Ledger:
         bucket: Bucket,
         process: str,
         has_budgets: Callable[[], bool],
+        tell_unwritten: Callable[[bool], object] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`process` is no other's name, ever: also not of the one before in the same pod."""
         self._bucket = bucket
         self._process = process
         self._has_budgets = has_budgets
+        self._tell_unwritten = tell_unwritten
         self._now = now
         self._days: dict[date, dict[tuple[str, str, str], _Count]] = {}
         """By tenant, model, version; until it is written and over."""
@@ -90,6 +92,7 @@ class Ledger:
 
     async def write(self) -> None:
         """What was counted since the last time; what cannot be written is, with more, the next time."""
+        failed: set[date] = set()
         for day in sorted(self._unwritten):
             used = [
                 Used(tenant=tenant, model=model, version=version, **vars(count))
@@ -103,6 +106,8 @@ class Ledger:
             finally:
                 if not written:
                     self._unwritten.add(day)
+                    failed.add(day)
+        self._tell_unwritten(bool(failed))
         today = self._now().date()
         for day in [day for day in self._days if day < today and day not in self._unwritten]:
             del self._days[day]

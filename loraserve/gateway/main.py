@@ -151,7 +151,10 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     )
     if settings.usage_bucket:
         gateway.ledger = Ledger(
-            Bucket(settings.usage_bucket), process_name(settings.pod_name), lambda: keys.has_budgets
+            Bucket(settings.usage_bucket),
+            process_name(settings.pod_name),
+            has_budgets=lambda: keys.has_budgets,
+            tell_unwritten=lambda unwritten: metrics.usage_unwritten.set(unwritten),
         )
         # Left after the servers: what the last requests took is written too.
         stack.push_async_callback(gateway.ledger.write)

@@ -98,6 +98,11 @@ class Metrics:
             ("document",),
             registry=registry,
         )
+        self.usage_unwritten = Gauge(
+            "loraserve_gateway_usage_unwritten",
+            "1 while what was used cannot be written into the ledger, and would be lost with this gateway.",
+            registry=registry,
+        )
         self.waiting_limit = Gauge(
             "loraserve_gateway_waiting_limit", "Requests that may be held at once.", registry=registry
         )

@@ -98,6 +98,7 @@ ALL = {
         *_family(Source.GATEWAY, "loraserve_gateway_fallbacks_total", labels="model reason"),
         *_family(Source.GATEWAY, "loraserve_gateway_waiting", labels="model"),
         *_family(Source.GATEWAY, "loraserve_gateway_running", "loraserve_gateway_waiting_limit"),
+        *_family(Source.GATEWAY, "loraserve_gateway_usage_unwritten"),
         *_family(Source.GATEWAY, "loraserve_gateway_cold_starts_total"),
         *_family(Source.GATEWAY, "loraserve_gateway_document_refused", labels="document"),
         *_histogram(Source.GATEWAY, FIRST_TOKEN, "model version"),

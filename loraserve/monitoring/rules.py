@@ -203,6 +203,12 @@ def _gateway() -> tuple[Alert, ...]:
             "1m",
             Severity.CRITICAL,
         ),
+        Alert(
+            "UsageNotWritten",
+            "max (loraserve_gateway_usage_unwritten) > 0",
+            "What tenants use is not written into the ledger: a gateway that ends now takes it along.",
+            "15m",
+        ),
     )
 
 

@@ -179,6 +179,13 @@ CASES = (
         firing=(10,),
     ),
     Case(
+        "UsageNotWritten",
+        "S3 refuses; one write that failed and was made up for tells nobody",
+        {"loraserve_gateway_usage_unwritten": "0x5 1x5 0x10 1x30"},
+        silent=(5, 15, 30),
+        firing=(45,),
+    ),
+    Case(
         "AdapterAnsweredByBase",
         "the first fallback ever",
         {'loraserve_gateway_fallbacks_total{model="faq",reason="adapter_unavailable"}': "0x20 1x30"},

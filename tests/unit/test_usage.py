@@ -53,7 +53,7 @@ def at(bucket: Bucket, tmp_path: Path) -> Iterator[World]:
 
 
 def ledger(bucket: Bucket, clock: Clock, process: str = "gateway-a-1") -> Ledger:
-    return Ledger(bucket, process, lambda: True, clock)
+    return Ledger(bucket, process, lambda: True, now=clock)
 
 
 def answered(tenant: str = "team-a", prompt: int = 7, completion: int = 3, served: str = "faq@v1") -> Record:
@@ -122,7 +122,8 @@ def test_a_write_that_failed_loses_nothing_and_counts_nothing_twice(
     bucket: Bucket, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, arrived: bool
 ) -> None:
     """Also where the bytes arrived, and the answer did not."""
-    add, counting = bucket.add, ledger(bucket, clock)
+    add, unwritten = bucket.add, list[bool]()
+    counting = Ledger(bucket, "gateway-a-1", lambda: True, unwritten.append, clock)
 
     def fail(key: str, content: bytes) -> None:
         if arrived:
@@ -136,6 +137,7 @@ def test_a_write_that_failed_loses_nothing_and_counts_nothing_twice(
     monkeypatch.undo()
     asyncio.run(counting.write())
     assert sums(bucket) == {("team-a", "faq", "v1"): (1, 7, 3)}
+    assert unwritten == [True, False]
 
 
 def test_an_object_is_written_once(bucket: Bucket) -> None:
