@@ -30,10 +30,14 @@ BUCKET = {"adapterBucket": "bucket"}
 OTHER_DIGEST = "sha256:" + "a" * 64
 
 
-def test_another_digest_in_the_bucket_is_refused_before_anything_is_declared() -> None:
-    program = Program()
-    with pytest.raises(ConfigError, match=rf"s3://bucket/{KEY} has digest {OTHER_DIGEST}.*`loraserve show`"):
-        run("dev", adapters=[ONE], last_outputs=BUCKET, published={KEY: OTHER_DIGEST}, program=program)
+def test_another_digest_in_the_bucket_is_refused_before_anything_is_declared_together_with_all_else() -> None:
+    program, last = Program(), BUCKET | {"vpcCidr": "10.8.0.0/16"}
+    with pytest.raises(ConfigError) as refused:
+        run("dev", adapters=[ONE], last_outputs=last, published={KEY: OTHER_DIGEST}, program=program)
+    network, catalog = refused.value.problems
+    assert "is another than the 10.8.0.0/16" in network
+    assert catalog.startswith(f"s3://bucket/{KEY} has digest {OTHER_DIGEST}")
+    assert "`loraserve show`" in catalog
     assert program.resources == []
 
 
