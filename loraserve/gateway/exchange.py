@@ -113,7 +113,10 @@ class Exchange:
         # Before it is looked up: who may not call it does not learn whether it exists.
         if not self._key.allows(asked) and not self._key.allows(ServedName(asked).adapter):
             raise Forbidden(f"This key may not call {asked!r}.", param="model")
-        route = self._gateway.routes.resolve(asked, self._caller())
+        caller = self._caller()
+        route = self._gateway.routes.resolve(asked, caller)
+        if ServedName(asked).version is None:  # who names a version was not assigned to it
+            self._record.caller = caller
         self._record.model = route.model
         self._gateway.limits.charge(self._key, self._completion.cost, self._gateway.pods.replicas)
         try:

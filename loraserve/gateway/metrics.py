@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from loraserve.contract.served_name import ServedName
+from loraserve.gateway.canaries import Canaries
 from loraserve.monitoring.metrics import FAILURES, OK
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS
 
@@ -106,6 +107,8 @@ class Metrics:
         self.waiting_limit = Gauge(
             "loraserve_gateway_waiting_limit", "Requests that may be held at once.", registry=registry
         )
+        self.canaries = Canaries()
+        registry.register(self.canaries)
         self._versions: dict[str, frozenset[str]] = {}
         self._tenants: frozenset[str] = frozenset()
         self.declare({}, frozenset())
@@ -115,6 +118,7 @@ class Metrics:
         before, models, tenants_before = set(self._pairs()), set(self._versions), self._tenants
         self._versions = {model: frozenset(known) for model, known in versions.items()}
         self._tenants = frozenset(tenants)
+        self.canaries.declare(self._versions)
         self._forget(before - set(self._pairs()), models - set(self._versions), tenants_before - self._tenants)
         for model, version in self._pairs():
             for outcome in (OK, *FAILURES):

@@ -8,7 +8,7 @@ from typing import Self
 
 from loraserve.gateway.metrics import OTHER, Metrics
 from loraserve.log import event
-from loraserve.monitoring.metrics import OK
+from loraserve.monitoring.metrics import FAILURES, OK
 
 log = logging.getLogger("loraserve.access")
 
@@ -35,6 +35,8 @@ class Record:
     request_id: str
     trace: str | None = None
     tenant: str | None = None
+    caller: str | None = None
+    """Who was assigned to a version; neither logged nor a label."""
     key: str | None = None
     """The key's public id."""
     model: str = OTHER
@@ -63,6 +65,8 @@ class Record:
         tenant = metrics.tenant(self.tenant)
         metrics.requests.labels(model, version, self.outcome).inc()
         metrics.tenant_requests.labels(tenant, self.outcome).inc()
+        if self.caller is not None and self.outcome in (OK, *FAILURES):
+            metrics.canaries.count(model, version, self.caller, seconds, failed=self.outcome != OK)
         if self.outcome == OK:
             metrics.duration.labels(model, version).observe(seconds)
         if self.first_byte is not None:

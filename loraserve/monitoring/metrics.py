@@ -73,6 +73,19 @@ DURATION = "loraserve_gateway_request_seconds"
 WAIT = "loraserve_gateway_wait_seconds"
 COLD_START_PHASE = "loraserve_gateway_cold_start_phase_seconds"
 FETCH = "loraserve_adapter_fetch_seconds"
+CANARY = "loraserve_gateway_canary_callers"
+CANARY_MOMENTS = (
+    "callers",
+    "requests",
+    "failures",
+    "seconds",
+    "requests_squared",
+    "failures_squared",
+    "failures_requests",
+    "seconds_squared",
+    "seconds_requests",
+)
+"""Of what is summed over callers: enough for a mean of requests, and for its variance between callers."""
 VLLM_FIRST_TOKEN = "vllm:time_to_first_token_seconds"
 VLLM_DURATION = "vllm:e2e_request_latency_seconds"
 VLLM_INTER_TOKEN = "vllm:inter_token_latency_seconds"
@@ -95,6 +108,7 @@ ALL = {
         *_family(Source.GATEWAY, "loraserve_gateway_requests_total", labels="model version outcome"),
         *_family(Source.GATEWAY, "loraserve_gateway_tenant_requests_total", labels="tenant outcome"),
         *_family(Source.GATEWAY, "loraserve_gateway_tokens_total", labels="tenant model version direction"),
+        *_family(Source.GATEWAY, CANARY, labels="model version moment"),
         *_family(Source.GATEWAY, "loraserve_gateway_fallbacks_total", labels="model reason"),
         *_family(Source.GATEWAY, "loraserve_gateway_waiting", labels="model"),
         *_family(Source.GATEWAY, "loraserve_gateway_running", "loraserve_gateway_waiting_limit"),

@@ -1,8 +1,9 @@
-"""`loraserve promote | rollback | export | import`: a version on its way from stack to stack."""
+"""`loraserve promote | rollback | canary | export | import | release`: from stack to stack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loraserve.contract.addresses import MONITORING_NAMESPACE, PROMETHEUS_PORT, PROMETHEUS_SERVICE
+from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.pulumi import Pulumi, PulumiFailed
 from loraserve.operator.terminal import add_row, json_option, plain, print_json, print_table, progress_bars, table, tell
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loraserve.operator.canary import Judgement
     from loraserve.operator.promotion import Promotion, Stack, Terms
 
 MAX_AGE_DAYS = 30
@@ -169,6 +175,74 @@ def take_in(file: Path, digest: str, target: Stack, terms: Terms, no_preview: bo
     _preview(target, no_preview or as_json)
 
 
+@click.command()
+@click.argument("name")
+@click.option(
+    "--stack-file", type=_PATH, default=Path("Pulumi.prod.yaml"), show_default=True, help="That names both versions."
+)
+@click.option("--url", metavar="URL", help="Of Prometheus (default: the stack's, by `kubectl port-forward`).")
+@click.option("--window", default="1h", show_default=True, metavar="RANGE", help="Of the 95th percentile of latency.")
+@click.option(
+    "--error-margin",
+    default=0.01,
+    show_default=True,
+    metavar="SHARE",
+    help="So many more requests may fail: 0.01 is 1%.",
+)
+@click.option("--latency-margin", default=0.1, show_default=True, metavar="SHARE", help="So much slower may they be.")
+@context_option
+@json_option
+def canary(
+    name: str,
+    stack_file: Path,
+    url: str | None,
+    window: str,
+    error_margin: float,
+    latency_margin: float,
+    context: str | None,
+    as_json: bool,
+) -> int:
+    """Compare NAME's canary with its stable version: shares, errors, latency; promote, wait, or roll back?
+
+    Intervals are of callers, who are assigned to a version, not of requests. Exit code 0: promote; 3: roll back; 4: wait.
+    """
+    from loraserve.operator import canary as canaries
+    from loraserve.planning import stack_file as stack_files
+
+    named = [entry for entry in stack_files.read(stack_file).adapters if entry.name == name]
+    split = {entry.canary_percent is not None: entry.version for entry in named}
+    if len(split) < 2:
+        raise canaries.NotJudged(f"{stack_file} names no canary of {name}: `loraserve promote … --canary 10` makes one")
+    forward = Kubectl(context).forward(MONITORING_NAMESPACE, PROMETHEUS_SERVICE, PROMETHEUS_PORT)
+    with nullcontext(url) if url else forward as prometheus:
+        stable, candidate = canaries.read(prometheus, name, split[False], split[True], window)
+    found = canaries.judge(stable, candidate, canaries.Margins(error_margin, latency_margin))
+    if as_json:
+        print_json(found.plain())
+    else:
+        print_table(_canary_table(found))
+        click.echo(f"{found.advice}: {found.reason}")
+    return {canaries.Advice.PROMOTE: 0, canaries.Advice.ROLL_BACK: 3, canaries.Advice.WAIT: 4}[found.advice]
+
+
+def _canary_table(found: Judgement) -> Table:
+    stable, candidate = found.stable, found.canary
+    rows = table("", f"stable {stable.version}", f"canary {candidate.version}", "difference, 95% interval")
+    add_row(rows, "callers, at least", f"{stable.callers:,}", f"{candidate.callers:,}", "")
+    shares = (
+        f"{side.requests:,.0f} ({share:.1%})" for side, share in ((stable, 1 - found.share), (candidate, found.share))
+    )
+    add_row(rows, "requests", *shares, "")
+    for label, what, difference in (("failed", "failures", found.errors), ("mean seconds", "seconds", found.latency)):
+        form = "{:.2%}" if what == "failures" else "{:.2f}"
+        means = (form.format(side.mean(what)) for side in (stable, candidate))
+        ends = difference and (difference.value, difference.low, difference.high)
+        add_row(rows, label, *means, "{}, {} to {}".format(*map(form.format, ends)) if ends else "too few callers")
+    slow = ("-" if side.p95_seconds is None else f"{side.p95_seconds:.2f}" for side in (stable, candidate))
+    add_row(rows, "95th percentile", *slow, "not judged")
+    return rows
+
+
 @click.group()
 def release() -> None:
     """The program itself as it goes from stack to stack."""
@@ -240,4 +314,4 @@ def _tell_of_the_program(source: Stack, target: Stack) -> None:
         tell(f"{target.name} runs another program than {source.name} does ({source.name} -> {target.name}): {told}")
 
 
-COMMANDS = (promote, rollback, export, take_in, release)
+COMMANDS = (promote, rollback, canary, export, take_in, release)

@@ -172,6 +172,13 @@ def test_users_are_kept_on_their_side_of_a_canary_by_either_name(at: World) -> N
     assert by_user == by_identifier
     assert set(by_user) == {"faq@v1", "faq@v2"}
 
+    at.post(chat(model="faq@v2", user="who names a version"))
+    sums = at.inner("/metrics").text
+    for version in ("v1", "v2"):
+        asked = by_user.count(f"faq@{version}")
+        for moment, value in (("callers", asked), ("requests", 2 * asked), ("failures", 0)):
+            assert f'canary_callers{{model="faq",moment="{moment}",version="{version}"}} {value:.1f}' in sums
+
 
 def test_who_can_wait_says_so_by_openais_own_word_and_nobody_gets_ahead_by_vllms(serving: World) -> None:
     with client(serving) as made:

@@ -101,7 +101,7 @@ def exported(text: str) -> dict[str, set[str]]:
 
 def test_the_gateway_exports_what_is_said_of_it() -> None:
     metrics = Metrics()
-    metrics.declare({"faq": ["v1"]}, ["acme"])
+    metrics.declare({"faq": ["v1", "v2"]}, ["acme"])
     metrics.follow(lambda: Counter({"faq": 1}), lambda: 1)
     metrics.tokens.labels("acme", "faq", "v1", "in")
     for histogram in (metrics.first_token, metrics.inter_token, metrics.duration):
