@@ -94,10 +94,12 @@ class Ledger:
         """What was counted since the last time; what cannot be written is, with more, the next time."""
         failed: set[date] = set()
         for day in sorted(self._unwritten):
-            used = [
-                Used(tenant=tenant, model=model, version=version, **vars(count))
-                for (tenant, model, version), count in self._days[day].items()
-            ]
+            counted = [(*key, vars(count).copy()) for key, count in self._days[day].items()]
+            # Made into documents in the thread: requests go on meanwhile.
+            used = (
+                Used(tenant=tenant, model=model, version=version, **counts)
+                for tenant, model, version, counts in counted
+            )
             self._sequence += 1
             self._unwritten.discard(day)
             written = False
