@@ -88,7 +88,8 @@ def test_each_receiver_gets_every_alert_and_what_is_critical_comes_first() -> No
 
 def test_a_dead_mans_switch_is_called_every_minute_and_by_nothing_but_the_watchdog() -> None:
     route = reaching(told(ALL), alertname="Watchdog", severity="none")
-    assert (route["receiver"], route["group_interval"], route["repeat_interval"]) == ("watchdog", "1m", "1m")
+    assert (route["receiver"], route["group_wait"], route["group_interval"]) == ("watchdog", "0s", "1m")
+    assert route["repeat_interval"] == "30s", "as long as the interval, it would be called every other minute"
     assert reaching(told({"slack": SLACK}), alertname="Watchdog", severity="none")["receiver"] == "nobody"
     alone = told({"watchdogUrl": ALL["watchdogUrl"]})
     assert reaching(alone, alertname="A", severity="critical")["receiver"] == "nobody"
