@@ -25,7 +25,7 @@ def gateway(url: str | None, context: str | None, namespace: str) -> AbstractCon
     """Its URL, without /v1, for as long as it is used."""
     if url:
         return nullcontext(url.rstrip("/").removesuffix("/v1"))
-    return Kubectl(context).forward(namespace, GATEWAY, GATEWAY_PORT)
+    return Kubectl(context).forward(namespace, f"service/{GATEWAY}", GATEWAY_PORT)
 
 
 @click.command()

@@ -213,7 +213,7 @@ def canary(
     split = {entry.canary_percent is not None: entry.version for entry in named}
     if len(split) < 2:
         raise canaries.NotJudged(f"{stack_file} names no canary of {name}: `loraserve promote … --canary 10` makes one")
-    forward = Kubectl(context).forward(MONITORING_NAMESPACE, PROMETHEUS_SERVICE, PROMETHEUS_PORT)
+    forward = Kubectl(context).forward(MONITORING_NAMESPACE, f"service/{PROMETHEUS_SERVICE}", PROMETHEUS_PORT)
     with nullcontext(url) if url else forward as prometheus:
         stable, candidate = canaries.read(prometheus, name, split[False], split[True], window)
     found = canaries.judge(stable, candidate, canaries.Margins(error_margin, latency_margin))

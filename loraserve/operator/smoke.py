@@ -31,7 +31,7 @@ def run(kubectl: Kubectl, key: str) -> Iterator[Check]:
     yield _checked("pods", lambda: _pods(kubectl))
     yield _checked("endpoints", lambda: _endpoints(kubectl))
     try:
-        with kubectl.forward(SERVING_NAMESPACE, GATEWAY, GATEWAY_PORT) as url:
+        with kubectl.forward(SERVING_NAMESPACE, f"service/{GATEWAY}", GATEWAY_PORT) as url:
             yield _checked("health", lambda: _health(url))
             yield _checked("answers", lambda: _answers(url, key))
     except KubectlFailed as error:
@@ -95,7 +95,7 @@ def _targets(kubectl: Kubectl) -> Check | str:
     names = [item["metadata"]["name"] for item in json.loads(found or '{"items": []}')["items"]]
     if PROMETHEUS_SERVICE not in names:
         return Check("targets", Verdict.SKIP, "no Prometheus here: loraserve:monitoringEnabled is false")
-    with kubectl.forward(MONITORING_NAMESPACE, PROMETHEUS_SERVICE, PROMETHEUS_PORT) as url:
+    with kubectl.forward(MONITORING_NAMESPACE, f"service/{PROMETHEUS_SERVICE}", PROMETHEUS_PORT) as url:
         targets = _get(f"{url}/api/v1/targets?state=active")["data"]["activeTargets"]
     down = [f"{target['labels'].get('job')}: {target['lastError']}" for target in targets if target["health"] == "down"]
     if down:

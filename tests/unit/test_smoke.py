@@ -41,7 +41,8 @@ class Stack:
         return json.dumps({"items": items[kind]})
 
     @contextmanager
-    def forward(self, *_: object) -> Iterator[str]:
+    def forward(self, _: str, target: str, __: int) -> Iterator[str]:
+        assert target.startswith("service/"), "kubectl takes a bare name for a pod's"
         if not self.forwards:
             raise KubectlFailed("kubectl port-forward: pod is not running")
         yield self.url
