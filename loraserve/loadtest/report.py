@@ -16,8 +16,8 @@ from loraserve.loadtest.schedule import Phase
 
 BUCKET_SECONDS = 10.0
 _STYLE = """
-body { font: 14px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #ddd }
+body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: 2px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left } svg { width: 100%; font-size: 11px } .grid { stroke: #eee } .mark { stroke: #888; stroke-dasharray: 4 }
 .ok { color: #1b7837 } .bad { color: #b2182b }
 """
