@@ -19,7 +19,7 @@ from infra.iam import (
     policy,
     web_identity,
 )
-from infra.names import AUTOSCALER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE
+from infra.names import AUTOSCALER_SERVICE_ACCOUNT, SPOT_NODE_GROUP, SYSTEM_NAMESPACE
 from loraserve.planning import pod_resources
 from loraserve.planning.pod_resources import Requests
 
@@ -62,7 +62,13 @@ def autoscaler_policy(cluster_name: str) -> str:
     )
 
 
-def autoscaler_values(cluster_name: str, region: str, idle_minutes: int, role_arn: pulumi.Input[str]) -> dict[str, Any]:
+_SPOT_FIRST = {"20": [f".*{SPOT_NODE_GROUP}.*"], "10": [".*"]}
+"""Auto Scaling groups by priority, the highest first. One without capacity is left alone for a while, and the next is taken."""
+
+
+def autoscaler_values(
+    cluster_name: str, region: str, idle_minutes: int, role_arn: pulumi.Input[str], *, spot: bool
+) -> dict[str, Any]:
     """Chart values of the Cluster Autoscaler.
 
     It finds its role without EKS's webhook, which leaves a pod alone that comes before its annotated service account.
@@ -88,7 +94,9 @@ def autoscaler_values(cluster_name: str, region: str, idle_minutes: int, role_ar
             "scale-down-unneeded-time": f"{idle_minutes}m",
             "scale-down-delay-after-add": f"{idle_minutes}m",
             "max-node-provision-time": "15m",
+            **({"expander": "priority"} if spot else {}),
         },
+        **({"expanderPriorities": _SPOT_FIRST} if spot else {}),
     }
 
 
@@ -111,6 +119,7 @@ class Addons(pulumi.ComponentResource):
         cluster: Cluster,
         region: str,
         gpu_idle_minutes: int,
+        gpu_spot: bool,
         chart_mirror: str | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -128,7 +137,7 @@ class Addons(pulumi.ComponentResource):
         CLUSTER_AUTOSCALER.install(
             mirror=chart_mirror,
             namespace=SYSTEM_NAMESPACE,
-            values=autoscaler_values(cluster.name, region, gpu_idle_minutes, role.arn),
+            values=autoscaler_values(cluster.name, region, gpu_idle_minutes, role.arn, spot=gpu_spot),
             parent=self,
             depends_on=[role],
             transforms=[awaited_while_it_works],

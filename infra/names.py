@@ -54,6 +54,7 @@ ALERTMANAGER_SERVICE, ALERTMANAGER_PORT = "alertmanager-operated", 9093
 """As the Prometheus operator calls it."""
 
 GPU_NODE_GROUP = "gpu-vllm-nodes"
+SPOT_NODE_GROUP = f"{GPU_NODE_GROUP}-spot"
 SYSTEM_NODE_GROUP = "system-nodes"
 GPU_SELECTOR = {"workload": "gpu-vllm"}
 GPU_PURPOSE_TAG = {"Purpose": "LLM Inference"}

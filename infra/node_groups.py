@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -13,11 +13,19 @@ import pulumi_aws as aws
 from infra import versions
 from infra.cluster import Cluster
 from infra.iam import service_trust
-from infra.names import GPU_NODE_GROUP, GPU_PURPOSE_TAG, GPU_RESOURCE, GPU_TAINT, SYSTEM_NODE_GROUP, gpu_node_labels
+from infra.names import (
+    GPU_NODE_GROUP,
+    GPU_PURPOSE_TAG,
+    GPU_RESOURCE,
+    GPU_TAINT,
+    SPOT_NODE_GROUP,
+    SYSTEM_NODE_GROUP,
+    gpu_node_labels,
+)
 from infra.network import Network
 from infra.standing import Group, Standing
 from infra.tags import stack_tag
-from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB
+from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB, with_the_same_gpus
 from loraserve.planning.pod_resources import USABLE_DISK
 from loraserve.planning.stack_settings import Settings
 
@@ -133,6 +141,9 @@ class NodeGroups(pulumi.ComponentResource):
         template = self._create_gpu_template(settings)
         zones = network.zones
         self.gpu = self._create_gpu_group(GPU_NODE_GROUP, settings, template, zones.cluster, settings.gpu_min_size)
+        if settings.gpu_spot:
+            spot = {"capacity_type": "SPOT", "instance_types": with_the_same_gpus(settings.gpu_instance)}
+            self._create_gpu_group(SPOT_NODE_GROUP, settings, template, zones.cluster, 0, spot)
         for zone in zones.added:
             self._create_gpu_group(f"{GPU_NODE_GROUP}-{zone[-1]}", settings, template, [zone], 0)
         self.register_outputs({"gpu": self.gpu.node_group_name})
@@ -169,8 +180,19 @@ class NodeGroups(pulumi.ComponentResource):
         )
 
     def _create_gpu_group(
-        self, name: str, settings: Settings, template: aws.ec2.LaunchTemplate, zones: Sequence[str], least: int
+        self,
+        name: str,
+        settings: Settings,
+        template: aws.ec2.LaunchTemplate,
+        zones: Sequence[str],
+        least: int,
+        capacity: Mapping[str, Any] | None = None,
     ) -> aws.eks.NodeGroup:
+        """On demand, of the one type, where no other `capacity` is given; EKS keeps no warm pool of spot instances."""
+        on_demand = {
+            "instance_types": [settings.gpu_instance_type],
+            "warm_pool_config": {"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
+        }
         group = self._create_group(
             name,
             template,
@@ -179,10 +201,9 @@ class NodeGroups(pulumi.ComponentResource):
             most=settings.gpu_max_size,
             node_group_name=name,
             ami_type="AL2023_x86_64_NVIDIA",
-            instance_types=[settings.gpu_instance_type],
+            **(capacity or on_demand),
             labels=gpu_node_labels(settings.gpu_instance.gpu.product),
             taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
-            warm_pool_config={"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
             tags=GPU_PURPOSE_TAG,
         )
         self._tag_for_autoscaler(name, group, autoscaler_tags(settings))

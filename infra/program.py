@@ -97,6 +97,7 @@ def deploy() -> None:
             cluster=cluster,
             region=region,
             gpu_idle_minutes=config.node_idle_minutes,
+            gpu_spot=config.gpu_spot,
             chart_mirror=config.chart_repository,
             opts=in_cluster,
         )

@@ -92,3 +92,15 @@ GPU_INSTANCE_TYPES = _by_name(
     GpuInstanceType("g6e.xlarge", 4, 32 * _GIB, 4, 15, L40S, 250),
     GpuInstanceType("g6e.2xlarge", 8, 64 * _GIB, 4, 15, L40S, 450),
 )
+
+
+def with_the_same_gpus(wanted: GpuInstanceType) -> list[str]:
+    """Types that may stand in for one: the same GPUs, and no less of the rest. The type itself, the smallest, comes first."""
+    return [
+        other.name
+        for other in GPU_INSTANCE_TYPES.values()
+        if (other.gpu, other.gpus) == (wanted.gpu, wanted.gpus)
+        and other.vcpus >= wanted.vcpus
+        and other.memory_mib >= wanted.memory_mib
+        and other.nvme_gb >= wanted.nvme_gb
+    ]

@@ -196,6 +196,7 @@ class Settings(_Section):
     gpu_root_volume_gib: Annotated[int, Field(ge=100)]
     gpu_nvme_raid0: bool
     gpu_warm_pool: bool
+    gpu_spot: bool
 
     base_model: Text
     base_model_revision: Text

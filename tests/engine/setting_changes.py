@@ -74,6 +74,7 @@ CHANGES: Mapping[str, Any] = {
     "gpuRootVolumeGib": 120,
     "gpuNvmeRaid0": True,
     "gpuWarmPool": True,
+    "gpuSpot": True,
     "baseModel": "mistralai/Mistral-7B-v0.1",
     "baseModelRevision": "f" * 40,
     "baseModelShape": {

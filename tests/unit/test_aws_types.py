@@ -19,6 +19,7 @@ EVERYTHING: dict[str, Any] = {
     "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
     "gpuNvmeRaid0": False,
     "gpuWarmPool": True,
+    "gpuSpot": True,
     "privateAccessCidrs": ["192.168.0.0/24"],
     "prometheusVolumeGib": 10,
     "systemNodeCount": 2,

@@ -8,9 +8,9 @@ from tests.chart_values import RECORD, problems, record_errors
 from tests.unit.declared import declare
 
 
-@pytest.mark.parametrize("stack", ["dev", "prod"])
-def test_every_chart_takes_what_it_is_given(stack: str) -> None:
-    charts = {chart.name: chart.inputs for chart in declare(stack).of_type("helm.sh/v4:Chart")}
+@pytest.mark.parametrize(("stack", "changes"), [("dev", {}), ("prod", {}), ("dev", {"gpuSpot": True})])
+def test_every_chart_takes_what_it_is_given(stack: str, changes: dict[str, bool]) -> None:
+    charts = {chart.name: chart.inputs for chart in declare(stack, **changes).of_type("helm.sh/v4:Chart")}
     assert {name: chart["version"] for name, chart in charts.items()} == {
         name: record["version"] for name, record in RECORD.items()
     }, "read the values of another version, then record it in tests/chart_values.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email
 import json
+import re
 from typing import Any
 
 import pytest
@@ -47,6 +48,24 @@ def test_the_gpu_group_has_the_specified_values(dev: Program) -> None:
     assert inputs["labels"]["k8s.amazonaws.com/accelerator"] == "nvidia-l4"
     assert inputs["taints"] == [{"key": "nvidia.com/gpu", "value": "true", "effect": "NO_SCHEDULE"}]
     assert inputs["tags"]["Purpose"] == "LLM Inference"
+
+
+def test_spot_nodes_stand_beside_on_demand_ones_and_are_taken_first() -> None:
+    program = declare("dev", gpuSpot=True)
+    spot, on_demand = group(program, names.SPOT_NODE_GROUP).inputs, group(program, names.GPU_NODE_GROUP).inputs
+    assert spot["capacityType"] == "SPOT"
+    assert spot["instanceTypes"] == ["g6.xlarge", "g6.2xlarge", "g6.4xlarge"], "the autoscaler plans with the first"
+    assert spot["scalingConfig"] == {"minSize": 0, "desiredSize": 0, "maxSize": 2}
+    assert all(spot[key] == on_demand[key] for key in ("labels", "taints", "subnetIds", "amiType"))
+    assert "capacityType" not in on_demand
+
+    (values,) = (chart.inputs["values"] for chart in program.of_type("Chart") if chart.name == "cluster-autoscaler")
+    assert values["extraArgs"]["expander"] == "priority"
+    first, second = sorted(values["expanderPriorities"], key=int, reverse=True)
+    ([pattern], rest) = values["expanderPriorities"][first], values["expanderPriorities"][second]
+    assert re.fullmatch(pattern, f"eks-{names.SPOT_NODE_GROUP}-0cc1")
+    assert not re.fullmatch(pattern, f"eks-{names.GPU_NODE_GROUP}-0cc1")
+    assert rest == [".*"]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ class NodeGroup(EksResource):
     optional = frozenset(
         {
             "amiType",
+            "capacityType",
             "instanceTypes",
             "labels",
             "launchTemplate",
@@ -130,7 +131,7 @@ class NodeGroup(EksResource):
 
     def make(self, inputs: Properties) -> str:
         names = {"clusterName": inputs["clusterName"], "nodegroupName": inputs["nodeGroupName"]}
-        same = ("amiType", "instanceTypes", "labels", "taints")
+        same = ("amiType", "capacityType", "instanceTypes", "labels", "taints")
         self.api.create_nodegroup(
             **names,
             nodeRole=inputs["nodeRoleArn"],
@@ -155,6 +156,7 @@ class NodeGroup(EksResource):
         kept = pick(
             found,
             "amiType",
+            "capacityType",
             "clusterName",
             "instanceTypes",
             "labels",
