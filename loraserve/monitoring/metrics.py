@@ -59,6 +59,7 @@ FAILURES = (
     "model_starting",
     "adapter_unavailable",
     "gateway_stopping",
+    "gpu_hours_spent",
     "internal_error",
     "upstream_error",
     "upstream_timeout",
