@@ -6,13 +6,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loraserve.operator.pulumi import Pulumi, PulumiFailed
+from loraserve.planning.checkout import DIRTY, program
 
 
 def differences(one: Pulumi, other: Pulumi) -> list[tuple[str, str, str]]:
     """(what, in `one`, in `other`) of their outputs `release`. Raises PulumiFailed."""
     before, after = (dict(_flat(_release(stack))) for stack in (one, other))
     found = ((what, before.get(what, "-"), after.get(what, "-")) for what in {**before, **after})
-    return [(what, was, is_) for what, was, is_ in found if was != is_]
+    differing = [(what, was, is_) for what, was, is_ in found if was != is_]
+    # Commits of one program differ in stack files only.
+    return [] if [what for what, *_ in differing] == ["commit"] else differing
+
+
+def not_run(stack: Pulumi) -> str | None:
+    """What is odd about deploying this checkout where `stack` is to have tried it out; None: it ran this very program.
+
+    Raises PulumiFailed.
+    """
+    ran, here = _release(stack).get("program"), program(stack.folder)
+    if here and ran == here and not here.endswith(DIRTY):
+        return None
+    return f"{stack.stack} ran program {ran or 'not known'}, this checkout holds {here or 'none that is committed'}"
 
 
 def _release(stack: Pulumi) -> Mapping[str, Any]:

@@ -250,20 +250,28 @@ def release() -> None:
 
 @release.command("diff")
 @click.option("--from", "source", required=True, metavar="STACK", help="What has run, such as dev.")
-@click.option("--to", "target", required=True, metavar="STACK", help="Such as prod.")
+@click.option("--to", "target", metavar="STACK", help="Such as prod (default: this checkout, what `up` would deploy).")
 @click.option("--from-profile", metavar="NAME", help="Of ~/.aws/config, for its state.")
 @click.option("--to-profile", metavar="NAME", help="Likewise.")
 @click.option("--project", type=_PATH, default=Path(), metavar="FOLDER", help="Of the program (default: here).")
 @json_option
 def release_diff(
-    source: str, target: str, from_profile: str | None, to_profile: str | None, project: Path, as_json: bool
+    source: str, target: str | None, from_profile: str | None, to_profile: str | None, project: Path, as_json: bool
 ) -> int:
     """Name what differs between the programs that two stacks' last `up` was of.
 
-    Commit, Kubernetes, vLLM, charts and images, from the outputs `release`. Exit code 1: something differs.
+    Commit, Kubernetes, vLLM, charts and images, from the outputs `release`. Without --to: whether this checkout is the
+    program that has run there. Exit code 1: something differs.
     """
-    from loraserve.operator.release import differences
+    from loraserve.operator.release import differences, not_run
 
+    if target is None:
+        odd = not_run(Pulumi(project, source, from_profile))
+        if as_json:
+            print_json({"problem": odd})
+        else:
+            tell(f"{odd}: not what has run there." if odd else f"This checkout is the program that {source} runs.")
+        return int(bool(odd))
     found = differences(Pulumi(project, source, from_profile), Pulumi(project, target, to_profile))
     if as_json:
         print_json({what: {source: one, target: other} for what, one, other in found})
@@ -302,13 +310,15 @@ def _preview(target: Stack, skipped: bool) -> None:
 
 def _tell_of_the_program(source: Stack, target: Stack) -> None:
     """An adapter goes alone; the program that it ran on may be another there."""
-    from loraserve.operator.release import differences
+    from loraserve.operator.release import differences, not_run
 
     try:
-        found = differences(source.pulumi, target.pulumi)
+        odd, found = not_run(source.pulumi), differences(source.pulumi, target.pulumi)
     except PulumiFailed as error:
         tell(f"Whether {target.name} runs the program that {source.name} runs is not known: {error}")
         return
+    if odd:
+        tell(f"{odd}: `up` would deploy a program that has not run in {source.name}")
     if found:
         told = "; ".join(f"{what} {one} -> {other}" for what, one, other in found)
         tell(f"{target.name} runs another program than {source.name} does ({source.name} -> {target.name}): {told}")

@@ -11,6 +11,7 @@ import pytest
 from infra import charts, pinned_images, release, versions
 from loraserve.operator.cli import main
 from loraserve.operator.pulumi import Pulumi
+from loraserve.planning import checkout
 from tests.unit.declared import run
 
 
@@ -37,23 +38,7 @@ def test_the_program_exports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported["release"]["kubernetes"] == versions.KUBERNETES
 
 
-def test_a_checkout_that_was_edited_is_no_commit(tmp_path: Path) -> None:
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
-    assert release.commit(tmp_path) is None
-    git("init", "-q")
-    (tmp_path / "file").write_text("1")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    git("tag", "v1")
-    head = git("rev-parse", "HEAD").strip()
-    assert release.commit(tmp_path) == head
-    (tmp_path / "file").write_text("2")
-    assert release.commit(tmp_path) == f"{head}-dirty"
-
-
+DIFF = ["release", "diff", "--from", "dev", "--to", "prod"]
 RELEASE = {"commit": "1" * 40, "vllm": "0.32.0", "charts": {"keda": "2.21.1"}, "images": {}}
 
 
@@ -65,12 +50,46 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return outputs
 
 
-DIFF = ["release", "diff", "--from", "dev", "--to", "prod"]
+def test_a_checkout_holds_the_program_that_dev_ran_or_another(tmp_path: Path, stacks: dict[str, Any]) -> None:
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    def change(file: str, text: str) -> None:
+        (tmp_path / file).write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+
+    def diff() -> int:
+        return main([*DIFF[:4], "--project", str(tmp_path)])
+
+    assert (checkout.commit(tmp_path), checkout.program(tmp_path), diff()) == (None, None, 1)
+    git("init", "-q")
+    change("__main__.py", "1")
+    git("tag", "v1")
+    assert checkout.commit(tmp_path) == git("rev-parse", "HEAD").strip()
+    stacks["dev"] = {"release": RELEASE | {"program": checkout.program(tmp_path)}}
+    assert diff() == 0
+
+    change("Pulumi.prod.yaml", "a promotion")
+    assert diff() == 0, "a stack file is not of the program"
+
+    (tmp_path / "__main__.py").write_text("2")
+    assert str(checkout.commit(tmp_path)).endswith("-dirty")
+    assert diff() == 1
+    stacks["dev"] = {"release": RELEASE | {"program": checkout.program(tmp_path)}}
+    assert diff() == 1, "two edited checkouts may differ"
+    change("__main__.py", "2")
+    assert diff() == 1
 
 
 def test_a_difference_is_named(stacks: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(DIFF) == 0
     assert "prod runs what dev runs" in capsys.readouterr().err
+
+    stacks["prod"] = {"release": RELEASE | {"commit": "2" * 40}}
+    assert main(DIFF) == 0, "the same program, of a commit that changed a stack file"
+    capsys.readouterr()
 
     stacks["prod"] = {"release": RELEASE | {"vllm": "0.31.0", "charts": {"keda": "2.21.1", "dcgm-exporter": "4.8.2"}}}
     assert main(DIFF) == 1
