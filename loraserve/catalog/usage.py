@@ -25,8 +25,7 @@ def write(bucket: Bucket, day: date, process: str, sequence: int, used: Iterable
 
 def last_of_each_process(bucket: Bucket, day: date) -> dict[str, str]:
     """Keys by process. Raises CatalogUnavailable."""
-    keys = sorted(item["Key"] for item in bucket.objects(f"{USAGE_PREFIX}/{day.isoformat()}/"))
-    return {key.split("/")[2]: key for key in keys}
+    return {key.split("/")[2]: key for key in _last(bucket, day.isoformat())}
 
 
 def read(bucket: Bucket, key: str) -> tuple[Used, ...]:
@@ -34,11 +33,22 @@ def read(bucket: Bucket, key: str) -> tuple[Used, ...]:
     return UsageDay.parse(bucket.read(key, MAX_BYTES)).used
 
 
-def read_day(bucket: Bucket, day: date) -> list[Used]:
-    """Of all processes. Raises CatalogUnavailable, InvalidUsage."""
+def read_month(bucket: Bucket, month: date) -> list[tuple[date, Used]]:
+    """Of all processes and days of the month that this day lies in. Raises CatalogUnavailable, InvalidUsage."""
+    keys = _last(bucket, f"{month:%Y-%m}")
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        found = pool.map(partial(read, bucket), last_of_each_process(bucket, day).values())
-        return [used for of_process in found for used in of_process]
+        found = pool.map(partial(read, bucket), keys)
+        return [
+            (date.fromisoformat(key.split("/")[1]), used)
+            for key, of_process in zip(keys, found, strict=True)
+            for used in of_process
+        ]
+
+
+def _last(bucket: Bucket, days: str) -> list[str]:
+    """The key that counts, for each day of those that begin so, and each process."""
+    keys = sorted(item["Key"] for item in bucket.objects(f"{USAGE_PREFIX}/{days}"))
+    return list({key.rpartition("/")[0]: key for key in keys}.values())
 
 
 def days_of(month: date) -> list[date]:

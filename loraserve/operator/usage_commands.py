@@ -45,8 +45,7 @@ def usage(bucket_name: str, month: datetime | None, as_csv: bool, as_json: bool)
 
     bucket = Bucket(bucket_name)
     with busy("reading the ledger"):
-        days = ledger.days_of((month or datetime.now(UTC)).date())
-        rows = list(per_day((day, used) for day in days for used in ledger.read_day(bucket, day)))
+        rows = list(per_day(ledger.read_month(bucket, (month or datetime.now(UTC)).date())))
     if as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(field.name for field in fields(Row))
