@@ -15,6 +15,8 @@ from infra.names import USAGE_PREFIX
 
 core = k8s.core.v1
 
+Statement = dict[str, Any]
+"""Of a policy document."""
 AUDIENCE = "sts.amazonaws.com"
 TOKEN_DIR = "/var/run/secrets/eks.amazonaws.com/serviceaccount"
 TOKEN_FILE = "token"
@@ -24,7 +26,7 @@ TOKEN_SECONDS = 86_400
 ROLE_ANNOTATION = "eks.amazonaws.com/role-arn"
 
 
-def policy(*statements: dict[str, Any]) -> str:
+def policy(*statements: Statement) -> str:
     """An IAM policy document as JSON."""
     return json.dumps({"Version": "2012-10-17", "Statement": list(statements)}, sort_keys=True)
 

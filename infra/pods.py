@@ -14,6 +14,7 @@ core = k8s.core.v1
 rbac = k8s.rbac.v1
 
 _API_TOKEN_SECONDS = 3600
+_RBAC = "rbac.authorization.k8s.io"
 
 
 def run_as(user_id: int) -> core.PodSecurityContextArgsDict:
@@ -86,12 +87,38 @@ def grant(
     opts: pulumi.ResourceOptions,
 ) -> rbac.RoleBinding:
     """Lets a service account do this in its namespace, and nothing else: a Role and its binding, both with this metadata."""
+    account: rbac.SubjectArgsDict = {
+        "kind": "ServiceAccount",
+        "name": service_account,
+        "namespace": metadata.get("namespace"),
+    }
+    return _bind(name, metadata, account, rules, opts)
+
+
+def grant_to_group(
+    name: str,
+    metadata: k8s.meta.v1.ObjectMetaArgsDict,
+    group: str,
+    rules: Sequence[rbac.PolicyRuleArgsDict],
+    opts: pulumi.ResourceOptions,
+) -> rbac.RoleBinding:
+    """The same for the people of a group."""
+    return _bind(name, metadata, {"kind": "Group", "name": group, "api_group": _RBAC}, rules, opts)
+
+
+def _bind(
+    name: str,
+    metadata: k8s.meta.v1.ObjectMetaArgsDict,
+    subject: rbac.SubjectArgsDict,
+    rules: Sequence[rbac.PolicyRuleArgsDict],
+    opts: pulumi.ResourceOptions,
+) -> rbac.RoleBinding:
     role = rbac.Role(name, metadata=metadata, rules=rules, opts=opts)
     return rbac.RoleBinding(
         name,
         metadata=metadata,
-        role_ref={"api_group": "rbac.authorization.k8s.io", "kind": "Role", "name": role.metadata.name},
-        subjects=[{"kind": "ServiceAccount", "name": service_account, "namespace": metadata.get("namespace")}],
+        role_ref={"api_group": _RBAC, "kind": "Role", "name": role.metadata.name},
+        subjects=[subject],
         opts=opts,
     )
 

@@ -19,6 +19,7 @@ from infra.monitoring.alertmanager import publish_to
 from infra.monitoring.stack import Monitoring, forwards, grafana_commands
 from infra.network import Network
 from infra.node_groups import NodeGroups
+from infra.roles import Roles
 from infra.scaling import Scaling
 from loraserve.monitoring import rules
 from loraserve.planning import cost
@@ -184,6 +185,17 @@ def deploy() -> None:
         for name, command in forwards().items():
             pulumi.export(name, {"forward": command})
 
+    roles = Roles(
+        cluster_name,
+        account=settings.allowed_account(),
+        cluster=cluster,
+        bucket_arn=adapters.bucket.arn,
+        namespace=serving_namespace,
+        state=config.state_bucket,
+        state_key_arn=config.state_key_arn,
+        opts=in_cluster,
+    )
+
     pulumi.export("model", how_to_call(config.gateway_client_namespaces))
     pulumi.export("image", image)
     pulumi.export("release", release.describe(image, config.vllm_image))
@@ -191,6 +203,7 @@ def deploy() -> None:
     pulumi.export("catalogVersions", checked.versions)
     pulumi.export("catalogGcRole", adapters.gc_role.arn)
     pulumi.export("evaluatorRole", adapters.evaluator_role.arn)
+    pulumi.export("roles", roles.arns)
     pulumi.export("baseModel", config.base.model_dump(mode="json", by_alias=True, exclude_none=True))
     pulumi.export("servingRole", serving_role.arn)
     pulumi.export("cluster", cluster.name)

@@ -82,6 +82,18 @@ def _certificate(arn: str | None) -> str | None:
     return arn
 
 
+def _bucket_or_folder(state: str | None) -> str | None:
+    if state and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.-]+)*", state):
+        raise ValueError("give what follows s3:// in your `pulumi login`, such as acme-pulumi-state, or leave it empty")
+    return state
+
+
+def _kms_key(arn: str | None) -> str | None:
+    if arn and not re.fullmatch(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[\w-]+", arn):
+        raise ValueError("give the ARN of the key itself (…:key/…), not of its alias, or leave it empty")
+    return arn
+
+
 def _roomy_vpc(cidr: IPv4Network) -> IPv4Network:
     if not 16 <= cidr.prefixlen <= MAX_VPC_PREFIX or not cidr.is_private:
         raise ValueError(f"use a private range between /16 and /{MAX_VPC_PREFIX}, such as 10.0.0.0/16")
@@ -182,6 +194,8 @@ class Settings(_Section):
     availability_zone_count: Annotated[int, Field(ge=2, le=3)]
     availability_zones: Annotated[tuple[str, ...], AfterValidator(_two_or_three_zones)] = ()
     nat: Literal["gateway", "gateway-per-zone", "instance"]
+    state_bucket: Annotated[OptionalText, AfterValidator(_bucket_or_folder)]
+    state_key_arn: Annotated[OptionalText, AfterValidator(_kms_key)]
     cluster_access: Annotated[tuple[ClusterAccess, ...], AfterValidator(_unique_access)] = ()
     public_access_cidrs: tuple[IPv4Network, ...] = ()
     private_access_cidrs: tuple[IPv4Network, ...] = ()

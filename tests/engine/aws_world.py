@@ -280,7 +280,10 @@ def in_place_changes(world: World) -> dict[str, tuple[Properties, Properties]]:
             cluster | {"addonName": "vpc-cni", "addonVersion": "v1.20.3-eksbuild.1"},
             {"addonVersion": "v1.20.4-eksbuild.1", "configurationValues": '{"enableNetworkPolicy": "true"}'},
         ),
-        "aws:eks/accessEntry:AccessEntry": (cluster | principal, {"tags": {"a": "b"}}),
+        "aws:eks/accessEntry:AccessEntry": (
+            cluster | principal | {"kubernetesGroups": ["a"]},
+            {"kubernetesGroups": ["b"], "tags": {"a": "b"}},
+        ),
         "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": (
             cluster
             | {"principalArn": world.roles[1].outputs["arn"], "accessScope": {"type": "cluster"}}

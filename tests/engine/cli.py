@@ -50,7 +50,11 @@ class PulumiStack:
         self._cli = cli
         # Without debug commands it writes no events.
         self.environment = {**environment, "PULUMI_DEBUG_COMMANDS": "true"}
-        self._checked("stack", "select", "--create", name)
+        self.select()
+
+    def select(self) -> None:
+        """Makes the stack where it is missing. Raises Refused."""
+        self._checked("stack", "select", "--create", self.name)
 
     def up(self, *flags: str) -> Changes:
         """Raises Refused, as the next three do."""

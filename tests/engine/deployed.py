@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ class Deployment(PulumiStack):
         self._settings |= settings
         workspace.write_stack_file(self.project, self.name, self._settings)
         return self.up()
+
+    def elsewhere(self, environment: Mapping[str, str]) -> Deployment:
+        """The same stack and settings where these variables are others, such as those of a backend; made where missing."""
+        other = copy(self)
+        other.environment = {**self.environment, **environment}
+        other.select()
+        return other
 
     @contextmanager
     def proposed(self, **settings: Any) -> Iterator[None]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -40,12 +41,14 @@ BUCKET = "aws:s3/bucket:Bucket loraserve-dev-adapters"
 LOG_GROUP = "/aws/eks/loraserve-dev/cluster"
 GATEWAY = f"kubernetes:apps/v1:Deployment {names.GATEWAY}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
+_GPU_GROUP = {"clusterName": "loraserve-dev", "nodegroupName": names.GPU_NODE_GROUP}
+STATE_BUCKET = "state-of-stacks"
 _REFUSED = r"AccessDenied|PreconditionFailed|\(403\)"
 
 
 @pytest.fixture(scope="module")
 def stack(world: World) -> Deployment:
-    return Deployment(world, "dev", inferenceReplicas=1, adapters=[adapter("one")])
+    return Deployment(world, "dev", inferenceReplicas=1, adapters=[adapter("one")], stateBucket=STATE_BUCKET)
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +383,73 @@ def grow(world: World, name: str, size: int) -> None:
     """The autoscaler adds nodes."""
     group = {"clusterName": "loraserve-dev", "nodegroupName": node_group(world, name)["nodegroupName"]}
     world.cloud.client("eks").update_nodegroup_config(**group, scalingConfig={"desiredSize": size})
+
+
+@pytest.fixture
+def releaser(world: World, dev: Deployment, outputs: dict[str, Any], tmp_path: Path) -> Iterator[Deployment]:
+    """The same stack as a pipeline has it: with the release role, in the cluster too, and its state in S3."""
+    bucket = {"Bucket": STATE_BUCKET, "CreateBucketConfiguration": {"LocationConstraint": world.cloud.region}}
+    world.cloud.client("s3").create_bucket(**bucket)
+    exported = tmp_path / "state.json"
+    assert dev.run("stack", "export", "--file", str(exported)).returncode == 0
+    address = urlsplit(world.cloud.endpoint).netloc
+    backend = (
+        f"s3://{STATE_BUCKET}?endpoint={address}&disableSSL=true&s3ForcePathStyle=true&region={world.cloud.region}"
+    )
+    pipeline = dev.elsewhere({"PULUMI_BACKEND_URL": backend})
+    imported = pipeline.run("stack", "import", "--file", str(exported))
+    assert imported.returncode == 0, imported.stderr
+    role = world.cloud.client("sts").assume_role(RoleArn=outputs["roles"]["release"], RoleSessionName="pipeline")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(as_group(world, "loraserve-releasers")))
+    with enforced_iam(world):
+        yield dev.elsewhere(
+            {
+                "AWS_ACCESS_KEY_ID": role["Credentials"]["AccessKeyId"],
+                "AWS_SECRET_ACCESS_KEY": role["Credentials"]["SecretAccessKey"],
+                "AWS_SESSION_TOKEN": role["Credentials"]["SessionToken"],
+                "KUBECONFIG": str(kubeconfig),
+                "LORASERVE_KUBECONFIG": str(kubeconfig),
+                "PULUMI_BACKEND_URL": backend,
+            }
+        )
+
+
+def as_group(world: World, group: str) -> dict[str, Any]:
+    """A kubeconfig of somebody whom EKS would put into this group, for the group's sake alone."""
+    config = yaml.safe_load(world.control_plane.kubeconfig.read_text())
+    config["users"][0]["user"] |= {"as": "somebody", "as-groups": [group]}
+    return config
+
+
+def test_a_pipelines_role_releases_an_adapter_and_is_refused_everything_else(
+    world: World, releaser: Deployment
+) -> None:
+    released = releaser.change(adapters=[adapter("one"), adapter("two"), adapter("three")])
+    in_cloud = {name: op for name, op in touched(released).items() if not name.startswith("pulumi:providers:")}
+    assert in_cloud == {DESIRED_STATE: "update"}
+    documents = [each["data"] for each in config_maps(world, names.SERVING_NAMESPACE) if "desired.json" in each["data"]]
+    assert "three" in documents[0]["desired.json"]
+
+    before = gpu_group(world)["scalingConfig"]
+    with releaser.proposed(gpuMaxSize=9), pytest.raises(Refused, match=r"not authorized.*UpdateNodegroupConfig"):
+        releaser.up()
+    assert gpu_group(world)["scalingConfig"] == before
+    with releaser.proposed(gatewayReplicas=3), pytest.raises(Refused, match=r'deployments.apps "gateway" is forbidden'):
+        releaser.up()
+    other = world.cloud.client("s3", **aws_keys(releaser))
+    for refused in (
+        lambda: other.put_object(Bucket=STATE_BUCKET, Key=".pulumi/stacks/loraserve/prod.json", Body=b"{}"),
+        lambda: other.get_object(Bucket=STATE_BUCKET, Key="other/file"),
+        lambda: other.create_bucket(Bucket="another"),
+    ):
+        with pytest.raises(ClientError, match=_REFUSED):
+            refused()
+
+
+def aws_keys(stack: Deployment) -> dict[str, str]:
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    return {key.lower(): stack.environment[key] for key in keys}
 
 
 def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:

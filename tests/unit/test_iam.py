@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from infra.addons import autoscaler_policy
+from infra.roles import publisher_policy, release_policy
 from loraserve.contract.keys import create_key
 from tests.stack_values import adapter
 from tests.unit.declared import ISSUER, Program, declare
+
+CHANGE = ["get", "patch", "update"]
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +86,65 @@ def test_the_autoscaler_resizes_groups_of_its_own_cluster_only() -> None:
 def test_whatever_is_allowed_everywhere_only_looks() -> None:
     observe = statements(autoscaler_policy("loraserve-dev"))["Observe"]
     assert all(action.split(":")[1].startswith(("Describe", "Get")) for action in observe["Action"])
+
+
+def test_a_publisher_writes_adapters_and_nothing_else() -> None:
+    policy = statements(publisher_policy("arn:aws:s3:::bucket"))
+    writing = {action for s in policy.values() for action in s["Action"] if "Put" in action or "Delete" in action}
+    assert writing == {"s3:PutObject"}
+    assert policy["Publish"]["Resource"] == "arn:aws:s3:::bucket/llm-models/*"
+    assert policy.keys() == {"List", "Read", "Publish"}
+
+
+def test_a_release_asks_questions_and_writes_the_state_of_its_own_stack() -> None:
+    with_cloud = statements(release_policy("aws", "dev", None, None))
+    assert with_cloud.keys() == {"Look", "NatImage"}
+    assert all(re.match(r"\w+:(Describe|Get|List)", action) for action in with_cloud["Look"]["Action"])
+
+    policy = statements(release_policy("aws", "dev", "state/team", "arn:aws:kms:eu-central-1:123456789012:key/k"))
+    home = "arn:aws:s3:::state/team/.pulumi"
+    assert policy["List"] == {
+        "Sid": "List",
+        "Effect": "Allow",
+        "Action": ["s3:ListBucket"],
+        "Resource": "arn:aws:s3:::state",
+    }
+    assert policy["State"]["Resource"] == [
+        f"{home}/stacks/loraserve/dev.*",
+        f"{home}/history/loraserve/dev/*",
+        f"{home}/backups/loraserve/dev/*",
+        f"{home}/locks/organization/loraserve/dev/*",
+    ]
+    assert policy["Secrets"]["Action"] == ["kms:Decrypt", "kms:Encrypt"]
+
+
+def test_in_the_cluster_an_operator_looks_and_forwards_and_a_release_changes_one_config_map() -> None:
+    program = declare("dev")
+    rules = {role.name: role.inputs["rules"] for role in program.of_type("rbac.authorization.k8s.io/v1:Role")}
+    assert rules["loraserve-releasers"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["desired-state"], "verbs": CHANGE}
+    ]
+    operating = {
+        (resource, verb)
+        for rule in rules["loraserve-operators"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        if verb not in ("get", "list", "watch")
+    }
+    assert operating == {("pods/portforward", "create")}
+    assert not any({"secrets", "pods/exec"} & set(rule["resources"]) for rule in rules["loraserve-operators"])
+    for who in ("operator", "release"):
+        entry = program.one("eks/accessEntry:AccessEntry", f"loraserve-dev-{who}").inputs
+        [group] = entry["kubernetesGroups"]
+        binding = program.one("rbac.authorization.k8s.io/v1:RoleBinding", group).inputs
+        assert [subject["name"] for subject in binding["subjects"]] == [group]
+        assert entry["principalArn"] == f"arn:aws:mock:::loraserve-dev-{who}"
+    assert not [e for e in program.of_type("eks/accessEntry:AccessEntry") if e.name.endswith("publisher")]
+
+
+@pytest.mark.parametrize("who", ["publisher", "operator", "release"])
+def test_a_role_for_people_is_assumed_by_whom_the_account_lets(prod: Program, who: str) -> None:
+    trust = json.loads(prod.one("iam/role:Role", f"loraserve-prod-{who}").inputs["assumeRolePolicy"])["Statement"]
+    assert [(s["Action"], s["Principal"]) for s in trust] == [
+        ("sts:AssumeRole", {"AWS": "arn:aws:iam::123456789012:root"})
+    ]

@@ -263,20 +263,32 @@ def _addon(resource_id: str) -> dict[str, str]:
 class AccessEntry(EksResource):
     token = "aws:eks/accessEntry:AccessEntry"
     required = frozenset({"clusterName", "principalArn"})
+    optional = frozenset({"kubernetesGroups"})
+    mutable = optional
 
     def make(self, inputs: Properties) -> str:
-        self.api.create_access_entry(**pick(inputs, *self.required), tags=inputs["tagsAll"])
+        self.api.create_access_entry(**pick(inputs, *self.required, *self.optional), tags=inputs["tagsAll"])
         return f"{inputs['clusterName']}:{inputs['principalArn']}"
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_access_entry(**_entry(resource_id))["accessEntry"]
-        return pick(found, *self.required) | {
-            "accessEntryArn": found["accessEntryArn"],
-            "arn": found["accessEntryArn"],
-            "createdAt": found["createdAt"].isoformat(),
-            "modifiedAt": found["modifiedAt"].isoformat(),
-            "tagsAll": found.get("tags", {}),
-        }
+        groups = {"kubernetesGroups": found["kubernetesGroups"]} if found["kubernetesGroups"] else {}
+        return (
+            pick(found, *self.required)
+            | groups
+            | {
+                "accessEntryArn": found["accessEntryArn"],
+                "arn": found["accessEntryArn"],
+                "createdAt": found["createdAt"].isoformat(),
+                "modifiedAt": found["modifiedAt"].isoformat(),
+                "tagsAll": found.get("tags", {}),
+            }
+        )
+
+    def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
+        groups = news.get("kubernetesGroups", [])
+        if groups != olds.get("kubernetesGroups", []):
+            self.api.update_access_entry(**_entry(resource_id), kubernetesGroups=groups)
 
     def remove(self, resource_id: str, inputs: Properties) -> None:
         self.api.delete_access_entry(**_entry(resource_id))

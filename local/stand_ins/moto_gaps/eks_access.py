@@ -31,6 +31,11 @@ class AccessCalls(EksCalls):
     def describe_access_entry(self) -> ActionResult:
         return ActionResult({"accessEntry": self._entry()})
 
+    def update_access_entry(self) -> ActionResult:
+        entry = self._entry()
+        entry["kubernetesGroups"] = self.params["kubernetesGroups"]
+        return ActionResult({"accessEntry": entry})
+
     def list_access_entries(self) -> ActionResult:
         return ActionResult({"accessEntries": sorted(entries(self.cluster()))})
 
@@ -61,7 +66,7 @@ class AccessCalls(EksCalls):
         entry = stamped(given, "tags") | {
             "accessEntryArn": self.arn(f"access-entry/{cluster.name}/{principal.rpartition(':')[2]}/{uuid.uuid4()}"),
             "clusterName": cluster.name,
-            "kubernetesGroups": [],
+            "kubernetesGroups": given.get("kubernetesGroups", []),
             "policies": {},
             "principalArn": principal,
             "type": kind,
