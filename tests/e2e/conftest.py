@@ -158,11 +158,6 @@ class Served:
         """The adapters that are declared."""
         return self.stack.declared[f"{names.PROJECT}:adapters"]
 
-    def publish(self, served_name: str) -> dict[str, Any]:
-        """Trains and publishes an adapter; returns its stack-config entry."""
-        folder = self.stack.train(served_name)[served_name]
-        return self.stack.publish(folder, served_name, self.stack.pulumi.output("adapterBucket"))
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The first test's time includes the stack's start."""

@@ -252,19 +252,6 @@ def test_up_again_changes_nothing(served: Served) -> None:
     assert served.restarts() == restarts
 
 
-def test_a_new_version_is_served_without_restarting_anything(served: Served) -> None:
-    before, restarts = served.pod_uid, served.restarts()
-    first, second = served.declared, served.publish("faq@v2")
-    served.stack.declare(adapters=[entry for entry in first if entry["name"] != "faq"] + [second])
-    served.local("up")
-    eventually(lambda: served.answers() == ANSWERS | {"faq": "I am faq v2."})
-    served.stack.declare(adapters=first)  # and back, as a rollback
-    served.local("up")
-    eventually(lambda: served.answers() == ANSWERS)
-    assert served.pod_uid == before
-    assert served.restarts() == restarts
-
-
 def test_a_killed_pod_comes_back_with_its_adapters(served: Served) -> None:
     before, answers = served.pod_uid, served.answers()
     served.kubectl("delete", "pod", served.pod_name, "--grace-period=0", "--force")
