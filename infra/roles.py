@@ -14,13 +14,20 @@ from infra import iam
 from infra.cluster import Cluster
 from infra.names import ADAPTER_PREFIX, CATALOG_PREFIXES, DESIRED_STATE, PROJECT
 from infra.pods import grant_to_group, may_watch, rbac
+from loraserve.contract.addresses import GATEWAY_KEYS
 
 OPERATORS = "loraserve-operators"
 RELEASERS = "loraserve-releasers"
 _LOOK_BEFORE_UP = (
+    "ec2:DescribeAvailabilityZones",
     "ec2:DescribeInstanceTypeOfferings",
+    "ec2:DescribeSubnets",
     "ecr:GetAuthorizationToken",
+    "eks:DescribeCluster",
+    "eks:DescribeNodegroup",
     "eks:ListClusters",
+    "eks:ListNodegroups",
+    "logs:DescribeLogGroups",
     "servicequotas:GetServiceQuota",
 )
 """What the program asks AWS before it declares anything."""
@@ -157,13 +164,14 @@ class Roles(pulumi.ComponentResource):
 
 
 def _operating() -> list[rbac.PolicyRuleArgsDict]:
-    """`status`, logs and port-forward, which enters a pod at any port: no shell, no Secrets, no change."""
+    """`status`, logs and port-forward, which enters a pod at any port: no shell, no change, no Secret but keys' digests."""
     return [
         *(may_watch("", kind) for kind in ("pods", "services", "events")),
         may_watch("apps", "deployments"),
         {"api_groups": [""], "resources": ["pods/log"], "verbs": ["get"]},
         {"api_groups": [""], "resources": ["pods/portforward"], "verbs": ["get", "create"]},
         {"api_groups": [""], "resources": ["configmaps"], "resource_names": [DESIRED_STATE], "verbs": ["get"]},
+        {"api_groups": [""], "resources": ["secrets"], "resource_names": [GATEWAY_KEYS], "verbs": ["get"]},
     ]
 
 

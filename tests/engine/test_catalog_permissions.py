@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 
 from infra.adapter_bucket import bucket_policy, evaluator_policy, gc_policy
 from infra.iam import account_trust, read_prefixes, service_account_trust
 from infra.names import CATALOG_PREFIXES
+from infra.roles import publisher_policy
 from local.engine.cloud import ACCOUNT_ID, Cloud
 from loraserve.catalog import adapters
 from loraserve.catalog.bucket import Bucket, VersionExists
@@ -37,6 +39,7 @@ def roles(cloud: Cloud) -> dict[str, str]:
         ),
         "gc": (account_trust(ACCOUNT_ID, "aws"), gc_policy(BUCKET_ARN)),
         "evaluator": (account_trust(ACCOUNT_ID, "aws"), evaluator_policy(BUCKET_ARN)),
+        "publisher": (account_trust(ACCOUNT_ID, "aws"), publisher_policy(BUCKET_ARN)),
     }
     arns = {}
     for name, (trust, policy) in granted.items():
@@ -106,6 +109,34 @@ def test_the_pod_does_nothing_else(adapter: Adapter, pod: Any) -> None:
     assert refused(lambda: pod.delete_object(Bucket=BUCKET, Key=WEIGHTS))
     assert refused(lambda: pod.get_bucket_policy(Bucket=BUCKET))
     assert refused(lambda: pod.list_buckets())
+
+
+def test_a_publisher_publishes_and_does_nothing_else(
+    cloud: Cloud, adapter: Adapter, roles: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.enforce_iam(False)  # moto does not know that an account's root stands for everybody in it
+    given = cloud.client("sts").assume_role(RoleArn=roles["publisher"], RoleSessionName="publisher")["Credentials"]
+    cloud.enforce_iam()
+    names = {"AccessKeyId": "AWS_ACCESS_KEY_ID", "SecretAccessKey": "AWS_SECRET_ACCESS_KEY"}
+    for name, variable in (names | {"SessionToken": "AWS_SESSION_TOKEN"}).items():
+        monkeypatch.setenv(variable, given[name])
+    bucket, s3 = Bucket(BUCKET), boto3.client("s3")
+    folder = write_adapter(tmp_path, rank=64, shapes=_large_shapes())
+
+    adapters.publish(bucket, folder, "rag-qa", "by-publisher")
+
+    verify(bucket, find(bucket, "rag-qa", "by-publisher"), lambda *_: None)
+    there = {"Bucket": BUCKET, "Key": WEIGHTS}
+    for forbidden in (
+        lambda: s3.put_object(Bucket=BUCKET, Key="base-models/acme/tiny/v1/config.json", Body=b"{}", IfNoneMatch="*"),
+        lambda: s3.put_object(Bucket=BUCKET, Key="elsewhere/mine", Body=b"{}", IfNoneMatch="*"),
+        lambda: s3.put_object(**there, Body=b"x"),
+        lambda: s3.delete_object(**there),
+        lambda: s3.get_object(Bucket=BUCKET, Key="elsewhere/file"),
+        lambda: s3.delete_bucket_policy(Bucket=BUCKET),
+        lambda: boto3.client("iam").list_roles(),
+    ):
+        assert refused(forbidden)
 
 
 def test_not_even_an_administrator_overwrites_or_deletes(cloud: Cloud, adapter: Adapter) -> None:

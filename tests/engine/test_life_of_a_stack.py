@@ -431,10 +431,10 @@ def test_a_pipelines_role_releases_an_adapter_and_is_refused_everything_else(
     documents = [each["data"] for each in config_maps(world, names.SERVING_NAMESPACE) if "desired.json" in each["data"]]
     assert "three" in documents[0]["desired.json"]
 
-    before = gpu_group(world)["scalingConfig"]
+    before = node_group(world, names.GPU_NODE_GROUP)["scalingConfig"]
     with releaser.proposed(gpuMaxSize=9), pytest.raises(Refused, match=r"not authorized.*UpdateNodegroupConfig"):
         releaser.up()
-    assert gpu_group(world)["scalingConfig"] == before
+    assert node_group(world, names.GPU_NODE_GROUP)["scalingConfig"] == before
     with releaser.proposed(gatewayReplicas=3), pytest.raises(Refused, match=r'deployments.apps "gateway" is forbidden'):
         releaser.up()
     other = world.cloud.client("s3", **aws_keys(releaser))

@@ -132,7 +132,9 @@ def test_in_the_cluster_an_operator_looks_and_forwards_and_a_release_changes_one
         if verb not in ("get", "list", "watch")
     }
     assert operating == {("pods/portforward", "create")}
-    assert not any({"secrets", "pods/exec"} & set(rule["resources"]) for rule in rules["loraserve-operators"])
+    assert not any("pods/exec" in rule["resources"] for rule in rules["loraserve-operators"])
+    secrets = [rule["resourceNames"] for rule in rules["loraserve-operators"] if "secrets" in rule["resources"]]
+    assert secrets == [["gateway-keys"]], "digests"
     for who in ("operator", "release"):
         entry = program.one("eks/accessEntry:AccessEntry", f"loraserve-dev-{who}").inputs
         [group] = entry["kubernetesGroups"]

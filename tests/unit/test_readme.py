@@ -1,4 +1,4 @@
-"""What README promises to applications, compared with the code."""
+"""What README promises to applications, compared with the code. tests/e2e/test_readme.py runs its blocks."""
 
 from __future__ import annotations
 

@@ -272,18 +272,14 @@ class AccessEntry(EksResource):
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
         found = self.api.describe_access_entry(**_entry(resource_id))["accessEntry"]
-        groups = {"kubernetesGroups": found["kubernetesGroups"]} if found["kubernetesGroups"] else {}
-        return (
-            pick(found, *self.required)
-            | groups
-            | {
-                "accessEntryArn": found["accessEntryArn"],
-                "arn": found["accessEntryArn"],
-                "createdAt": found["createdAt"].isoformat(),
-                "modifiedAt": found["modifiedAt"].isoformat(),
-                "tagsAll": found.get("tags", {}),
-            }
-        )
+        kept = pick(found, *self.required) | {
+            "accessEntryArn": found["accessEntryArn"],
+            "arn": found["accessEntryArn"],
+            "createdAt": found["createdAt"].isoformat(),
+            "modifiedAt": found["modifiedAt"].isoformat(),
+            "tagsAll": found.get("tags", {}),
+        }
+        return kept | (pick(found, "kubernetesGroups") if found["kubernetesGroups"] else {})
 
     def change(self, resource_id: str, olds: Properties, news: Properties) -> None:
         groups = news.get("kubernetesGroups", [])
