@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e deep bench soak sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e rest bench soak sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,12 @@ logs: install ## Show the logs of vLLM and its agent as they come
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
-test: install check unit deep ## Everything: format, lint, types; unit, engine and end-to-end tests
+# The end-to-end tests wait for servers half of the time: beside them the rest takes little longer than they do.
+test: quick tools images ## Everything: format, lint, types; unit, engine and end-to-end tests
+	@$(MAKE) --no-print-directory --jobs=2 rest e2e
+
+rest: ## All checks and tests but the end-to-end ones, one after the other
+	@$(MAKE) --no-print-directory --jobs=1 check unit engine
 
 check: quick ## Format, lint, import rules and types
 	@$(PY) -m pyright
@@ -51,10 +56,6 @@ images: install ## Build the local stack's images (root)
 
 e2e: install tools images ## A served model: the local stack from nothing and back (root)
 	@$(PY) -m pytest tests/e2e
-
-# Half of the time one of the two waits for a server: side by side they take little longer than the longer one.
-deep: install tools images ## Engine and end-to-end tests side by side
-	@$(MAKE) --no-print-directory --jobs=2 engine e2e
 
 # swaps, cold_start and losses load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
