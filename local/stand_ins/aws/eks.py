@@ -267,7 +267,7 @@ class AccessEntry(EksResource):
     mutable = optional
 
     def make(self, inputs: Properties) -> str:
-        self.api.create_access_entry(**pick(inputs, *self.required, *self.optional), tags=inputs["tagsAll"])
+        self.api.create_access_entry(**pick(inputs, *self.required, "kubernetesGroups"), tags=inputs["tagsAll"])
         return f"{inputs['clusterName']}:{inputs['principalArn']}"
 
     def find(self, resource_id: str, inputs: Properties) -> Properties | None:
