@@ -57,10 +57,13 @@ def operator_policy(bucket_arn: str, account: str, cluster: str) -> str:
     )
 
 
-def release_policy(partition: str, stack: str, state: str | None, state_key_arn: str | None) -> str:
-    """An `up` that changes nothing in AWS: questions, and this stack's state, in `state` (a bucket, or bucket/folder)."""
+def release_policy(bucket_arn: str, stack: str, state: str | None, state_key_arn: str | None) -> str:
+    """An `up` that changes nothing in AWS: questions, whether what is declared is published (the provider reads an
+    object's tags too), and this stack's state, in `state` (a bucket, or bucket/folder)."""
+    partition = bucket_arn.split(":")[1]
     image = f"arn:{partition}:ssm:*::parameter/aws/service/*"
     statements = [
+        _reading(bucket_arn, "s3:GetObjectTagging"),
         {"Sid": "Look", "Effect": "Allow", "Action": list(_LOOK_BEFORE_UP), "Resource": "*"},
         {"Sid": "NatImage", "Effect": "Allow", "Action": "ssm:GetParameter", "Resource": image},
     ]
@@ -91,9 +94,9 @@ def _listing(bucket_arn: str, *actions: str) -> iam.Statement:
     return {"Sid": "List", "Effect": "Allow", "Action": list(actions), "Resource": bucket_arn}
 
 
-def _reading(bucket_arn: str) -> iam.Statement:
+def _reading(bucket_arn: str, *more: str) -> iam.Statement:
     objects = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
-    return {"Sid": "Read", "Effect": "Allow", "Action": "s3:GetObject", "Resource": objects}
+    return {"Sid": "Read", "Effect": "Allow", "Action": ["s3:GetObject", *more], "Resource": objects}
 
 
 class Roles(pulumi.ComponentResource):
@@ -131,7 +134,7 @@ class Roles(pulumi.ComponentResource):
             "release": self._create(
                 "release",
                 partition,
-                partition.apply(lambda partition: release_policy(partition, stack, state, state_key_arn)),
+                bucket.apply(lambda arn: release_policy(arn, stack, state, state_key_arn)),
                 RELEASERS,
                 _releasing(),
             ),

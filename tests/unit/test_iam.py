@@ -97,11 +97,13 @@ def test_a_publisher_writes_adapters_and_nothing_else() -> None:
 
 
 def test_a_release_asks_questions_and_writes_the_state_of_its_own_stack() -> None:
-    with_cloud = statements(release_policy("aws", "dev", None, None))
-    assert with_cloud.keys() == {"Look", "NatImage"}
+    with_cloud = statements(release_policy("arn:aws:s3:::bucket", "dev", None, None))
+    assert with_cloud.keys() == {"Read", "Look", "NatImage"}
     assert all(re.match(r"\w+:(Describe|Get|List)", action) for action in with_cloud["Look"]["Action"])
 
-    policy = statements(release_policy("aws", "dev", "state/team", "arn:aws:kms:eu-central-1:123456789012:key/k"))
+    policy = statements(
+        release_policy("arn:aws:s3:::bucket", "dev", "state/team", "arn:aws:kms:eu-central-1:123456789012:key/k")
+    )
     home = "arn:aws:s3:::state/team/.pulumi"
     assert policy["List"] == {
         "Sid": "List",
