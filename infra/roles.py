@@ -14,7 +14,7 @@ from infra import iam
 from infra.cluster import Cluster
 from infra.names import ADAPTER_PREFIX, CATALOG_PREFIXES, DESIRED_STATE, PROJECT
 from infra.pods import grant_to_group, may_watch, rbac
-from loraserve.contract.addresses import GATEWAY_KEYS
+from loraserve.contract.addresses import EVALUATION_PREFIX, GATEWAY_KEYS, LINEAGE_PREFIX
 
 OPERATORS = "loraserve-operators"
 RELEASERS = "loraserve-releasers"
@@ -42,7 +42,7 @@ def publisher_policy(bucket_arn: str) -> str:
             "Sid": "Publish",
             "Effect": "Allow",
             "Action": ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"],
-            "Resource": f"{bucket_arn}/{ADAPTER_PREFIX}/*",
+            "Resource": [f"{bucket_arn}/{prefix}/*" for prefix in (ADAPTER_PREFIX, LINEAGE_PREFIX)],
         },
     )
 
@@ -95,7 +95,7 @@ def _listing(bucket_arn: str, *actions: str) -> iam.Statement:
 
 
 def _reading(bucket_arn: str, *more: str) -> iam.Statement:
-    objects = [f"{bucket_arn}/{prefix}/*" for prefix in CATALOG_PREFIXES]
+    objects = [f"{bucket_arn}/{prefix}/*" for prefix in (*CATALOG_PREFIXES, LINEAGE_PREFIX, EVALUATION_PREFIX)]
     return {"Sid": "Read", "Effect": "Allow", "Action": ["s3:GetObject", *more], "Resource": objects}
 
 

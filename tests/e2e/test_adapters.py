@@ -8,14 +8,13 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.conftest import ANSWERS, Served, eventually
+from tests.e2e.conftest import ANSWERS, Served, eventually, run_local
 
 
 def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(served: Served, tmp_path: Path) -> None:
     before = served.declared
     good = next(entry for entry in before if entry["name"] == "faq")
     bad = {
-        "other-bytes": (good | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}, "digest"),
         "never-published": (good | {"name": "never-published", "model": "never-published"}, "does not exist"),
         "no-effect": (publish_without_effect(served, tmp_path), "base"),
     }
@@ -32,6 +31,11 @@ def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(
     assert "no-effect" in events
     metrics = httpx.get(f"{served.address('vllm-service', 9090)}/metrics", trust_env=False).text
     assert 'loraserve_adapter_state{adapter="no-effect",state="quarantined",version="v1"} 1.0' in metrics
+
+    served.stack.declare(adapters=[good, good | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}])
+    refused = run_local(served.stack.state, "up")
+    assert refused.returncode != 0, "bytes that are there and others than the digest says reach no pod"
+    assert "has digest sha256:" in refused.stdout + refused.stderr
     served.stack.declare(adapters=before)
     served.local("up")
     eventually(lambda: served.answers() == ANSWERS)

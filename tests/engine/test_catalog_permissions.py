@@ -15,9 +15,10 @@ from infra.iam import account_trust, read_prefixes, service_account_trust
 from infra.names import CATALOG_PREFIXES
 from infra.roles import publisher_policy
 from local.engine.cloud import ACCOUNT_ID, Cloud
-from loraserve.catalog import adapters
+from loraserve.catalog import adapters, lineage
 from loraserve.catalog.bucket import Bucket, VersionExists
 from loraserve.catalog.listing import find, verify
+from loraserve.catalog.versions import VersionId
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import write_adapter
 
@@ -123,7 +124,8 @@ def test_a_publisher_publishes_and_does_nothing_else(
     bucket, s3 = Bucket(BUCKET), boto3.client("s3")
     folder = write_adapter(tmp_path, rank=64, shapes=_large_shapes())
 
-    adapters.publish(bucket, folder, "rag-qa", "by-publisher")
+    entry = adapters.publish(bucket, folder, "rag-qa", "by-publisher")
+    lineage.published(bucket, VersionId.of_adapter(entry), entry.digest, lineage.Origin())
 
     verify(bucket, find(bucket, "rag-qa", "by-publisher"), lambda *_: None)
     there = {"Bucket": BUCKET, "Key": WEIGHTS}

@@ -92,7 +92,7 @@ def test_a_publisher_writes_adapters_and_nothing_else() -> None:
     policy = statements(publisher_policy("arn:aws:s3:::bucket"))
     writing = {action for s in policy.values() for action in s["Action"] if "Put" in action or "Delete" in action}
     assert writing == {"s3:PutObject"}
-    assert policy["Publish"]["Resource"] == "arn:aws:s3:::bucket/llm-models/*"
+    assert policy["Publish"]["Resource"] == ["arn:aws:s3:::bucket/llm-models/*", "arn:aws:s3:::bucket/lineage/*"]
     assert policy.keys() == {"List", "Read", "Publish"}
 
 
