@@ -13,7 +13,6 @@ from local.tools.toolchain import Tool, ensure
 
 _STAND_IN = CHECKOUT / "local" / "stand_ins" / "plugin"
 _IMITATED = (
-    "analyzer-policy-python",
     "language-python",
     "resource-aws",
     "resource-docker-build",

@@ -26,6 +26,7 @@ from local.stand_ins.provider import serve_plugin
 from local.stand_ins.run_program import REPORTED
 
 _RUNNER = Path(__file__).with_name("run_program.py")
+_PACK_RUNNER = Path(__file__).with_name("run_policy_pack.py")
 
 
 class EnvironmentMissingError(Exception):
@@ -97,6 +98,21 @@ class LanguageHost(language_pb2_grpc.LanguageRuntimeServicer):
         if status == REPORTED:
             return language_pb2.RunResponse(bail=True)
         return language_pb2.RunResponse(error=f"the program ended with exit code {status}")
+
+    def RunPlugin(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        """Policy packs, the only plugins that are programs here; under the Python of this checkout, whatever environment they name."""
+        if request.kind != "analyzer":
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, f"a plugin of kind {request.kind} as a program")
+        command = [sys.executable, "-P", "-u", str(_PACK_RUNNER), *request.args, request.info.program_directory]
+        variables = dict(variable.split("=", 1) for variable in request.env)
+        pack = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=request.pwd, env=os.environ | variables
+        )
+        context.add_callback(pack.terminate)
+        assert pack.stdout
+        for line in pack.stdout:  # the first one is the port that it serves at
+            yield language_pb2.RunPluginResponse(stdout=line)
+        yield language_pb2.RunPluginResponse(exitcode=pack.wait())
 
     def _run_settings(self, request: Any) -> dict[str, Any]:
         return {

@@ -44,7 +44,7 @@ class Shell:
 
     def __init__(self, folder: Path, project: Path, variables: dict[str, str]) -> None:
         self._folder = folder
-        self._project = project
+        self.project = project
         self._sessions: list[int] = []
         self.variables = variables
 
@@ -61,7 +61,7 @@ class Shell:
         with stdout.open("w") as out, stderr.open("w") as err:  # a pipe would wait for what the block leaves running
             process = subprocess.Popen(
                 command,
-                cwd=CHECKOUT if text.startswith("make") else self._project,
+                cwd=CHECKOUT if text.startswith("make") else self.project,
                 env=self.variables,
                 stdout=out,
                 stderr=err,
@@ -93,17 +93,18 @@ def shell(served: Served, tmp_path: Path) -> Iterator[Shell]:
     (commands / "loraserve").chmod(0o755)
     (commands / "pulumi").symlink_to(workspace.cli(served.stack.state))
     (commands / "kubectl").symlink_to(ensure(Tool.KUBECTL)[Tool.KUBECTL])
-    cloud, project = served.stack.cloud, served.stack.state / "project"
+    cloud, project = served.stack.cloud, tmp_path / "project"
     assert cloud
-    adapter = project / FOLDER
-    shutil.copytree(served.stack.train("faq@v2")["faq@v2"], adapter)
+    served.local("up")
+    # Our own words write the stack file anew; a person's checkout is a person's.
+    shutil.copytree(served.stack.state / "project", project, symlinks=True)
+    shutil.copytree(served.stack.train("faq@v2")["faq@v2"], project / FOLDER)
     reached = workspace.environment(served.stack.state, cloud, served.stack.place)
     own = {"PATH": f"{commands}:{os.environ['PATH']}", "LORASERVE_STATE": str(served.stack.state)}
     own |= {"NO_PROXY": "localhost,127.0.0.1"}
     shell = Shell(tmp_path, project, reached | own)
     yield shell
     shell.close()
-    shutil.rmtree(adapter)
 
 
 def test_readme_from_a_running_stack_to_an_answer(served: Served, shell: Shell) -> None:
@@ -152,7 +153,7 @@ def on_this_machine(text: str, shell: Shell) -> str:
 
 def paste(shell: Shell, setting: str, entries: list[dict[str, Any]]) -> None:
     """Into the stack file, in the place of those with the same name."""
-    path, key = Path(shell.variables["LORASERVE_STATE"]) / "project" / STACK_FILE, f"{PROJECT}:{setting}"
+    path, key = shell.project / STACK_FILE, f"{PROJECT}:{setting}"
     content = yaml.safe_load(path.read_text())
     names = {entry.get("name") for entry in entries} - {None}
     kept = [entry for entry in content["config"].get(key, []) if entry.get("name") not in names]

@@ -1,4 +1,4 @@
-"""IAM, with policies enforced: signatures that moto gets wrong, and a condition that it does not know.
+"""IAM, with policies enforced: signatures that moto gets wrong, a condition and a resource that it does not know.
 
 moto recomputes each call's signature, and for calls without a body gets another one. Keys must be known and policies must
 allow the action; the signature itself is not checked.
@@ -13,7 +13,7 @@ from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase
 
 
 def install() -> None:
-    """Takes every signature for right, and looks at the prefix that a bucket may be listed under."""
+    """Takes every signature for right; looks at the prefix that a bucket may be listed under, and at which parameter is read."""
     IAMRequestBase.check_signature = lambda self: None
     check_others = IAMPolicyStatement._check_conditions
 
@@ -26,3 +26,12 @@ def install() -> None:
         return any(fnmatchcase(asked, pattern) for pattern in allowed)
 
     IAMPolicyStatement._check_conditions = check
+    check_action = IAMRequestBase.check_action_permitted
+
+    def check_of_resource(self: IAMRequestBase, resource: str) -> None:
+        """A public parameter belongs to no account."""
+        if self._action == "ssm:GetParameter":
+            resource = f"arn:aws:ssm:{self._region}::parameter{request.get_json(force=True)['Name']}"
+        check_action(self, resource)
+
+    IAMRequestBase.check_action_permitted = check_of_resource
