@@ -87,7 +87,7 @@ def _route_with_endpoints() -> None:
         for table in after - before:
             self.create_route(table, None, gateway_id=vpc_id, destination_prefix_list_id=prefixes)
         for table in before - after:
-            self.delete_route(table, prefixes)
+            self.delete_route(table, "", destination_prefix_list_id=prefixes)
 
     EC2Backend.modify_vpc_endpoint = modify_with_routes
 
