@@ -103,7 +103,8 @@ def bucket_policy(principal: Any, **statement: Any) -> Declared:
         ("protection-off-in-production", Declared("aws:s3/bucket:Bucket", {}, production=False), False),
         ("load-balancers-without-reason", Declared("kubernetes:networking.k8s.io/v1:Ingress", {}), True),
         ("missing-tags", Declared("kubernetes:core/v1:Service", {}), False),
-        ("unpinned-charts", Declared("kubernetes:helm.sh/v3:Release", {}), True),
+        ("unpinned-charts", Declared("kubernetes:helm.sh/v3:Release", {"chart": "keda"}), True),
+        ("unpinned-charts", Declared("kubernetes:helm.sh/v4:Chart", {}), False),
     ],
 )  # fmt: skip
 def test_a_rule_knows_more_than_one_spelling(rule: str, declared: Declared, finds: bool) -> None:
