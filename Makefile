@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e rest bench soak sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e others bench soak sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +27,12 @@ logs: install ## Show the logs of vLLM and its agent as they come
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
-# The end-to-end tests wait for servers half of the time: beside them the rest takes little longer than they do.
+# Two processors, and two halves of about equal length; each waits for servers a part of its time.
 test: quick tools images ## Everything: format, lint, types; unit, engine and end-to-end tests
-	@$(MAKE) --no-print-directory --jobs=2 rest e2e
+	@$(MAKE) --no-print-directory --jobs=2 engine others
 
-rest: ## All checks and tests but the end-to-end ones, one after the other
-	@$(MAKE) --no-print-directory --jobs=1 check unit engine
+others: ## All checks and tests but the engine's, one after the other
+	@$(MAKE) --no-print-directory --jobs=1 check unit e2e
 
 check: quick ## Format, lint, import rules and types
 	@$(PY) -m pyright
