@@ -119,6 +119,7 @@ class _Aws(mocks.Mocks):
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
             "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": {"locations": self._offering},
             "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
+            "aws:ecr/getImage:getImage": {"imageDigest": args.args.get("imageDigest")},
             "aws:ecr/getAuthorizationToken:getAuthorizationToken": {"userName": "AWS", "password": "token"},
         }
         if self._standing:

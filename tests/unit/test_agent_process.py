@@ -75,7 +75,7 @@ def test_the_agent_serves_state_and_probes_and_stops_cleanly(
             assert http.get("/secrets").status_code == 404
     finally:
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "INFO adapter ready adapter=a@v1" in log
     assert log.splitlines()[-1].endswith("INFO agent stopped")
@@ -108,7 +108,7 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
         assert base_weights.is_complete(folder)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_changes(
@@ -153,7 +153,7 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=60)
         api.stop()
     (told,) = api.events.values()
     assert told["note"].startswith("lies@v1: the stack config says rank 4")
@@ -162,7 +162,7 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
 
 def test_an_unusable_setting_ends_the_agent_with_a_clear_error(tmp_path: Path) -> None:
     process = start(outside_a_pod(), desired_file=tmp_path / "desired.json", adapter_dir="/proc/adapters")
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert log.splitlines()[-1].startswith("loraserve: AGENT_ADAPTER_DIR /proc/adapters: ")

@@ -68,7 +68,7 @@ def test_it_answers_finishes_what_runs_on_sigterm_and_ends_cleanly(around: World
         around.pods[0].permit(100)
 
         assert running.result().content == b"".join(stream_lines("faq@v1"))
-        _, log = gateway.communicate(timeout=20)
+        _, log = gateway.communicate(timeout=60)
     assert gateway.returncode == 0
     assert "request path=/v1/chat/completions status=200 outcome=ok model=faq" in log
     assert log.splitlines()[-1].endswith("INFO gateway stopped")
@@ -84,7 +84,7 @@ def answers(gateway: subprocess.Popen[str], url: str) -> bool:
 
 def test_an_unusable_setting_ends_it_with_a_clear_error() -> None:
     with process(NEEDED | {"GATEWAY_KUBERNETES_CREDENTIALS": "/nowhere"}) as gateway:
-        _, log = gateway.communicate(timeout=20)
+        _, log = gateway.communicate(timeout=60)
     assert gateway.returncode == 1
     assert log.splitlines()[-1].startswith("loraserve: /nowhere holds no usable token and ca.crt: ")
 
