@@ -56,11 +56,17 @@ def run(settings: AgentSettings) -> None:
         server = serve(AgentApi(reconciler, metrics, VllmMetrics(vllm), base_weights, vital=vital), settings.port)
     except OSError as error:
         raise InvalidEnvironment(f"cannot listen on AGENT_PORT {settings.port}: {error.strerror}") from None
+    stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()  # for where the exception is lost: one that meets a finalizer is printed, and the program goes on
+        sys.exit(0)  # raised in this thread, whatever it waits for
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # raised in this thread, whatever it waits for
+        signal.signal(number, end)
     log.info(event("agent started", desired=settings.desired_file, vllm=settings.vllm_url, port=settings.port))
     try:
-        _reconcile_forever(reconciler, metrics, wake)
+        _reconcile_until(stop, reconciler, metrics, wake)
     finally:
         server.shutdown()
         log.info(event("agent stopped"))
@@ -100,8 +106,8 @@ def _prepare(settings: AgentSettings) -> None:
         raise InvalidEnvironment(f"AGENT_ADAPTER_DIR {settings.adapter_dir}: {error.strerror}") from None
 
 
-def _reconcile_forever(reconciler: Reconciler, metrics: Metrics, wake: threading.Event) -> None:
-    while True:
+def _reconcile_until(stop: threading.Event, reconciler: Reconciler, metrics: Metrics, wake: threading.Event) -> None:
+    while not stop.is_set():
         wake.clear()
         try:
             reconciler.step()

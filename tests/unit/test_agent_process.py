@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from local.processes import free_port
-from loraserve.agent.main import run
+from loraserve.agent.main import _reconcile_until, run
+from loraserve.agent.metrics import Metrics
 from loraserve.catalog import adapters, base_weights
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_settings import AgentSettings
@@ -47,6 +50,15 @@ def start(environment: dict[str, str], **settings: object) -> subprocess.Popen[s
     )
 
 
+def stop(process: subprocess.Popen[str]) -> str:
+    """What it has logged; fails where it does not stop, and leaves nothing."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+
+
 def test_the_agent_serves_state_and_probes_and_stops_cleanly(
     environment: dict[str, str], vllm: FakeVllm, tmp_path: Path
 ) -> None:
@@ -74,8 +86,7 @@ def test_the_agent_serves_state_and_probes_and_stops_cleanly(
             assert "loraserve_vllm_up 1.0" in http.get("/metrics").text
             assert http.get("/secrets").status_code == 404
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        log = stop(process)
     assert process.returncode == 0
     assert "INFO adapter ready adapter=a@v1" in log
     assert log.splitlines()[-1].endswith("INFO agent stopped")
@@ -107,8 +118,7 @@ def test_the_agent_holds_vllm_back_until_the_base_weights_are_there(
                 time.sleep(0.05)
         assert base_weights.is_complete(folder)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        stop(process)
 
 
 def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_changes(
@@ -152,8 +162,7 @@ def test_in_a_pod_a_change_of_the_object_is_followed_before_its_mounted_copy_cha
             assert process.poll() is None, "the agent ended"
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        log = stop(process)
         api.stop()
     (told,) = api.events.values()
     assert told["note"].startswith("lies@v1: the stack config says rank 4")
@@ -197,3 +206,19 @@ def test_settings_have_the_pods_defaults() -> None:
 
     assert (str(settings.desired_file), settings.port) == ("/etc/loraserve/desired.json", 9090)
     assert (str(settings.adapter_dir), settings.vllm_url) == ("/mnt/adapters", "http://127.0.0.1:8000")
+
+
+class _LosesTheExit:
+    """A pass in which the signal's exception met a finalizer, which Python prints and forgets."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def step(self) -> None:
+        self._stop.set()
+
+
+def test_a_signal_whose_exception_is_lost_ends_the_agent_after_the_pass() -> None:
+    stop, wake = threading.Event(), threading.Event()
+    wake.set()
+    _reconcile_until(stop, cast(Any, _LosesTheExit(stop)), Metrics(), wake)
