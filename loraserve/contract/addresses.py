@@ -18,7 +18,6 @@ PROMETHEUS_SERVICE, PROMETHEUS_PORT = "prometheus-operated", 9090
 VLLM = "vllm"
 VLLM_SERVICE = "vllm-service"
 VLLM_SELECTOR = {"app": VLLM}
-GATEWAY = "gateway"
 """Labels of vLLM's pods."""
 GATEWAY = "gateway"
 """The Service that clients call."""
