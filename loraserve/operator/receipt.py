@@ -74,14 +74,14 @@ def _write(stack: str, had: dict[str, str], state: State, path: Path, now: datet
     with explained():
         _, region, account = connected(path.with_name(f"Pulumi.{stack}.yaml"))
     zones = len(settings.availability_zones) or settings.availability_zone_count
-    price = cost.hourly_cost(settings, region, zones)
+    parts = cost.idle_cost(settings, region, zones)  # a GPU's price is no part of it, and need not be known
     receipt = Receipt(
         stack=stack,
         region=region,
         account=account,
         written_at=now,
         since=_made(state.resources),
-        hourly=price.idle if price else None,
+        hourly=sum(parts.values()) / cost.HOURS if parts else None,
         had=had,
     )
     path.write_text(receipt.model_dump_json(indent=2), encoding="utf-8")
