@@ -76,7 +76,7 @@ def check_permissions(caller: str) -> Iterator[str]:
         ).results
     except Exception:
         return
-    if denied := sorted(answer.action_name for answer in answers if not answer.allowed):
+    if denied := sorted(answer.action_name for answer in answers or [] if not answer.allowed):
         yield (
             f"permissions: IAM's simulator denies {who} {', '.join(denied)} on all resources: allow them, unless its policies do "
             "for this stack's names"
@@ -130,6 +130,8 @@ def check_support(today: date) -> Iterator[str]:
     try:
         found = aws.eks.get_cluster_versions(include_all=True).cluster_versions
     except Exception:
+        return
+    if not found:
         return
     ends = {one.cluster_version: one.end_of_standard_support_date for one in found}
     if versions.KUBERNETES not in ends:

@@ -191,6 +191,7 @@ def deploy() -> None:
         cluster=cluster,
         bucket_arn=adapters.bucket.arn,
         namespace=serving_namespace,
+        publisher=config.publisher_role,
         state=config.state_bucket,
         state_key_arn=config.state_key_arn,
         opts=in_cluster,

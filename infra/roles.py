@@ -110,6 +110,7 @@ class Roles(pulumi.ComponentResource):
         cluster: Cluster,
         bucket_arn: pulumi.Input[str],
         namespace: pulumi.Input[str],
+        publisher: bool,
         state: str | None,
         state_key_arn: str | None,
         opts: pulumi.ResourceOptions | None = None,
@@ -122,8 +123,9 @@ class Roles(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self)
         bucket = pulumi.Output.from_input(bucket_arn)
         partition, stack = bucket.apply(lambda arn: arn.split(":")[1]), pulumi.get_stack()
+        publishing = bucket.apply(publisher_policy)
         self.arns = {
-            "publisher": self._create("publisher", partition, bucket.apply(publisher_policy)),
+            **({"publisher": self._create("publisher", partition, publishing)} if publisher else {}),
             "operator": self._create(
                 "operator",
                 partition,

@@ -194,6 +194,7 @@ class Settings(_Section):
     availability_zone_count: Annotated[int, Field(ge=2, le=3)]
     availability_zones: Annotated[tuple[str, ...], AfterValidator(_two_or_three_zones)] = ()
     nat: Literal["gateway", "gateway-per-zone", "instance"]
+    publisher_role: bool
     state_bucket: Annotated[OptionalText, AfterValidator(_bucket_or_folder)]
     state_key_arn: Annotated[OptionalText, AfterValidator(_kms_key)]
     cluster_access: Annotated[tuple[ClusterAccess, ...], AfterValidator(_unique_access)] = ()

@@ -57,6 +57,7 @@ CHANGES: Mapping[str, Any] = {
     "environment": "production",
     "deletionProtection": True,
     "retainAdapters": False,
+    "publisherRole": True,
     "stateBucket": "state/team",
     "stateKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/0123",
     "vpcCidr": "10.8.0.0/16",

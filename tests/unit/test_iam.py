@@ -147,8 +147,9 @@ def test_in_the_cluster_an_operator_looks_and_forwards_and_a_release_changes_one
 
 
 @pytest.mark.parametrize("who", ["publisher", "operator", "release"])
-def test_a_role_for_people_is_assumed_by_whom_the_account_lets(prod: Program, who: str) -> None:
-    trust = json.loads(prod.one("iam/role:Role", f"loraserve-prod-{who}").inputs["assumeRolePolicy"])["Statement"]
+def test_a_role_for_people_is_assumed_by_whom_the_account_lets(who: str) -> None:
+    program = declare("dev", publisherRole=True)
+    trust = json.loads(program.one("iam/role:Role", f"loraserve-dev-{who}").inputs["assumeRolePolicy"])["Statement"]
     assert [(s["Action"], s["Principal"]) for s in trust] == [
         ("sts:AssumeRole", {"AWS": "arn:aws:iam::123456789012:root"})
     ]
