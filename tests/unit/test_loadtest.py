@@ -9,10 +9,11 @@ import re
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,10 +72,10 @@ def test_portions_add_up() -> None:
     assert schedule.portions({"a": 1, "b": 1, "c": 1}, 10) == {"a": 4, "b": 3, "c": 3}
 
 
-def _outcome(due: float = 0, took: float = 0.1, **changes: object) -> Outcome:
+def _outcome(due: float = 0, took: float = 0.1, **changes: Any) -> Outcome:
     call = Call(due, str(changes.pop("phase", "normal")), str(changes.pop("model", "faq")), Kind.SHORT, "?")
     made = Outcome(call, due, [due + took], due + 2 * took, 1, "faq@v1")
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def test_what_a_call_waited_in_the_client_is_part_of_its_latency() -> None:
@@ -162,12 +163,12 @@ def test_a_rate_that_misses_an_objective_or_was_never_too_much_is_no_knee() -> N
     assert not found.reached
 
 
-def _result(outcomes: list[Outcome], **changes: object) -> Result:
+def _result(outcomes: list[Outcome], **changes: Any) -> Result:
     result = Result(
         "five phases", "http://x/v1", "2027-01-01", 1, FIVE_PHASES, {"faq": 1.0}, summaries(outcomes, {}),
         timeline(outcomes), None, ("<b> is missed",),
     )  # fmt: skip
-    return replace(result, **changes)  # type: ignore[arg-type]
+    return replace(result, **changes)
 
 
 def test_the_page_needs_nothing_else_and_shows_what_was_missed() -> None:
@@ -180,8 +181,8 @@ def test_the_page_needs_nothing_else_and_shows_what_was_missed() -> None:
         json.dumps(result.plain())
 
 
-async def _calls_of(respond: object, calls: tuple[Call, ...]) -> list[Outcome]:
-    server = await asyncio.get_running_loop().create_server(lambda: Http(respond), "127.0.0.1", 0)  # type: ignore[arg-type]
+async def _calls_of(respond: Callable[[Http, bytes, bytes], None], calls: tuple[Call, ...]) -> list[Outcome]:
+    server = await asyncio.get_running_loop().create_server(lambda: Http(respond), "127.0.0.1", 0)
     async with server:
         return await run(Target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "none"), calls)
 
