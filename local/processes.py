@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -19,6 +20,9 @@ from pathlib import Path
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 20
+_KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_LOWEST_PORT = 1024
+"""Below it only root listens."""
 
 
 class ProcessError(Exception):
@@ -156,21 +160,31 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-def free_ports(count: int) -> list[int]:
-    """As many different free ports."""
-    with contextlib.ExitStack() as probing:
-        probes = [probing.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+def free_ports(count: int, addresses: Sequence[str] = ("127.0.0.1",)) -> list[int]:
+    """As many different ports, free on each of these addresses.
+
+    They lie below those that the kernel itself gives to connections and to servers that ask for any port:
+    between this look and the server's start one of those may be taken by anybody.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(_ports_of_ours())
+        if port not in found and all(is_free(port, address) for address in addresses):
+            found.append(port)
+    return found
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen on this TCP port of 127.0.0.1."""
+def _ports_of_ours() -> range:
+    end = max(int(_KERNELS_PORTS.read_text().split()[0]), 2 * _LOWEST_PORT)
+    return range(max(end // 2, _LOWEST_PORT), end)
+
+
+def is_free(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this TCP port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError:
             return False
         return True

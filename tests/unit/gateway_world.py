@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import fields
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 from aiohttp import web
 
+from local.processes import free_ports
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
@@ -43,18 +43,6 @@ def adapter(name: str = "faq", version: str = "v1", **changes: Any) -> Adapter:
 
 def chat(model: str = "faq", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Hi"}], **more}
-
-
-def port_free_on_loopbacks(addresses: int = 3) -> int:
-    """Free on every address that pods get."""
-    while True:
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            for last in range(2, addresses + 1):
-                stack.enter_context(socket.socket()).bind((f"127.0.0.{last}", port))
-            return port
 
 
 class FakePod:
@@ -270,10 +258,11 @@ class World:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._folder = folder
-        agent_port, vllm_port = port_free_on_loopbacks(), port_free_on_loopbacks()
+        addresses = [f"127.0.0.{last}" for last in (1, 2, 3)]
+        agent_port, vllm_port = free_ports(2, addresses)
         self.base = Base(name=BASE, max_model_len=4096)
         """What is declared of the base model, from the next document on."""
-        self.pods = [FakePod(f"127.0.0.{last}", agent_port, vllm_port) for last in (1, 2, 3)]
+        self.pods = [FakePod(address, agent_port, vllm_port) for address in addresses]
         self.key, entry = create_key("team-a", ("*",), None)
         self.keys: list[Key] = [entry]
         self.write_keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import Process, ProcessError
+from local.processes import Process, ProcessError, free_ports, is_free
 from tests.waiting import eventually
 
 _WITH_CHILD = "sleep 300 & echo $! > {pid_file}; wait"
@@ -116,3 +117,19 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_away_meanwhile() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = free_ports(50, ["127.0.0.1", "127.0.0.2"])
+    assert len(set(ports)) == 50
+    assert not [port for port in ports if first <= port <= last]
+
+
+def test_a_port_in_use_on_one_of_the_addresses_is_not_free() -> None:
+    with socket.socket() as server:
+        port = free_ports(1)[0]
+        server.bind(("127.0.0.2", port))
+        server.listen()
+        assert is_free(port)
+        assert not is_free(port, "127.0.0.2")
