@@ -35,7 +35,7 @@ def node_shapes(settings: Settings, zones: Sequence[str]) -> dict[str, dict[str,
     }
 
 
-def announce_new_nodes(settings: Settings, zones: Sequence[str], last: Mapping[str, Any]) -> None:
+def announce_new_node_shapes(settings: Settings, zones: Sequence[str], last: Mapping[str, Any]) -> None:
     """Says in `preview` and `up` which nodes are replaced where they run, and why."""
     for group, shape in node_shapes(settings, zones).items():
         before = last.get("nodes", {}).get(group, shape)

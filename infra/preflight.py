@@ -61,7 +61,7 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
     )
     if stands:
         report.look("Kubernetes", lambda: check_kubernetes(stands.kubernetes), f"{versions.KUBERNETES} already")
-        report.look("nodes", lambda: announce_new_nodes(config, stands), "none is replaced")
+        report.look("nodes", lambda: announce_other_nodes(config, stands), "none is replaced")
     zones = report.need("zones", lambda: find_zones(config, stands), lambda found: ", ".join(found.all))
     if not stands:
         report.look("permissions", lambda: account.check_permissions(caller), "not denied, or not readable")
@@ -139,7 +139,7 @@ def _minor(version: str) -> int:
     return int(version.split(".")[1])
 
 
-def announce_new_nodes(config: Settings, stands: Standing) -> Iterator[str]:
+def announce_other_nodes(config: Settings, stands: Standing) -> Iterator[str]:
     """Says which nodes an update replaces for another AMI, and which it ends."""
     for name, group in sorted(stands.groups.items()):
         if group.release != versions.NODE_RELEASE and group.desired:

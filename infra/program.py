@@ -34,7 +34,7 @@ def deploy() -> None:
     cluster_name = names.cluster_name(pulumi.get_stack())
     pulumi.log.info(cost.describe(config, region, len(zones.all)))
     announce_restart(config, last)
-    deployed.announce_new_nodes(config, zones.cluster, last)
+    deployed.announce_new_node_shapes(config, zones.cluster, last)
     for sentence in advice(config):
         pulumi.log.warn(sentence)
     if not config.base.has_chat_template:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,6 @@ from loraserve.operator import batch
 from loraserve.operator.batch import Outcome, read_rows
 from loraserve.operator.cli import main
 from tests.unit.gateway_world import BASE, World, adapter, error, world
-
-
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        yield made
-
-
-@pytest.fixture
-def serving(at: World) -> World:
-    at.start(adapter())
-    at.wait_for_status("ready")
-    return at
 
 
 @pytest.fixture(autouse=True)

@@ -22,21 +22,6 @@ from tests.unit.gateway_world import BASE, World, adapter, chat, error, stream_l
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    """One pod that has faq@v1; tests declare and start."""
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        yield made
-
-
-@pytest.fixture
-def serving(at: World) -> World:
-    at.start(adapter())
-    at.wait_for_status("ready")
-    return at
-
-
-@pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(64) as executor:
         yield executor

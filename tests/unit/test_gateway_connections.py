@@ -20,15 +20,6 @@ from tests.unit.gateway_world import World, adapter, chat, world
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        made.start(adapter())
-        made.wait_for_status("ready")
-        yield made
-
-
-@pytest.fixture
 def few(tmp_path: Path) -> Iterator[World]:
     """Three connections at most."""
     with world(tmp_path, connections=3, tls_port=0) as made:
@@ -44,9 +35,9 @@ def connect(url: str) -> socket.socket:
     return client
 
 
-def answer_to(at: World, *pieces: bytes, pause: float = 0) -> bytes:
+def answer_to(serving: World, *pieces: bytes, pause: float = 0) -> bytes:
     """Everything that comes until the gateway closes."""
-    with connect(at.url) as client:
+    with connect(serving.url) as client:
         for piece in pieces:
             client.sendall(piece)
             time.sleep(pause)
@@ -72,12 +63,12 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_headers_that_cannot_be_read_are_an_error_in_openais_shape_without_the_key(
-    at: World, caplog: pytest.LogCaptureFixture, kind: str
+    serving: World, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     header, status = UNREADABLE[kind]
-    line = header.replace(b"%s", at.key.encode())
-    body = answer_to(at, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nConnection: close\r\n\r\n")
+    line = header.replace(b"%s", serving.key.encode())
+    body = answer_to(serving, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + line + b"\r\nConnection: close\r\n\r\n")
 
     head, _, content = body.partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
@@ -85,7 +76,7 @@ def test_headers_that_cannot_be_read_are_an_error_in_openais_shape_without_the_k
     assert json.loads(content)["error"].keys() == {"message", "type", "param", "code"}
     (record,) = records(caplog)
     assert f"status={status}" in record
-    secret = at.key.split("-", 2)[2]
+    secret = serving.key.split("-", 2)[2]
     assert secret not in body.decode("latin-1")
     assert secret not in caplog.text
 
@@ -103,30 +94,34 @@ def test_no_key_gets_into_the_log_by_any_message() -> None:
     assert "s3cret" not in shown
 
 
-def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(at: World) -> None:
-    body = answer_to(at, b"GET /v1/models HTTP/1.1\r\n", *[b"X-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(17)])
+def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(serving: World) -> None:
+    body = answer_to(
+        serving, b"GET /v1/models HTTP/1.1\r\n", *[b"X-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(17)]
+    )
     assert body.split()[1] == b"431"
 
 
 @pytest.mark.parametrize("pause", [0, 0.1], ids=["all at once", "while it is being answered"])
 def test_a_body_that_is_badly_framed_is_refused_at_once_and_once(
-    at: World, caplog: pytest.LogCaptureFixture, pause: float
+    serving: World, caplog: pytest.LogCaptureFixture, pause: float
 ) -> None:
     caplog.set_level(logging.INFO)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.key}\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {serving.key}\r\n"
     began = time.monotonic()
-    answer = answer_to(at, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), b'2\r\n{"\r\n', b"zz\r\n", pause=pause)
+    answer = answer_to(
+        serving, f"{head}Transfer-Encoding: chunked\r\n\r\n".encode(), b'2\r\n{"\r\n', b"zz\r\n", pause=pause
+    )
     assert re.findall(rb"HTTP/1\.\d (\d+)", answer) == [b"400"]
     assert time.monotonic() - began < 5
     assert len(records(caplog)) == 1
 
 
-def test_requests_that_come_before_their_turn_are_answered_in_order(at: World) -> None:
+def test_requests_that_come_before_their_turn_are_answered_in_order(serving: World) -> None:
     body = json.dumps(chat()).encode()
-    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {at.key}\r\nContent-Length: {len(body)}\r\n"
+    head = f"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {serving.key}\r\nContent-Length: {len(body)}\r\n"
     first = f"POST /v1/chat/completions {head}\r\n".encode() + body
     last = f"POST /v1/completions {head}Connection: close\r\n\r\n".encode() + body
-    assert answer_to(at, first * 5 + last).count(b"HTTP/1.1 200") == 6
+    assert answer_to(serving, first * 5 + last).count(b"HTTP/1.1 200") == 6
 
 
 def test_where_there_are_too_many_connections_the_oldest_idle_one_makes_room(few: World) -> None:

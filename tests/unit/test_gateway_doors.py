@@ -18,23 +18,9 @@ from tests.unit.gateway_world import BASE, World, adapter, chat, error, world
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        yield made
-
-
-@pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as executor:
         yield executor
-
-
-@pytest.fixture
-def serving(at: World) -> World:
-    at.start(adapter())
-    at.wait_for_status("ready")
-    return at
 
 
 def client(at: World, key: str | None = None) -> openai.OpenAI:

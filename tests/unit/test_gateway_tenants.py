@@ -19,14 +19,6 @@ from tests.unit.gateway_world import BASE, World, adapter, chat, world
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    """One pod that has faq@v1; tests add keys and start."""
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        yield made
-
-
-@pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16) as executor:
         yield executor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,21 +12,12 @@ import pytest
 from aiohttp import web
 
 from loraserve.operator.page_server import PageServer, PortTaken
-from tests.unit.gateway_world import World, adapter, chat, stream_lines, world
+from tests.unit.gateway_world import World, chat, stream_lines
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        made.pods[0].holds("faq@v1")
-        made.start(adapter())
-        made.wait_for_status("ready")
-        yield made
-
-
-@pytest.fixture
-def page(at: World) -> Iterator[PageServer]:
-    with PageServer(at.url, 0) as server:
+def page(serving: World) -> Iterator[PageServer]:
+    with PageServer(serving.url, 0) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
@@ -39,8 +29,8 @@ def browser(page: PageServer) -> Iterator[httpx.Client]:
         yield http
 
 
-def with_key(at: World) -> dict[str, str]:
-    return {"Authorization": f"Bearer {at.key}"}
+def with_key(serving: World) -> dict[str, str]:
+    return {"Authorization": f"Bearer {serving.key}"}
 
 
 def test_all_that_the_page_needs_comes_from_it(browser: httpx.Client) -> None:
@@ -51,17 +41,17 @@ def test_all_that_the_page_needs_comes_from_it(browser: httpx.Client) -> None:
         assert browser.get(f"/{name}").status_code == 200
 
 
-def test_answers_are_passed_on_as_they_come(at: World, browser: httpx.Client) -> None:
-    at.pods[0].go_on = asyncio.Semaphore(1)
-    with browser.stream("POST", "/v1/chat/completions", json=chat(stream=True), headers=with_key(at)) as answer:
+def test_answers_are_passed_on_as_they_come(serving: World, browser: httpx.Client) -> None:
+    serving.pods[0].go_on = asyncio.Semaphore(1)
+    with browser.stream("POST", "/v1/chat/completions", json=chat(stream=True), headers=with_key(serving)) as answer:
         assert answer.headers["x-loraserve-model"] == "faq@v1"
         pieces = answer.iter_bytes()
         for line in stream_lines("faq@v1"):
             assert next(pieces) == line
-            at.pods[0].permit()
+            serving.pods[0].permit()
 
 
-def test_an_answer_that_is_stopped_is_not_generated_any_further(at: World, browser: httpx.Client) -> None:
+def test_an_answer_that_is_stopped_is_not_generated_any_further(serving: World, browser: httpx.Client) -> None:
     async def endless(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -69,10 +59,10 @@ def test_an_answer_that_is_stopped_is_not_generated_any_further(at: World, brows
             await response.write(stream_lines(body["model"])[0])
             await asyncio.sleep(0.02)
 
-    at.pods[0].behaviour = endless
-    with browser.stream("POST", "/v1/chat/completions", json=chat(stream=True), headers=with_key(at)) as answer:
+    serving.pods[0].behaviour = endless
+    with browser.stream("POST", "/v1/chat/completions", json=chat(stream=True), headers=with_key(serving)) as answer:
         next(answer.iter_bytes())
-    assert at.pods[0].hung_up.wait(10)
+    assert serving.pods[0].hung_up.wait(10)
 
 
 def test_it_has_no_key_of_its_own(browser: httpx.Client) -> None:
@@ -93,9 +83,9 @@ def test_no_other_page_may_call_it(browser: httpx.Client) -> None:
     assert browser.options("/v1/chat/completions", headers=asked).status_code == 501
 
 
-def test_a_gateway_that_is_gone_is_told_in_one_sentence(at: World, browser: httpx.Client) -> None:
-    at.stop_gateway()
-    answer = browser.get("/v1/models", headers=with_key(at))
+def test_a_gateway_that_is_gone_is_told_in_one_sentence(serving: World, browser: httpx.Client) -> None:
+    serving.stop_gateway()
+    answer = browser.get("/v1/models", headers=with_key(serving))
     assert answer.status_code == 502
     assert "start `loraserve page` again" in answer.json()["error"]["message"]
 
