@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import pulumi_aws as aws
@@ -13,114 +15,116 @@ import pulumi_aws as aws
 from infra import versions
 from infra.errors import ConfigError
 from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX, MANIFEST_FILE, version_key
+from loraserve.planning import permissions
+from loraserve.planning.instance_types import SYSTEM_INSTANCE_TYPES
 from loraserve.planning.stack_settings import Settings
 
-_GPU_QUOTA = "L-DB2E81BA"
-"""EC2: Running On-Demand G and VT instances, in vCPUs."""
-_VPC_QUOTA, _ADDRESS_QUOTA = "L-F678F1CE", "L-0263D0A3"
-"""VPCs per Region; EC2-VPC Elastic IPs."""
+
+@dataclass(frozen=True)
+class Quota:
+    """As Service Quotas calls it (`aws service-quotas list-service-quotas --service-code ...`)."""
+
+    service: str
+    code: str
+    name: str
+
+
+_GPU_QUOTA = Quota("ec2", "L-DB2E81BA", "Running On-Demand G and VT instances")
+_SPOT_QUOTA = Quota("ec2", "L-3819A6DF", "All G and VT Spot Instance Requests")
+_SYSTEM_QUOTA = Quota("ec2", "L-1216C47A", "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances")
+_VPC_QUOTA = Quota("vpc", "L-F678F1CE", "VPCs per Region")
+_NAT_QUOTA = Quota("vpc", "L-FE5A380F", "NAT gateways per Availability Zone")
+_ADDRESS_QUOTA = Quota("ec2", "L-0263D0A3", "EC2-VPC Elastic IPs")
+_NAT_VCPUS = {"instance": 2, "gateway": 0, "gateway-per-zone": 0}
+"""A t4g.nano's."""
 _SOON_DAYS = 60
 _IN_ECR = re.compile(r"(\d{12})\.dkr\.ecr\.([\w-]+)\.amazonaws\.com(?:\.cn)?/([^@:]+)(?::[^@]+)?@(sha256:[0-9a-f]{64})")
 
-MAKES: Mapping[str, str] = {
-    "aws:autoscaling/attachment:Attachment": "autoscaling:AttachLoadBalancerTargetGroups",
-    "aws:autoscaling/tag:Tag": "autoscaling:CreateOrUpdateTags",
-    "aws:budgets/budget:Budget": "budgets:ModifyBudget",
-    "aws:cloudwatch/logGroup:LogGroup": "logs:CreateLogGroup",
-    "aws:ebs/volume:Volume": "ec2:CreateVolume",
-    "aws:ec2/eip:Eip": "ec2:AllocateAddress",
-    "aws:ec2/instance:Instance": "ec2:RunInstances",
-    "aws:ec2/internetGateway:InternetGateway": "ec2:CreateInternetGateway",
-    "aws:ec2/launchTemplate:LaunchTemplate": "ec2:CreateLaunchTemplate",
-    "aws:ec2/natGateway:NatGateway": "ec2:CreateNatGateway",
-    "aws:ec2/route:Route": "ec2:CreateRoute",
-    "aws:ec2/routeTable:RouteTable": "ec2:CreateRouteTable",
-    "aws:ec2/routeTableAssociation:RouteTableAssociation": "ec2:AssociateRouteTable",
-    "aws:ec2/securityGroup:SecurityGroup": "ec2:CreateSecurityGroup",
-    "aws:ec2/subnet:Subnet": "ec2:CreateSubnet",
-    "aws:ec2/vpc:Vpc": "ec2:CreateVpc",
-    "aws:ec2/vpcEndpoint:VpcEndpoint": "ec2:CreateVpcEndpoint",
-    "aws:ecr/lifecyclePolicy:LifecyclePolicy": "ecr:PutLifecyclePolicy",
-    "aws:ecr/repository:Repository": "ecr:CreateRepository",
-    "aws:eks/accessEntry:AccessEntry": "eks:CreateAccessEntry",
-    "aws:eks/accessPolicyAssociation:AccessPolicyAssociation": "eks:AssociateAccessPolicy",
-    "aws:eks/addon:Addon": "eks:CreateAddon",
-    "aws:eks/cluster:Cluster": "eks:CreateCluster",
-    "aws:eks/nodeGroup:NodeGroup": "eks:CreateNodegroup",
-    "aws:iam/openIdConnectProvider:OpenIdConnectProvider": "iam:CreateOpenIDConnectProvider",
-    "aws:iam/role:Role": "iam:CreateRole",
-    "aws:iam/rolePolicy:RolePolicy": "iam:PutRolePolicy",
-    "aws:iam/rolePolicyAttachment:RolePolicyAttachment": "iam:AttachRolePolicy",
-    "aws:lb/listener:Listener": "elasticloadbalancing:CreateListener",
-    "aws:lb/loadBalancer:LoadBalancer": "elasticloadbalancing:CreateLoadBalancer",
-    "aws:lb/targetGroup:TargetGroup": "elasticloadbalancing:CreateTargetGroup",
-    "aws:s3/bucket:Bucket": "s3:CreateBucket",
-    "aws:s3/bucketLifecycleConfiguration:BucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
-    "aws:s3/bucketOwnershipControls:BucketOwnershipControls": "s3:PutBucketOwnershipControls",
-    "aws:s3/bucketPolicy:BucketPolicy": "s3:PutBucketPolicy",
-    "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
-    "aws:s3/bucketServerSideEncryptionConfiguration:BucketServerSideEncryptionConfiguration": "s3:PutEncryptionConfiguration",
-    "aws:s3/bucketVersioning:BucketVersioning": "s3:PutBucketVersioning",
-    "aws:vpc/securityGroupEgressRule:SecurityGroupEgressRule": "ec2:AuthorizeSecurityGroupEgress",
-    "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule": "ec2:AuthorizeSecurityGroupIngress",
-}
-"""By type, the action that makes it: fewer than an `up` needs, which also reads, tags, changes and deletes."""
 
-
-def check_permissions(caller: str) -> Iterator[str]:
+def check_permissions(caller: str, cluster: str) -> Iterator[str]:
     """Asks IAM's simulator, which knows the caller's own policies, but not those of the organization."""
+    account = caller.split(":")[4]
     try:
         who = aws.iam.get_session_context(arn=caller).issuer_arn
-        answers = aws.iam.get_principal_policy_simulation(
-            action_names=sorted({*MAKES.values(), "iam:PassRole"}), policy_source_arn=who
-        ).results
+        denied = {scope.example: list(_denied(who, scope)) for scope in permissions.scopes(cluster, account)}
     except Exception:
         return
-    if denied := sorted(answer.action_name for answer in answers or [] if not answer.allowed):
-        yield (
-            f"permissions: IAM's simulator denies {who} {', '.join(denied)} on all resources: allow them, unless its policies do "
-            "for this stack's names"
-        )
+    for resource, actions in denied.items():
+        if actions:
+            yield (
+                f"permissions: IAM's simulator denies {who} {', '.join(actions)} on {resource}: attach what `loraserve preflight --policy` "
+                "prints, unless its own policies allow it for this stack's names"
+            )
 
 
-def check_gpu_quota(settings: Settings) -> Iterator[str]:
-    """Too small a quota shows itself only as GPU nodes that never come."""
-    quota, needed = _quota("ec2", _GPU_QUOTA), settings.gpu_max_size * settings.gpu_instance.vcpus
-    if quota is not None and quota < needed:
-        yield (
-            f"quota: {settings.gpu_max_size} x {settings.gpu_instance_type} need {needed} vCPUs of 'Running On-Demand G and VT "
-            f"instances', and this account has {quota:g}: GPU nodes will not start; request more under Service Quotas"
-        )
+def _denied(who: str, scope: permissions.Scope) -> Iterator[str]:
+    answer = aws.iam.get_principal_policy_simulation(
+        action_names=list(scope.actions), policy_source_arn=who, resource_arns=[scope.example]
+    )
+    yield from sorted(one.action_name for one in answer.results or [] if not one.allowed)
 
 
-def check_network_quotas(settings: Settings, zones: int) -> Iterator[str]:
+def check_vcpu_quotas(settings: Settings) -> Iterator[str]:
+    """Too small a quota shows itself only as nodes that never come."""
+    gpu = settings.gpu_max_size * settings.gpu_instance.vcpus
+    system = (
+        settings.most_system_nodes * SYSTEM_INSTANCE_TYPES[settings.system_instance_type].vcpus
+        + _NAT_VCPUS[settings.nat]
+    )
+    needs = {
+        _GPU_QUOTA: (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type}"),
+        _SYSTEM_QUOTA: (system, f"{settings.most_system_nodes} x {settings.system_instance_type} and the way out"),
+    }
+    if settings.gpu_spot:
+        needs[_SPOT_QUOTA] = (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type} of Spot")
+    for quota, (needed, what) in needs.items():
+        allowed = _allowed(quota)
+        if allowed is not None and allowed < needed:
+            yield (
+                f"quota: {what} need {needed} vCPUs of '{quota.name}', and this account has {allowed:g}: nodes will not start; "
+                "request more under Service Quotas"
+            )
+
+
+def check_network_quotas(settings: Settings, zones: Sequence[str]) -> Iterator[str]:
     """Of a stack that does not stand yet."""
-    addresses = {"instance": 0, "gateway": 1, "gateway-per-zone": zones}[settings.nat]
-    yield from _room("VPCs", "vpc", _VPC_QUOTA, 1, lambda: aws.ec2.get_vpcs().ids)
-    if addresses:
-        yield from _room(
-            "Elastic IP addresses", "ec2", _ADDRESS_QUOTA, addresses, lambda: aws.ec2.get_eips().allocation_ids
-        )
+    yield from _room(_VPC_QUOTA, 1, lambda: aws.ec2.get_vpcs().ids)
+    gateways = {"instance": [], "gateway": zones[:1], "gateway-per-zone": zones}[settings.nat]
+    if gateways:
+        yield from _room(_ADDRESS_QUOTA, len(gateways), lambda: aws.ec2.get_eips().allocation_ids)
+    for zone in gateways:
+        yield from _room(_NAT_QUOTA, 1, partial(_nat_gateways_in, zone), f" in {zone}")
 
 
-def _room(what: str, service: str, code: str, needed: int, used: Callable[[], Iterable[str]]) -> Iterator[str]:
-    quota = _quota(service, code)
-    if quota is None:
+def _nat_gateways_in(zone: str) -> Sequence[str]:
+    subnets = aws.ec2.get_subnets(filters=[{"name": "availability-zone", "values": [zone]}]).ids
+    if not subnets:
+        return []
+    living: Any = [
+        {"name": "subnet-id", "values": list(subnets)},
+        {"name": "state", "values": ["pending", "available"]},
+    ]
+    return aws.ec2.get_nat_gateways(filters=living).ids
+
+
+def _room(quota: Quota, needed: int, used: Callable[[], Iterable[str]], where: str = "") -> Iterator[str]:
+    allowed = _allowed(quota)
+    if allowed is None:
         return
     try:
         there = len(list(used()))
     except Exception:
         return
-    if there + needed > quota:
+    if there + needed > allowed:
         yield (
-            f"quota: this stack needs {needed} more of {there} {what}, and this account may have {quota:g}: `up` would fail; request "
-            "more under Service Quotas"
+            f"quota: this stack needs {needed} more of '{quota.name}'{where}, where {there} are used and {allowed:g} allowed: `up` "
+            "would fail; request more under Service Quotas"
         )
 
 
-def _quota(service: str, code: str) -> float | None:
+def _allowed(quota: Quota) -> float | None:
     try:
-        return aws.servicequotas.get_service_quota(service_code=service, quota_code=code).value
+        return aws.servicequotas.get_service_quota(service_code=quota.service, quota_code=quota.code).value
     except Exception:
         return None
 

@@ -5,7 +5,6 @@ With `retainAdapters` it outlives `destroy`, guards included, and the next `up` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pulumi
@@ -150,8 +149,10 @@ class AdapterBucket(pulumi.ComponentResource):
         aws.s3.BucketOwnershipControls(
             name, bucket=bucket, rule={"object_ownership": "BucketOwnerEnforced"}, opts=child
         )
-        self.gc_role = self._create_role(f"{name}-gc", account, gc_policy)
-        self.evaluator_role = self._create_role(f"{name}-eval", account, evaluator_policy)
+        arn, own = self.bucket.arn, pulumi.ResourceOptions(parent=self)
+        # Each for one command only.
+        self.gc_role = iam.account_role(f"{name}-gc", account, arn, arn.apply(gc_policy), own)
+        self.evaluator_role = iam.account_role(f"{name}-eval", account, arn, arn.apply(evaluator_policy), own)
         private = aws.s3.BucketPublicAccessBlock(
             name,
             bucket=bucket,
@@ -190,11 +191,3 @@ class AdapterBucket(pulumi.ComponentResource):
             opts=child,
         )
         self.register_outputs({"bucket": bucket})
-
-    def _create_role(self, name: str, account: str, policy: Callable[[str], str]) -> aws.iam.Role:
-        """Assumed by whom an administrator of the account allows to, and for one command only."""
-        child = pulumi.ResourceOptions(parent=self)
-        trust = self.bucket.arn.apply(lambda arn: iam.account_trust(account, arn.split(":")[1]))
-        role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
-        aws.iam.RolePolicy(name, role=role.name, policy=self.bucket.arn.apply(policy), opts=child)
-        return role

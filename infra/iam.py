@@ -42,6 +42,16 @@ def account_trust(account: str, partition: str) -> str:
     return policy({"Effect": "Allow", "Principal": {"AWS": root}, "Action": "sts:AssumeRole"})
 
 
+def account_role(
+    name: str, account: str, arn: pulumi.Output[str], policy: pulumi.Input[str], opts: pulumi.ResourceOptions
+) -> aws.iam.Role:
+    """A role for those of the account that an administrator lets assume it; `arn`, of anything here, tells the partition."""
+    trust = arn.apply(lambda arn: account_trust(account, arn.split(":")[1]))
+    role = aws.iam.Role(name, assume_role_policy=trust, opts=opts)
+    aws.iam.RolePolicy(name, role=role.name, policy=policy, opts=opts)
+    return role
+
+
 def service_account_trust(provider_arn: str, issuer: str, namespace: str, service_account: str) -> str:
     """Lets exactly one service account of one cluster assume the role; `issuer` has no `https://`."""
     return policy(

@@ -56,16 +56,16 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
     stands = standing.look(cluster_name(pulumi.get_stack()))
     access = "nobody is named twice"
     report.look("access", lambda: check_first_access(config.cluster_access, caller, stands), access)
-    report.look(
-        "GPU quota", lambda: account.check_gpu_quota(config), f"enough for {config.gpu_max_size} nodes, or not readable"
-    )
+    report.look("vCPU quotas", lambda: account.check_vcpu_quotas(config), "enough for all nodes, or not readable")
     if stands:
         report.look("Kubernetes", lambda: check_kubernetes(stands.kubernetes), f"{versions.KUBERNETES} already")
         report.look("nodes", lambda: announce_other_nodes(config, stands), "none is replaced")
     zones = report.need("zones", lambda: find_zones(config, stands), lambda found: ", ".join(found.all))
     if not stands:
-        report.look("permissions", lambda: account.check_permissions(caller), "not denied, or not readable")
-        report.look("quotas", lambda: account.check_network_quotas(config, len(zones.all)), "enough, or not readable")
+        cluster = cluster_name(pulumi.get_stack())
+        denied = "none is denied, or they are not readable"
+        report.look("permissions", lambda: account.check_permissions(caller, cluster), denied)
+        report.look("quotas", lambda: account.check_network_quotas(config, zones.all), "enough, or not readable")
     today = datetime.now(UTC).date()
     report.look("support", lambda: account.check_support(today), f"Kubernetes {versions.KUBERNETES}, or not readable")
     retained = None

@@ -122,20 +122,18 @@ class Roles(pulumi.ComponentResource):
         self._namespace = namespace
         self._child = pulumi.ResourceOptions(parent=self)
         bucket = pulumi.Output.from_input(bucket_arn)
-        partition, stack = bucket.apply(lambda arn: arn.split(":")[1]), pulumi.get_stack()
+        self._bucket, stack = bucket, pulumi.get_stack()
         publishing = bucket.apply(publisher_policy)
         self.arns = {
-            **({"publisher": self._create("publisher", partition, publishing)} if publisher else {}),
+            **({"publisher": self._create("publisher", publishing)} if publisher else {}),
             "operator": self._create(
                 "operator",
-                partition,
                 bucket.apply(lambda arn: operator_policy(arn, account, cluster.name)),
                 OPERATORS,
                 _operating(),
             ),
             "release": self._create(
                 "release",
-                partition,
                 bucket.apply(lambda arn: release_policy(arn, stack, state, state_key_arn)),
                 RELEASERS,
                 _releasing(),
@@ -146,16 +144,13 @@ class Roles(pulumi.ComponentResource):
     def _create(
         self,
         who: str,
-        partition: pulumi.Output[str],
         policy: pulumi.Output[str],
         group: str | None = None,
         rules: Sequence[rbac.PolicyRuleArgsDict] = (),
     ) -> pulumi.Output[str]:
         """The role's ARN."""
-        name, account = f"{self._name}-{who}", self._account
-        trust = partition.apply(lambda partition: iam.account_trust(account, partition))
-        role = aws.iam.Role(name, assume_role_policy=trust, opts=self._child)
-        aws.iam.RolePolicy(name, role=role.name, policy=policy, opts=self._child)
+        name = f"{self._name}-{who}"
+        role = iam.account_role(name, self._account, self._bucket, policy, self._child)
         if group:
             aws.eks.AccessEntry(
                 name,

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from loraserve import log
-from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
+from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE, cluster_name
 from loraserve.contract.checks import Check, Verdict
 from loraserve.errors import LoraserveError
 from loraserve.operator import (
@@ -168,13 +168,20 @@ def smoke(key: str, context: str | None, as_json: bool) -> int:
 @cli.command()
 @click.option("--stack", required=True, metavar="NAME", help="Such as dev, whose file is Pulumi.dev.yaml here.")
 @click.option("--address", metavar="IP", help="This machine's, as the cluster's API sees it (default: asked of AWS).")
+@click.option("--policy", is_flag=True, help="Only print what whoever runs `up` must be allowed, as an IAM policy.")
 @json_option
-def preflight(stack: str, address: str | None, as_json: bool) -> int:
+def preflight(stack: str, address: str | None, policy: bool, as_json: bool) -> int:
     """Check before `up` that it will work; exit code 1 where it will not.
 
     This machine, the state, the account and its quotas, every declared version in the bucket, the price. Changes nothing. Needs
     Pulumi, which runs the program's own checks, the same that `up` begins with.
     """
+    if policy:
+        from loraserve.planning import permissions
+
+        print_json(permissions.policy_document(cluster_name(stack)))
+        return 0
+
     from loraserve.operator import preflight as checks
 
     return _show(checks.run(stack, Path(), address), as_json)

@@ -86,13 +86,15 @@ class _Aws(mocks.Mocks):
         last_outputs: Mapping[str, Any],
         standing: Mapping[str, Any] | None,
         offering: list[str],
-        gpu_quota: float,
+        quotas: Mapping[str, float],
+        nat_gateways: Sequence[str],
         retained: Sequence[str],
         published: Mapping[str, str],
         denied: Sequence[str],
     ) -> None:
         self._standing = standing
-        self._gpu_quota = gpu_quota
+        self._quotas = quotas
+        self._nat_gateways = list(nat_gateways)
         self._retained = [{"resourceArn": f"arn:aws:s3:::{bucket}"} for bucket in retained]
         self._last_outputs = last_outputs
         self._published = published
@@ -113,9 +115,11 @@ class _Aws(mocks.Mocks):
             },
             "aws:ec2/getVpcs:getVpcs": {"ids": ["vpc-default"]},
             "aws:ec2/getEips:getEips": {"allocationIds": []},
+            "aws:ec2/getNatGateways:getNatGateways": {"ids": self._nat_gateways},
             "aws:s3/getObject:getObject": {"checksumSha256": self._checksum(args.args)},
             "aws:index/getAvailabilityZones:getAvailabilityZones": {"names": ZONES},
-            "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._gpu_quota},
+            "aws:ec2/getSubnets:getSubnets": {"ids": ["subnet-of-another-stack"]},
+            "aws:servicequotas/getServiceQuota:getServiceQuota": {"value": self._quota(args.args)},
             "aws:index/getRegion:getRegion": {"region": "eu-central-1"},
             "aws:ec2/getInstanceTypeOfferings:getInstanceTypeOfferings": {"locations": self._offering},
             "aws:ssm/getParameter:getParameter": {"value": "ami-0123456789abcdef0"},
@@ -125,6 +129,9 @@ class _Aws(mocks.Mocks):
         if self._standing:
             answers |= self._of_the_cluster(self._standing, args.args)
         return answers[args.token], []
+
+    def _quota(self, asked: Mapping[str, Any]) -> float:
+        return self._quotas.get(asked.get("quotaCode", ""), 64)
 
     def _simulated(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"actionName": name, "allowed": name not in self._denied} for name in asked.get("actionNames", [])]
@@ -215,7 +222,8 @@ def run(
     last_outputs: Mapping[str, Any] | None = None,
     standing: Mapping[str, Any] | None = None,
     offering: list[str] | None = None,
-    gpu_quota: float = 64,
+    quotas: Mapping[str, float] | None = None,
+    nat_gateways: Sequence[str] = (),
     retained: Sequence[str] = (),
     published: Mapping[str, str] | None = None,
     denied: Sequence[str] = (),
@@ -226,13 +234,13 @@ def run(
 ) -> Program:
     """Runs the program. `last_outputs` are the stack's outputs of an earlier update; `standing` is the cluster in
     AWS with its node groups; `published` are the digests of manifests in the bucket, by key, `denied`
-    the actions that IAM's simulator denies; `changes` are config values.
+    the actions that IAM's simulator denies; `quotas` are those of the account that are not 64, by code, `nat_gateways` what each zone has; `changes` are config values.
 
     The stack has the name of its file, or is `named`. A given `program` is filled, and so tells what was declared before an error.
     """
     program = program or Program()
     offered = ZONES if offering is None else offering
-    answers = _Aws(last_outputs or {}, standing, offered, gpu_quota, retained, published or {}, denied)
+    answers = _Aws(last_outputs or {}, standing, offered, quotas or {}, nat_gateways, retained, published or {}, denied)
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))

@@ -132,10 +132,39 @@ def test_a_private_api_admits_the_listed_ranges(prod: Program) -> None:
     assert (rule["securityGroupId"], rule["cidrIpv4"], rule["fromPort"]) == ("sg-1", "192.168.0.0/24", 443)
 
 
-def test_a_too_small_gpu_quota_is_told_before_nodes_are_waited_for() -> None:
-    told = " ".join(declare("dev", gpu_quota=4).messages)
-    assert "2 x g6.xlarge need 8 vCPUs" in told
-    assert not any("quota" in message for message in declare("dev", gpu_quota=8).messages)
+@pytest.mark.parametrize(
+    ("code", "short", "settings", "told"),
+    [
+        ("L-DB2E81BA", 4, {}, "2 x g6.xlarge need 8 vCPUs of 'Running On-Demand G and VT instances'"),
+        (
+            "L-3819A6DF",
+            0,
+            {"gpuSpot": True},
+            "2 x g6.xlarge of Spot need 8 vCPUs of 'All G and VT Spot Instance Requests'",
+        ),
+        ("L-1216C47A", 5, {}, "2 x t3a.medium and the way out need 6 vCPUs of 'Running On-Demand Standard"),
+        ("L-F678F1CE", 1, {}, "1 more of 'VPCs per Region', where 1 are used and 1 allowed"),
+        ("L-0263D0A3", 0, {"nat": "gateway"}, "1 more of 'EC2-VPC Elastic IPs'"),
+        (
+            "L-FE5A380F",
+            2,
+            {"nat": "gateway-per-zone"},
+            "1 more of 'NAT gateways per Availability Zone' in eu-central-1b",
+        ),
+    ],
+)
+def test_a_too_small_quota_is_told_before_anything_is_waited_for(
+    code: str, short: float, settings: dict[str, Any], told: str
+) -> None:
+    gateways = ["nat-1", "nat-2"]
+    said = " ".join(declare("dev", quotas={code: short}, nat_gateways=gateways, **settings).messages)
+    assert told in said
+    assert "request more under Service Quotas" in said
+
+
+def test_enough_of_every_quota_is_not_spoken_of() -> None:
+    enough = {"L-DB2E81BA": 8, "L-3819A6DF": 0, "L-1216C47A": 6, "L-F678F1CE": 2, "L-0263D0A3": 0, "L-FE5A380F": 0}
+    assert not any("quota" in message for message in declare("dev", quotas=enough).messages)
 
 
 def test_the_pod_is_hardened(program: Program) -> None:

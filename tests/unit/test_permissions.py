@@ -1,0 +1,117 @@
+"""What whoever runs `up` must be allowed: a table that knows every type, in AWS' own words, and the policy made of it."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from typing import Any
+
+import botocore.session
+import pytest
+
+from local.stand_ins.aws.plugin import TYPES
+from loraserve.contract.addresses import cluster_name
+from loraserve.operator.cli import main
+from loraserve.planning import permissions
+from tests.aws_types import EKS_COMPONENT
+from tests.unit.declared import Program, declare
+from tests.unit.test_aws_types import EVERYTHING
+
+SERVICES = {"elasticloadbalancing": "elbv2", "servicequotas": "service-quotas", "tag": "resourcegroupstaggingapi"}
+"""IAM's prefix, where botocore calls the service otherwise."""
+NOT_AN_OPERATION = {
+    "budgets:ModifyBudget": "CreateBudget",
+    "budgets:ViewBudget": "DescribeBudget",
+    "ecr:UploadLayerPart": "UploadLayerPart",
+    "iam:PassRole": "CreateRole",
+    "s3:DeleteObjectVersion": "DeleteObject",
+    "s3:GetAccelerateConfiguration": "GetBucketAccelerateConfiguration",
+    "s3:GetBucketCORS": "GetBucketCors",
+    "s3:GetBucketObjectLockConfiguration": "GetObjectLockConfiguration",
+    "s3:GetBucketPublicAccessBlock": "GetPublicAccessBlock",
+    "s3:GetEncryptionConfiguration": "GetBucketEncryption",
+    "s3:GetLifecycleConfiguration": "GetBucketLifecycleConfiguration",
+    "s3:GetReplicationConfiguration": "GetBucketReplication",
+    "s3:ListBucket": "ListObjectsV2",
+    "s3:ListBucketVersions": "ListObjectVersions",
+    "s3:PutBucketPublicAccessBlock": "PutPublicAccessBlock",
+    "s3:PutEncryptionConfiguration": "PutBucketEncryption",
+    "s3:PutLifecycleConfiguration": "PutBucketLifecycleConfiguration",
+}
+"""Actions that are not called as the operation that needs them is (Service Authorization Reference)."""
+OF_S3_CONTROL = {"s3:ListTagsForResource", "s3:TagResource", "s3:UntagResource"}
+
+
+@pytest.fixture(scope="module")
+def everything() -> Program:
+    return declare("dev", **EVERYTHING)
+
+
+def test_every_type_that_a_stack_emits_has_its_actions_and_their_source() -> None:
+    assert permissions.BY_TYPE.keys() == {kind.token for kind in TYPES}
+    assert permissions.BY_TYPE.keys() >= {kind for kind in EKS_COMPONENT if kind.startswith("aws:")}
+    for needs in permissions.BY_TYPE.values():
+        assert needs.source.endswith(".go")
+        assert needs.actions
+
+
+def test_every_action_is_one_that_aws_knows() -> None:
+    session: Any = botocore.session.get_session()
+    operations: dict[str, list[str]] = {}
+    for action in permissions.ACTIONS:
+        prefix, _, name = action.partition(":")
+        service = "s3control" if action in OF_S3_CONTROL else SERVICES.get(prefix, prefix)
+        if service not in operations:
+            operations[service] = session.get_service_model(service).operation_names
+        assert NOT_AN_OPERATION.get(action, name) in operations[service], action
+
+
+def test_what_is_made_can_also_be_read_and_unmade() -> None:
+    verbs = {action.partition(":")[2] for needs in permissions.BY_TYPE.values() for action in needs.actions}
+    for made in [
+        verb for verb in verbs if verb.startswith("Create") and not verb.endswith(("Tags", "LinkedRole", "Version"))
+    ]:
+        thing = made.removeprefix("Create")
+        assert {f"Delete{thing}", f"Delete{thing}s"} & verbs, made
+
+
+def test_the_named_resources_are_those_of_the_policy(everything: Program) -> None:
+    scopes = {scope.sid: scope for scope in permissions.scopes(cluster_name("dev"))}
+    made = {"Roles": ("aws:iam/role:Role", "role/"), "Bucket": ("aws:s3/bucket:Bucket", ":::")}
+    for sid, (kind, before) in made.items():
+        pattern = scopes[sid].resource.rpartition(before)[2]
+        names = [resource.name for resource in everything.resources if resource.type == kind]
+        assert names
+        assert [name for name in names if not fnmatchcase(f"{name}-0123456", pattern)] == []
+    assert fnmatchcase("loraserve-prod-adapters", scopes["Bucket"].resource) is False
+
+
+def test_the_command_prints_the_policy_which_fits_a_roles_inline_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preflight", "--stack", "dev", "--policy"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == permissions.policy_document("loraserve-dev")
+    assert len(json.dumps(printed, separators=(",", ":"))) < permissions.INLINE_LIMIT
+    allowed = [action for statement in printed["Statement"] for action in statement["Action"]]
+    assert sorted(allowed) == sorted(permissions.ACTIONS)
+    assert not any("*" in action for action in allowed)
+
+
+def test_preflight_asks_the_simulator_for_exactly_the_policys_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    from infra import account
+
+    asked: dict[str, str] = {}
+
+    class Answer:
+        issuer_arn, results = "arn:aws:iam::123456789012:role/deployer", None
+
+    def simulate(*, action_names: list[str], resource_arns: list[str], **_: str) -> type[Answer]:
+        asked.update(dict.fromkeys(action_names, resource_arns[0]))
+        return Answer
+
+    monkeypatch.setattr(account.aws.iam, "get_session_context", lambda **_: Answer)
+    monkeypatch.setattr(account.aws.iam, "get_principal_policy_simulation", simulate)
+    assert not list(account.check_permissions("arn:aws:sts::123456789012:assumed-role/deployer/me", "loraserve-dev"))
+    for statement in permissions.policy_document("loraserve-dev")["Statement"]:
+        for action in statement["Action"]:
+            assert fnmatchcase(asked[action], statement["Resource"])
+    assert asked.keys() == permissions.ACTIONS
