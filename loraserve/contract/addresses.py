@@ -52,6 +52,9 @@ EVALUATION_PREFIX = "evaluations"
 LINEAGE_PREFIX = "lineage"
 """What is known of a version lies under lineage/, then as the version itself: it is added to, and stays."""
 
+TRAINING_PREFIX = "training"
+"""Checkpoints lie under training/{digest of the run}/, until a rule of the bucket deletes them."""
+
 USAGE_PREFIX = "usage"
 """What tenants used lies under usage/{day}/{gateway process}/."""
 

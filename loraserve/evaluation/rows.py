@@ -82,12 +82,12 @@ class Rows:
         return cls(tuple(row for _, row in rows))
 
 
-def read_lines(path: Path, schema: type[D]) -> list[tuple[int, D]]:
-    """(line number, document). Raises InvalidEvaluation."""
+def read_lines(path: Path, schema: type[D], refusal: type[LoraserveError] = InvalidEvaluation) -> list[tuple[int, D]]:
+    """(line number, document). Raises the refusal with every problem's line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at a U+2028 in a text
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidEvaluation(f"{path} cannot be read: {error}") from None
+        raise refusal(f"{path} cannot be read: {error}") from None
     found, problems = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -96,11 +96,11 @@ def read_lines(path: Path, schema: type[D]) -> list[tuple[int, D]]:
             except ValidationError as error:
                 told = explain(error).replace("\n", "; ")
                 problems.append(f"line {number}: {told}")
-    refuse(path, problems or ([] if found else ["it has no rows"]))
+    refuse(path, problems or ([] if found else ["it has no rows"]), refusal)
     return found
 
 
-def refuse(path: Path, problems: Sequence[str]) -> None:
+def refuse(path: Path, problems: Sequence[str], refusal: type[LoraserveError] = InvalidEvaluation) -> None:
     if problems:
         more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-        raise InvalidEvaluation("\n  ".join([f"{path}:", *problems[:SHOWN_PROBLEMS], *more]))
+        raise refusal("\n  ".join([f"{path}:", *problems[:SHOWN_PROBLEMS], *more]))

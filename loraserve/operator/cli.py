@@ -21,6 +21,7 @@ from loraserve.operator import (
     loadtest_commands,
     planning_commands,
     release_commands,
+    training_commands,
     usage_commands,
 )
 from loraserve.operator.kubectl import Kubectl, context_option
@@ -36,7 +37,9 @@ from loraserve.operator.terminal import (
 
 PROGRAM = "loraserve"
 _COMPLETION_VARIABLE = "_LORASERVE_COMPLETE"
-_EXTRAS = {"jsonschema": "evaluate"}
+_EXTRAS = {"jsonschema": "evaluate"} | dict.fromkeys(
+    ("torch", "transformers", "peft", "accelerate", "bitsandbytes"), "train"
+)
 """Which extra of the package brings a library; the others come with `server`."""
 
 _namespace = click.option("--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where vLLM runs.")
@@ -85,6 +88,7 @@ for _command in (
     *application_commands.COMMANDS,
     *loadtest_commands.COMMANDS,
     *evaluation_commands.COMMANDS,
+    *training_commands.COMMANDS,
     usage_commands.usage,
 ):
     cli.add_command(_command)

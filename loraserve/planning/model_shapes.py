@@ -57,5 +57,10 @@ MISTRAL_7B_AWQ = ModelShape(
 
 KNOWN_MODELS = {"TheBloke/Mistral-7B-v0.1-AWQ": MISTRAL_7B_AWQ}
 
+TRAINING_BASES = {
+    "TheBloke/Mistral-7B-v0.1-AWQ": ("mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
+}
+"""Id and commit of what a known quantised model was made of: adapters are trained on that."""
+
 DEFAULT_CHAT_TEMPLATES = {"TheBloke/Mistral-7B-v0.1-AWQ": Path(__file__).with_name("mistral_chat.jinja")}
 """Of known models that have none: the format of their family."""

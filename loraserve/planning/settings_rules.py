@@ -219,6 +219,22 @@ def mirror_with_a_name(settings: Settings) -> Iterator[str]:
 
 
 @_rule
+def a_training_base_that_is_accepted(settings: Settings) -> Iterator[str]:
+    base, accepted = settings.training_base, {settings.base_model, *settings.accepted_base_ids}
+    if not base:
+        return
+    if settings.accepted_base_ids and base.name not in accepted:
+        yield (
+            f"{PROJECT}:trainingBase {base.name} is none of acceptedBaseIds, so what is trained on it could not be published: add it "
+            "there if it means the same weights"
+        )
+    if base.revision and not _is_commit(base.revision):
+        yield (
+            f"{PROJECT}:trainingBase: revision {base.revision!r} moves: give the full commit hash of {base.name}, or mirror it"
+        )
+
+
+@_rule
 def the_base_models_name(settings: Settings) -> Iterator[str]:
     if any(adapter.name == settings.base_model for adapter in settings.adapters):
         yield f"{PROJECT}:adapters: {settings.base_model!r} is the base model's name: rename that adapter"

@@ -10,14 +10,24 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
+from loraserve.contract.document import HubId
 from loraserve.contract.evaluation import BaseIdentity
 from loraserve.contract.keys import Key
 from loraserve.planning import cold_start
@@ -25,7 +35,7 @@ from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
-from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, ModelShape
+from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, TRAINING_BASES, ModelShape
 from loraserve.planning.objectives import Objective
 from loraserve.planning.pod_resources import adapters_in_memory
 from loraserve.planning.remote_write import RemoteWrite
@@ -172,6 +182,21 @@ class Budget(_Section):
     ]
 
 
+class TrainingBase(_Section):
+    """The weights that adapters are trained on, where those that serve are quantised: another id of the same model."""
+
+    name: HubId
+    revision: Text | None = None
+    """Of the hub's; or else `mirror`, as `loraserve mirror` prints it."""
+    mirror: Mirror | None = None
+
+    @model_validator(mode="after")
+    def _pinned_once(self) -> Self:
+        if (self.revision is None) == (self.mirror is None):
+            raise ValueError("give a revision, the full commit hash, or a mirror, one of the two")
+        return self
+
+
 class Local(_Section):
     """What one machine has in the place of the cloud; without it, everything is the cloud's."""
 
@@ -218,6 +243,7 @@ class Settings(_Section):
     base_model_shape: ModelShape | None = None
     base_model_mirror: Mirror | None = None
     accepted_base_ids: tuple[str, ...] = ()
+    training_base: TrainingBase | None = None
     max_model_len: Annotated[int, Field(ge=16)]
     gpu_memory_utilization: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda value: value or None)
@@ -294,6 +320,15 @@ class Settings(_Section):
             max_model_len=self.max_model_len,
             has_chat_template=self.chat_template is not None or self.base_model_has_chat_template,
         )
+
+    @property
+    def trained_on(self) -> TrainingBase:
+        """What adapters are trained on: as declared or known, else what serves."""
+        if self.training_base:
+            return self.training_base
+        name, revision = TRAINING_BASES.get(self.base_model, (self.base_model, self.base_model_revision))
+        mirror = self.base_model_mirror if name == self.base_model else None
+        return TrainingBase(name=name, mirror=mirror, revision=None if mirror else revision)
 
     @property
     def base_identity(self) -> BaseIdentity:
