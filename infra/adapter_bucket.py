@@ -14,9 +14,12 @@ from infra import iam
 from infra.errors import ConfigError
 from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX, USAGE_PREFIX
 from infra.tags import retained_tag, stack_tag
+from loraserve.contract.addresses import TRAINING_PREFIX
 
 FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
+CHECKPOINT_DAYS = 14
+"""A training that was not taken up again by then begins anew."""
 USAGE_DAYS = 800
 """Two whole years and some weeks: at most 2 GB for each gateway replica that is never idle."""
 
@@ -186,6 +189,12 @@ class AdapterBucket(pulumi.ComponentResource):
                     "status": "Enabled",
                     "filter": {"prefix": f"{USAGE_PREFIX}/"},
                     "expiration": {"days": USAGE_DAYS},
+                },
+                {
+                    "id": "checkpoints",
+                    "status": "Enabled",
+                    "filter": {"prefix": f"{TRAINING_PREFIX}/"},
+                    "expiration": {"days": CHECKPOINT_DAYS},
                 },
             ],
             opts=child,

@@ -92,6 +92,7 @@ CHANGES: Mapping[str, Any] = {
     },
     "baseModelMirror": {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3},
     "acceptedBaseIds": ["mistralai/Mistral-7B-v0.1"],
+    "trainingBase": {"name": "mistralai/Mistral-7B-v0.1", "revision": "f" * 40},
     "maxModelLen": 2048,
     "gpuMemoryUtilization": "0.85",
     "adapterSlots": 8,

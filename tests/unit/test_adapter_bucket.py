@@ -36,8 +36,9 @@ def test_the_bucket_is_closed_to_the_public(dev: Program) -> None:
 
 
 def test_failed_uploads_and_old_versions_are_not_paid_for_forever(dev: Program) -> None:
-    rule, usage = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
+    rule, usage, checkpoints = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
     assert (usage["filter"], usage["expiration"]) == ({"prefix": "usage/"}, {"days": 800})
+    assert (checkpoints["filter"], checkpoints["expiration"]) == ({"prefix": "training/"}, {"days": 14})
     assert rule["status"] == "Enabled"
     assert rule["filter"] == {"prefix": ""}
     assert rule["abortIncompleteMultipartUpload"] == {"daysAfterInitiation": 7}

@@ -83,7 +83,7 @@ def import_all(package):
     package = importlib.import_module(package)
     assert {str(wheel)!r} in package.__file__
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "training.trainer")):  # which needs torch
             importlib.import_module(module.name)
 for room in ("operator", "catalog", "planning", "contract"):
     import_all("loraserve." + room)
