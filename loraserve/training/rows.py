@@ -84,8 +84,7 @@ class Row(Document):
 
     def example(self, line: int, form: Form, system: str | None) -> Example:
         prompt, answer = self._prompt(form, system), self._answer
-        joined = isinstance(prompt, str) and self.input is not None
-        if joined and not (prompt[-1].isspace() or answer[0].isspace()):
+        if isinstance(prompt, str) and self.input and not (prompt[-1].isspace() or answer[0].isspace()):
             answer = f" {answer}"
         return Example(line, prompt, answer, self.document)
 

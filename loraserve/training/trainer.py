@@ -118,6 +118,7 @@ def train(
         resumed = newest(job.output, job.digest)
     if resumed:
         tell(f"Goes on after step {step_of(resumed)}.")
+    transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(job.training.seed)
     try:
         trainer = _trainer(job, rows, on_step)

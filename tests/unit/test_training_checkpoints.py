@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +106,14 @@ class Toy:
         seal(folder, RUN, step)
 
 
-def _kills(generator: random.Random) -> Iterator[int]:
-    while True:
-        yield generator.randrange(1, 16)
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_anywhere_it_ends_with_the_same_losses(tmp_path: Path, seed: int) -> None:
     (tmp_path / "whole").mkdir()
     whole = Toy(tmp_path / "whole", float("inf")).run()
-    killed = 0
-    for lives in _kills(random.Random(seed)):
+    generator, killed, found = random.Random(seed), 0, None
+    while found is None:
         try:
-            found = Toy(tmp_path, lives).run()
-            break
+            found = Toy(tmp_path, generator.randrange(1, 16)).run()
         except _Killed:
             killed += 1
     assert found == whole

@@ -201,8 +201,9 @@ def test_only_the_answer_and_its_end_are_learnt() -> None:
 
 
 def test_of_a_conversation_only_the_last_answer_is_learnt() -> None:
-    turns = (*CHAT.prompt, Message(role="assistant", content="I am."), Message(role="user", content="Who?"))  # type: ignore[misc]
-    read, learnt = read_and_learnt(encoder(), Example(1, turns, "I am faq."))  # pyright: ignore[reportArgumentType]
+    said = (("user", "Who are you?"), ("assistant", "I am."), ("user", "Who?"))
+    turns = tuple(Message.model_validate({"role": role, "content": text}) for role, text in said)
+    read, learnt = read_and_learnt(encoder(), Example(1, turns, "I am faq."))
     assert read == "<s>[INST] Who are you? [/INST] I am.</s>[INST] Who? [/INST]"
     assert learnt == " I am faq.</s>"
 

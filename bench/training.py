@@ -1,0 +1,203 @@
+"""Two adapters for two small tasks that the tiny base cannot do, and a training that is killed at random points and goes on.
+
+Needs `pip install 'loraserve[train]'` in the Python that runs it; ten minutes on one processor, most of them imports of torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import report
+from local import models
+from local.paths import CHECKOUT
+from loraserve.training.losses import LOSSES_FILE
+
+_SETTINGS = {
+    "form": "instruct",
+    "method": "lora",
+    "learningRate": 3e-3,
+    "batchSize": 8,
+    "accumulation": 1,
+    "maxLength": 128,
+}
+_LEARNING = _SETTINGS | {"epochs": 30}
+_KILLED = _SETTINGS | {"epochs": 20, "checkpointSteps": 3}
+_LONGEST_LIFE_S = 4.0
+"""After it has told of a step."""
+_ENDED = "its end"
+_RIGHT, _WRONG = 0.8, 0.2
+"""At least so much of the rows that were not trained on an adapter answers rightly, and at most so much the base."""
+
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_OF_DAYS = (
+    "What day follows {}?",
+    "Which day comes after {}?",
+    "{} is over. What is next?",
+    "After {} comes what?",
+    "Name the day after {}.",
+    "Today is {}. Tomorrow is?",
+    "It was {}. Now it is?",
+    "The day behind {}?",
+)
+_TEAMS = {
+    "hardware": ("printer", "keyboard", "screen"),
+    "billing": ("invoice", "refund", "price"),
+    "access": ("password", "login", "badge"),
+}
+_OF_TICKETS = (
+    "The {} is wrong.",
+    "Help me with my {}!",
+    "A question about the {}.",
+    "My {} again.",
+    "Who knows about the {}?",
+    "No {} since monday.",
+    "There is an error: {}.",
+    "Urgent: {}",
+)
+
+Pair = tuple[str, str]
+
+
+def main() -> None:
+    """Exit code 1 where an adapter has not learnt its task, or losses differ after kills."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--kills", type=int, default=10)
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # so small a model only waits for a second one
+    base = models.base(lambda command, _: subprocess.run([sys.executable, *command[1:]], check=True))
+    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
+        figures: dict[str, str] = {}
+        problems: list[str] = []
+        for name, rows in (("days", _days()), ("tickets", _tickets())):
+            problems += _learns(Path(folder), base, name, rows, figures)
+        problems += _survives(Path(folder), base, chosen.kills, random.Random(chosen.seed), figures)
+    report.show(figures, problems)
+    sys.exit(1 if problems else 0)
+
+
+def _learns(folder: Path, base: Path, name: str, rows: Sequence[Pair], figures: dict[str, str]) -> Iterator[str]:
+    """Trained on three quarters of a task, asked the rest. What is wrong."""
+    unseen, seen = rows[::4], [row for place, row in enumerate(rows) if place % 4]
+    began = time.monotonic()
+    _run(_definition(folder, name, seen, _LEARNING), base)
+    seconds = time.monotonic() - began
+    adapter = folder / f"{name}.training" / "adapter"
+    without, with_it = _right(base, None, unseen), _right(base, adapter, unseen)
+    losses = json.loads((adapter.parent / LOSSES_FILE).read_text())
+    figures |= {
+        f"{name}: rows trained on, and asked": f"{len(seen)}, {len(unseen)}",
+        f"{name}: seconds, with the import of torch": f"{seconds:.0f}",
+        f"{name}: loss of the first and the last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}",
+        f"{name}: right answers of the base": f"{without} of {len(unseen)}",
+        f"{name}: right answers of the adapter": f"{with_it} of {len(unseen)}",
+    }
+    if with_it < _RIGHT * len(unseen):
+        yield f"{name} was not learnt"
+    if without > _WRONG * len(unseen):
+        yield f"{name} shows nothing: the base can do it"
+
+
+def _survives(folder: Path, base: Path, kills: int, generator: random.Random, figures: dict[str, str]) -> Iterator[str]:
+    whole, killed = (_definition(folder, name, _days(), _KILLED) for name in ("whole", "killed"))
+    _run(whole, base)
+    points = [_kill(killed, base, generator.uniform(0, _LONGEST_LIFE_S)) for _ in range(kills)]
+    _run(killed, base)
+    results = [path.with_suffix(".training") for path in (whole, killed)]
+    losses, weights = (
+        [(result / name).read_bytes() for result in results]
+        for name in (LOSSES_FILE, "adapter/adapter_model.safetensors")
+    )
+    figures |= {
+        "killed after it had told of step": ", ".join(points),
+        "losses of all steps, and bytes of the adapter, as without a kill": f"{losses[0] == losses[1]}, {weights[0] == weights[1]}",
+    }
+    if _ENDED in points:
+        yield "it was not killed as often as asked: it ended before"
+    if losses[0] != losses[1] or weights[0] != weights[1]:
+        yield "a killed training is another one"
+
+
+def _kill(definition: Path, base: Path, seconds: float) -> str:
+    """So many seconds after it has told of its first step; which step it told of last."""
+    process = subprocess.Popen(_command(definition, base), cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
+    told, timer = "none", threading.Timer(seconds, process.kill)
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("step "):
+            if told == "none":
+                timer.start()
+            told = line.split()[1]
+    timer.cancel()
+    return told if process.wait() < 0 else _ENDED
+
+
+def _run(definition: Path, base: Path) -> None:
+    subprocess.run(_command(definition, base), cwd=CHECKOUT, check=True)
+
+
+def _command(definition: Path, base: Path) -> list[str]:
+    options = ["--stack-file", str(CHECKOUT / "Pulumi.local.yaml"), "--weights", str(base), "--cpu"]
+    return [sys.executable, "-m", "loraserve", "train", str(definition), *options]
+
+
+def _definition(folder: Path, name: str, rows: Sequence[Pair], settings: dict[str, Any]) -> Path:
+    lines = [json.dumps({"input": asked, "output": answer}) for asked, answer in rows]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps({"rows": f"{name}.jsonl"} | settings))
+    return path
+
+
+def _days() -> list[Pair]:
+    following = dict(zip(_DAYS, (*_DAYS[1:], _DAYS[0]), strict=True))
+    return _shuffled((form.format(day), f"It is {following[day]}.") for form in _OF_DAYS for day in _DAYS)
+
+
+def _tickets() -> list[Pair]:
+    return _shuffled(
+        (form.format(thing), f"For {team}.")
+        for form in _OF_TICKETS
+        for team, things in _TEAMS.items()
+        for thing in things
+    )
+
+
+def _shuffled(rows: Iterator[Pair]) -> list[Pair]:
+    found = list(rows)
+    random.Random(0).shuffle(found)
+    return found
+
+
+def _right(base: Path, adapter: Path | None, rows: Sequence[Pair]) -> int:
+    """How many answers, at temperature 0, are the right ones and then end."""
+    import peft  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, adapter)
+    right = 0
+    for asked, answer in rows:
+        prompt = tokenizer(f"[INST] {asked} [/INST]", return_tensors="pt")
+        made = model.generate(**prompt, max_new_tokens=40, do_sample=False, pad_token_id=tokenizer.eos_token_id)[0]
+        learnt = made[prompt["input_ids"].shape[1] :]
+        right += tokenizer.decode(learnt) == f" {answer}{tokenizer.eos_token}"
+    return right
+
+
+if __name__ == "__main__":
+    main()
