@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz engine images e2e others bench soak sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ unit: install ## Pure logic, and the program under mocks
 
 fuzz: install ## The gateway's fuzz tests with 10,000 cases, about half an hour
 	@FUZZ_CASES=10000 $(PY) -m pytest tests/unit/test_gateway_fuzz.py
+
+# Twice as much at once as there are processors would time out what is not wrong.
+mutants: install ## Plant small faults in the pure modules, and name those that no unit test catches: NAMES='loraserve.evaluation.gate*'
+	@MUTMUT="$(UV) run --quiet --no-project --isolated --python $(PY) --with-requirements requirements-dev.txt --with mutmut==3.8.1 mutmut"; \
+	$$MUTMUT run --max-children 1 $(NAMES) && $$MUTMUT results
 
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine

@@ -33,10 +33,9 @@ def tango_interval(wins: float, losses: float, rows: float, error_rate: float) -
         c = -losses * difference * (1 - difference)
         only_other = (math.sqrt(max(b * b - 8 * rows * c, 0)) - b) / (4 * rows)
         variance = rows * (2 * only_other + difference * (1 - difference))
-        distance = wins - losses - rows * difference
-        if variance <= 0:
-            return math.copysign(math.inf, distance) if distance else 0.0
-        return distance / math.sqrt(variance)
+        if variance <= 0:  # no row differs, and the difference is 0
+            return 0.0
+        return (wins - losses - rows * difference) / math.sqrt(variance)
 
     return _root(statistic, z), _root(statistic, -z)
 

@@ -15,6 +15,8 @@ from loraserve.evaluation.statistics import (
     cohens_kappa,
     design_effect,
     detectable,
+    least_share,
+    no_difference_bound,
     required_rows,
     smallest_rows,
     tango_interval,
@@ -108,6 +110,7 @@ def test_no_row_that_differs_passes_from_133_rows_on_never_by_an_interval_of_wid
     assert compare([score] * 132, [score] * 132).result(MARGIN) is Result.INCONCLUSIVE
     found = compare([score] * 133, [score] * 133)
     assert found.result(MARGIN) is Result.PASS
+    assert not found.small
     assert found.interval == pytest.approx((-0.0199, 0.0199), abs=1e-4)
 
 
@@ -127,6 +130,33 @@ def test_a_graded_scores_interval_is_that_of_its_mean_and_the_same_again() -> No
     assert bootstrap_interval(differences[:50], ERROR_RATE) == bootstrap_interval(differences[:50], ERROR_RATE)
 
 
+def test_a_graded_interval_mirrors_when_the_versions_are_swapped_and_stays_between_minus_1_and_1() -> None:
+    drawn = random.Random(4)
+    differences = [[drawn.uniform(-1, 1)] for _ in range(30)]
+    low, high = bootstrap_interval(differences, ERROR_RATE, resamples=100)
+    mirrored = bootstrap_interval([[-value] for [value] in differences], ERROR_RATE, resamples=100)
+    assert mirrored == pytest.approx((-high, -low))
+    assert bootstrap_interval([[0.9]] * 5, ERROR_RATE)[1] == 1
+    assert bootstrap_interval([[-0.9]] * 5, ERROR_RATE)[0] == -1
+
+
+def test_rows_of_documents_that_all_differ_alike_are_as_sure_as_so_many_documents() -> None:
+    bound = no_difference_bound(40, ERROR_RATE)
+    assert bootstrap_interval([[0.1] * 5] * 40, ERROR_RATE) == pytest.approx((0.1 - bound, 0.1 + bound))
+
+
+def test_graded_scores_of_few_rows_are_planned_with_what_is_usual() -> None:
+    assert compare([0.5] * 15, [0.4] * 15).required_rows == (1392, 1392)
+    little = compare([0.5, 0.6] * 8, [0.5] * 16)
+    assert little.required_rows == (smallest_rows(MARGIN, ERROR_RATE), 1392)
+
+
+def test_the_lower_end_of_wilsons_interval_is_the_published_one() -> None:
+    """Newcombe 1998, table I."""
+    ends = [least_share(part, whole, 0.025) for part, whole in ((81, 263), (15, 148), (0, 20), (1, 29))]
+    assert ends == pytest.approx([0.2553, 0.0624, 0, 0.0061], abs=5e-5)
+
+
 def test_rows_of_one_document_count_for_less() -> None:
     drawn = random.Random(2)
     documents = [float(drawn.random() < 0.5) for _ in range(40)]
@@ -135,6 +165,7 @@ def test_rows_of_one_document_count_for_less() -> None:
     clusters = [str(number) for number in range(40) for _ in range(10)]
     alone, together = compare(candidate, other), compare(candidate, other, clusters)
     assert (together.rows, together.clusters) == (400, 40)
+    assert (together.small, alone.small) == (True, False)
     widths = [high - low for low, high in (alone.interval, together.interval)]
     assert widths[1] / widths[0] == pytest.approx(10**0.5, rel=0.1)
     assert together.required_rows[1] > 9 * alone.required_rows[1]
@@ -145,6 +176,14 @@ def test_the_design_effect_is_1_for_rows_of_their_own_and_the_clusters_size_wher
     assert design_effect([[0.0] * 5] * 4) == 5
     assert design_effect([[0.0, 1.0, -1.0]]) == 3
     assert compare([1.0] * 400, [1.0] * 400, ["one"] * 400).result(MARGIN) is Result.INCONCLUSIVE
+    unlike = [1.0, 0.0, 0.0, 0.0]
+    assert compare(unlike, [0.0] * 4, ["one", "one", "two", "two"]).clusters == 2
+
+
+def test_the_design_effect_is_the_variance_of_clusters_over_that_of_rows() -> None:
+    # By hand: mean 5/7; the documents' sums are 4/7, 4/7 and -8/7 beside their share of it.
+    assert design_effect([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0, 1.0]]) == pytest.approx((96 * 3 / 2) / (70 * 7 / 6))
+    assert design_effect([[0.0, 1.0, 1.0], [1.0, 1.0], [0.0], [0.0, 1.0]]) == 1, "never less than rows of their own"
 
 
 def test_the_gates_error_rate_is_what_it_says() -> None:
