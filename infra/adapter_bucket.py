@@ -122,9 +122,13 @@ class AdapterBucket(pulumi.ComponentResource):
         deletion_protection: bool,
         retain: bool,
         retained: str | None,
+        evaluators: pulumi.Input[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """`retain`: `destroy` keeps it; `retained`: the bucket that one has kept, to be taken back."""
+        """`retain`: `destroy` keeps it; `retained`: the bucket that one has kept, to be taken back.
+
+        `evaluators`: a trust policy that lets pods, too, assume the evaluator's role.
+        """
         super().__init__("loraserve:infra:AdapterBucket", name, None, opts)
         child = pulumi.ResourceOptions(parent=self, retain_on_delete=retain)
         self.bucket = aws.s3.Bucket(
@@ -155,7 +159,9 @@ class AdapterBucket(pulumi.ComponentResource):
         arn, own = self.bucket.arn, pulumi.ResourceOptions(parent=self)
         # Each for one command only.
         self.gc_role = iam.account_role(f"{name}-gc", account, arn, arn.apply(gc_policy), own)
-        self.evaluator_role = iam.account_role(f"{name}-eval", account, arn, arn.apply(evaluator_policy), own)
+        self.evaluator_role = iam.account_role(
+            f"{name}-eval", account, arn, arn.apply(evaluator_policy), own, others=evaluators
+        )
         private = aws.s3.BucketPublicAccessBlock(
             name,
             bucket=bucket,

@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
+import pulumi_random as random
 
 from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
     DESIRED_STATE_FILE,
+    EVALUATOR,
     GATEWAY,
     GATEWAY_CLIENT_LABELS,
     GATEWAY_LABELS,
@@ -30,7 +32,7 @@ from infra.names import (
 from infra.pods import environment, grant, hardened, may_watch, of_pod, of_secret, probe, run_as, service_ports
 from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
-from loraserve.contract.keys import KeyRing
+from loraserve.contract.keys import Key, KeyRing, digest_of_key, key_of
 from loraserve.planning import pod_resources
 from loraserve.planning.gpu_memory import MAX_NUM_SEQS
 from loraserve.planning.stack_settings import Settings
@@ -59,6 +61,7 @@ def gateway_variables(
         keys_file=f"{_KEYS_DIR}/{GATEWAY_KEYS_FILE}",
         vllm_api_key=vllm_api_key,
         usage_bucket=usage_bucket,
+        reads_verdicts=bool(settings.evaluations),
         log_format=settings.log_format,
         pod_name=of_pod("metadata.name"),
         port=GATEWAY_PORT,
@@ -111,6 +114,8 @@ class Gateway(pulumi.ComponentResource):
         self._identity = identity
         self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
+        self.evaluators_key = self._create_evaluators_key() if settings.evaluations else None
+        """An API key of pods that evaluate; None: there are none."""
         access = self._let_it_watch()
         keys = self._create_keys()
         self.deployment = self._create_deployment(keys, access)
@@ -139,12 +144,23 @@ class Gateway(pulumi.ComponentResource):
             self._child,
         )
 
+    def _create_evaluators_key(self) -> pulumi.Output[str]:
+        secret = random.RandomPassword("evaluator-api-key", length=48, special=False, opts=self._child)
+        return secret.result.apply(lambda secret: key_of(EVALUATOR, secret))
+
     def _create_keys(self) -> core.Secret:
         """Digests of the keys; a changed one reaches the gateway through the mount, without a restart."""
+        keys = self._settings.gateway_keys
+
+        def with_evaluators(key: str) -> str:
+            own = Key(id=EVALUATOR, tenant=EVALUATOR, sha256=digest_of_key(key))
+            return KeyRing(keys=(*keys, own)).to_json()
+
+        ring = self.evaluators_key.apply(with_evaluators) if self.evaluators_key else KeyRing(keys=keys).to_json()
         return core.Secret(
             GATEWAY_KEYS,
             metadata={"name": GATEWAY_KEYS, "namespace": self._namespace},
-            string_data={GATEWAY_KEYS_FILE: KeyRing(keys=self._settings.gateway_keys).to_json()},
+            string_data={GATEWAY_KEYS_FILE: ring},
             opts=self._child,
         )
 

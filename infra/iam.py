@@ -11,7 +11,7 @@ import pulumi
 import pulumi_aws as aws
 import pulumi_kubernetes as k8s
 
-from infra.names import USAGE_PREFIX
+from infra.names import EVALUATION_PREFIX, USAGE_PREFIX
 
 core = k8s.core.v1
 
@@ -43,10 +43,20 @@ def account_trust(account: str, partition: str) -> str:
 
 
 def account_role(
-    name: str, account: str, arn: pulumi.Output[str], policy: pulumi.Input[str], opts: pulumi.ResourceOptions
+    name: str,
+    account: str,
+    arn: pulumi.Output[str],
+    policy: pulumi.Input[str],
+    opts: pulumi.ResourceOptions,
+    others: pulumi.Input[str] | None = None,
 ) -> aws.iam.Role:
-    """A role for those of the account that an administrator lets assume it; `arn`, of anything here, tells the partition."""
+    """A role for those of the account that an administrator lets assume it; `arn`, of anything here, tells the partition.
+
+    `others`: a trust policy of who may assume it besides.
+    """
     trust = arn.apply(lambda arn: account_trust(account, arn.split(":")[1]))
+    if others is not None:
+        trust = pulumi.Output.all(trust, others).apply(lambda policies: either(*policies))
     role = aws.iam.Role(name, assume_role_policy=trust, opts=opts)
     aws.iam.RolePolicy(name, role=role.name, policy=policy, opts=opts)
     return role
@@ -67,6 +77,11 @@ def service_account_trust(provider_arn: str, issuer: str, namespace: str, servic
             },
         }
     )
+
+
+def either(*policies: str) -> str:
+    """One document of the statements of all."""
+    return policy(*(statement for each in policies for statement in json.loads(each)["Statement"]))
 
 
 def read_prefixes(bucket_arn: str, prefixes: Sequence[str]) -> str:
@@ -97,21 +112,26 @@ def web_identity(role_arn: pulumi.Input[str]) -> dict[str, Any]:
     }
 
 
-def write_usage(bucket_arn: str, *, reads: bool) -> str:
-    """Add to the usage ledger; and read it where budgets are measured by it."""
+def gateway_policy(bucket_arn: str, *, reads_usage: bool, reads_verdicts: bool) -> str:
+    """Add to the usage ledger, read it where budgets are measured by it, and read verdicts where there are evaluations."""
     ledger = f"{bucket_arn}/{USAGE_PREFIX}/*"
-    reading: list[dict[str, Any]] = [
-        {
-            "Sid": "ListUsage",
-            "Effect": "Allow",
-            "Action": "s3:ListBucket",
-            "Resource": bucket_arn,
-            "Condition": {"StringLike": {"s3:prefix": f"{USAGE_PREFIX}/*"}},
-        },
-        {"Sid": "ReadUsage", "Effect": "Allow", "Action": "s3:GetObject", "Resource": ledger},
-    ]
+    read = {"Usage": USAGE_PREFIX} if reads_usage else {}
+    read |= {"Verdicts": EVALUATION_PREFIX} if reads_verdicts else {}
+    reading: list[Statement] = []
+    for what, prefix in read.items():
+        listed = {"StringLike": {"s3:prefix": f"{prefix}/*"}}
+        reading += [
+            {
+                "Sid": f"List{what}",
+                "Effect": "Allow",
+                "Action": "s3:ListBucket",
+                "Resource": bucket_arn,
+                "Condition": listed,
+            },
+            {"Sid": f"Read{what}", "Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{bucket_arn}/{prefix}/*"},
+        ]
     adding = {"Sid": "AddUsage", "Effect": "Allow", "Action": "s3:PutObject", "Resource": ledger}
-    return policy(adding, *(reading if reads else []))
+    return policy(adding, *reading)
 
 
 @dataclass(frozen=True)
@@ -146,6 +166,15 @@ def token_mount() -> core.VolumeMountArgsDict:
     return {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True}
 
 
+def workload_trust(
+    provider: aws.iam.OpenIdConnectProvider, issuer: pulumi.Input[str], namespace: str, service_account: str
+) -> pulumi.Output[str]:
+    """Lets the pods of one service account assume a role."""
+    return pulumi.Output.all(provider.arn, issuer).apply(
+        lambda values: service_account_trust(values[0], values[1], namespace, service_account)
+    )
+
+
 class WorkloadRole(pulumi.ComponentResource):
     """A role that one Kubernetes service account assumes with its projected token."""
 
@@ -163,9 +192,7 @@ class WorkloadRole(pulumi.ComponentResource):
     ) -> None:
         super().__init__("loraserve:infra:WorkloadRole", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        trust = pulumi.Output.all(provider.arn, issuer).apply(
-            lambda values: service_account_trust(values[0], values[1], namespace, service_account)
-        )
+        trust = workload_trust(provider, issuer, namespace, service_account)
         role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
         if inline_policy is not None:
             aws.iam.RolePolicy(name, role=role.name, policy=inline_policy, opts=child)

@@ -13,6 +13,8 @@ from infra.names import (
     AGENT_PORT,
     ALERTMANAGER,
     DNS_PORT,
+    EVALUATOR,
+    EVALUATOR_SELECTOR,
     GATEWAY_CLIENT_LABELS,
     GATEWAY_METRICS_PORT,
     GATEWAY_PORT,
@@ -151,14 +153,19 @@ class Isolation(_Policies):
         api_server: ApiServer,
         client_namespaces: Sequence[str] = (),
         load_balancer_cidr: IPv4Network | None = None,
+        evaluations: bool = False,
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("Isolation", name, namespace, opts)
         self._guard_vllm()
         self._guard_gateway(api_server, client_namespaces, load_balancer_cidr)
+        reach_aws = [VLLM_SELECTOR, GATEWAY_SELECTOR]
+        if evaluations:
+            reach_aws.append(EVALUATOR_SELECTOR)
+            self._guard_evaluator()
         if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
-            for selector in (VLLM_SELECTOR, GATEWAY_SELECTOR):
+            for selector in reach_aws:
                 self._create(f"{selector['app']}-to-local-servers", selector, egress=[{"to": [_internet()]}])
         self.register_outputs({})
 
@@ -194,6 +201,17 @@ class Isolation(_Policies):
         if load_balancer_cidr:  # its connections come from the node that they entered at
             ingress.append(_from({"ip_block": {"cidr": str(load_balancer_cidr)}}, GATEWAY_TLS_PORT))
         self._create("gateway-in", GATEWAY_SELECTOR, ingress=ingress)
+
+    def _guard_evaluator(self) -> None:
+        """It is a client, and writes verdicts; a judge may be outside."""
+        self._create(
+            f"{EVALUATOR}-out",
+            EVALUATOR_SELECTOR,
+            egress=[
+                {"to": [_pods(GATEWAY_SELECTOR)], "ports": [_tcp(GATEWAY_PORT)]},
+                {"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]},
+            ],
+        )
 
 
 def _from(peer: net.NetworkPolicyPeerArgsDict, port: int) -> net.NetworkPolicyIngressRuleArgsDict:

@@ -39,6 +39,9 @@ GATEWAY_LABELS = {"app": "gateway", "component": "inference"}
 GATEWAY_SELECTOR = {"app": "gateway"}
 GATEWAY_CLIENT_LABELS = {"loraserve-client": "true"}
 """Pods, in any namespace, that may call the gateway."""
+EVALUATOR = "evaluator"
+"""Service account, and label, of pods that evaluate."""
+EVALUATOR_SELECTOR = {"app": EVALUATOR}
 GATEWAY_ENDPOINT = "gateway-endpoint"
 """The node port behind the internal load balancer."""
 

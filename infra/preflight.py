@@ -12,7 +12,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra import account, deployed, settings, standing, versions
+from infra import account, deployed, evaluation_files, settings, standing, versions
 from infra.errors import ConfigError
 from infra.names import GPU_NODE_GROUP, PROJECT, SYSTEM_NODE_GROUP, cluster_name
 from infra.network import Zones
@@ -50,6 +50,8 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
     config = report.need(
         "settings", settings.load, lambda _: "valid, and within the memory and disk of the chosen node"
     )
+    told = ", ".join(each.file for each in config.evaluations) or "none"
+    report.look("evaluations", lambda: evaluation_files.check(config), told)
     caller = report.need("account", check_account, str)  # before AWS is asked for anything else
     region, last = aws.get_region().region, deployed.last_outputs()
     report.look("network", lambda: deployed.refuse_to_replace(config, region, last), f"{config.vpc_cidr} in {region}")

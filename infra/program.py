@@ -10,8 +10,9 @@ from infra.addons import Addons
 from infra.budget import budget
 from infra.cluster import Cluster
 from infra.endpoint import InternalEndpoint
+from infra.evaluations import Evaluations
 from infra.gateway import Gateway, how_to_call
-from infra.iam import PodIdentity, WorkloadRole, read_prefixes, write_usage
+from infra.iam import PodIdentity, WorkloadRole, gateway_policy, read_prefixes, workload_trust
 from infra.images import loraserve_image
 from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
@@ -63,6 +64,9 @@ def deploy() -> None:
         deletion_protection=config.deletion_protection,
         retain=config.retain_adapters,
         retained=checked.retained,
+        evaluators=workload_trust(cluster.oidc_provider, cluster.issuer, names.SERVING_NAMESPACE, names.EVALUATOR)
+        if config.evaluations
+        else None,
     )
     serving_role = WorkloadRole(
         f"{cluster_name}-serving",
@@ -79,7 +83,11 @@ def deploy() -> None:
         namespace=names.SERVING_NAMESPACE,
         service_account=names.GATEWAY,
         inline_policy=adapters.bucket.arn.apply(
-            lambda arn: write_usage(arn, reads=any(key.tokens_per_month for key in config.gateway_keys))
+            lambda arn: gateway_policy(
+                arn,
+                reads_usage=any(key.tokens_per_month for key in config.gateway_keys),
+                reads_verdicts=bool(config.evaluations),
+            )
         ),
     )
     if config.budget:
@@ -108,6 +116,7 @@ def deploy() -> None:
         api_server=eks_api_server(config.vpc_cidr),
         client_namespaces=config.gateway_client_namespaces,
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
+        evaluations=bool(config.evaluations),
         emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
     )
@@ -119,6 +128,7 @@ def deploy() -> None:
         loraserve_image=image,
         opts=in_cluster,
     )
+    tolerations = [names.GPU_TAINT.toleration()] if config.local.single_node else []
     gateway = Gateway(
         "gateway",
         settings=config,
@@ -126,9 +136,20 @@ def deploy() -> None:
         image=image,
         vllm_key_secret=inference.api_key_secret.metadata.name,
         identity=PodIdentity(adapters.bucket.id, gateway_role.arn, region),
-        tolerations=[names.GPU_TAINT.toleration()] if config.local.single_node else [],
+        tolerations=tolerations,
         opts=in_cluster,
     )
+    if gateway.evaluators_key:
+        Evaluations(
+            "evaluations",
+            settings=config,
+            namespace=serving_namespace,
+            image=image,
+            api_key=gateway.evaluators_key,
+            identity=PodIdentity(adapters.bucket.id, adapters.evaluator_role.arn, region),
+            tolerations=tolerations,
+            opts=in_cluster,
+        )
     if config.scaling_enabled:
         Scaling(
             "scaling",

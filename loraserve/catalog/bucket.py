@@ -344,19 +344,21 @@ def _client(
 ) -> Any:
     try:
         session = boto3.Session(region_name=region, profile_name=profile)
-        return (_as_role(session, role) if role else session).client(service, config=config)
+        return (_as_role(session, role, profile) if role else session).client(service, config=config)
     except BotoCoreError as error:  # a profile or a region that is not there
         if profile and isinstance(error, ProfileNotFound):
             raise CatalogUnavailable(f"~/.aws/config has no profile {profile!r}; correct its name") from error
         raise CatalogUnavailable(explain(error)) from error
 
 
-def _as_role(session: boto3.Session, role: str) -> boto3.Session:
+def _as_role(session: boto3.Session, role: str, profile: str | None) -> boto3.Session:
+    """What else the profile says, such as an endpoint, holds for the role too."""
     try:
         given = session.client("sts").assume_role(RoleArn=role, RoleSessionName="loraserve")["Credentials"]
     except (BotoCoreError, ClientError) as error:
         raise CatalogUnavailable(f"{role} cannot be assumed: {explain(error)}") from error
-    return boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], session.region_name)
+    keys = (given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
+    return boto3.Session(*keys, region_name=session.region_name, profile_name=profile)
 
 
 class _Stall:

@@ -24,6 +24,22 @@ def read_verdicts(bucket: Bucket, name: str, version: str) -> list[Verdict]:
     return sorted((_read(bucket, name, version, key) for key in keys), key=lambda verdict: verdict.evaluated_at)
 
 
+def last_verdict(
+    bucket: Bucket, name: str, version: str, known: tuple[str, Verdict] | None = None
+) -> tuple[str, Verdict] | None:
+    """The key and the verdict that were written last; `known`, as returned before, is not read again.
+
+    Raises InvalidVerdict, CatalogUnavailable.
+    """
+    items = list(bucket.objects(verdict_prefix(name, version)))
+    last = max((item["LastModified"] for item in items), default=None)
+    keys = [item["Key"] for item in items if item["LastModified"] == last]  # S3 tells whole seconds
+    if known and keys == [known[0]]:
+        return known
+    found = [(key, _read(bucket, name, version, key)) for key in keys]
+    return max(found, key=lambda pair: pair[1].evaluated_at, default=None)
+
+
 def _read(bucket: Bucket, name: str, version: str, key: str) -> Verdict:
     content = bucket.read(key, MAX_VERDICT_BYTES)
     try:
@@ -32,6 +48,7 @@ def _read(bucket: Bucket, name: str, version: str, key: str) -> Verdict:
         raise InvalidVerdict(f"{bucket.url(key)}: {error}") from None
     if key != verdict_key(verdict.candidate.name, verdict.candidate.version, digest_of(content)):
         raise InvalidVerdict(
-            f"{bucket.url(key)} is not what was written there as the verdict on {name}@{version}: evaluate it again"
+            f"{bucket.url(key)} is no verdict that `loraserve evaluate` wrote on {name}@{version}: find out who did with "
+            "evaluatorRole, and publish these bytes as another version"
         )
     return verdict

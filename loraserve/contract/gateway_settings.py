@@ -23,6 +23,8 @@ class GatewaySettings(ProcessSettings):
     vllm_api_key: str
     usage_bucket: str | None = None
     """Where the usage ledger is; None: there is none, and no monthly budget holds."""
+    reads_verdicts: bool = False
+    """Whether it exports the last verdict of each declared version, from the same bucket."""
     pod_name: str = GATEWAY
     port: Port = GATEWAY_PORT
     tls_port: Port | None = None

@@ -61,7 +61,7 @@ def create_key(
 ) -> tuple[str, Key]:
     """A new key, to be shown once, and its entry. Raises InvalidKeys."""
     identifier = secrets.token_hex(_ID_BYTES)
-    key = f"{_PREFIX}-{identifier}-{secrets.token_urlsafe(_SECRET_BYTES)}"
+    key = key_of(identifier, secrets.token_urlsafe(_SECRET_BYTES))
     try:
         entry = Key.model_validate(
             {
@@ -105,6 +105,11 @@ class KeyRing(Document):
     def parse(cls, text: str | bytes) -> Self:
         """Raises InvalidKeys."""
         return cls._parsed(text, InvalidKeys)
+
+
+def key_of(identifier: str, secret: str) -> str:
+    """The key itself; `identifier` has no hyphen."""
+    return f"{_PREFIX}-{identifier}-{secret}"
 
 
 def id_of(presented: str) -> str:

@@ -119,11 +119,24 @@ class Plan:
             raise InvalidEvaluation(f"{path}:\n{explain(error)}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
             raise InvalidEvaluation(f"{path} cannot be read as an evaluation: {error}") from None
-        evaluation = self.evaluation
+        self._path, evaluation = path, self.evaluation
         self.rows = Rows.read(path.parent / evaluation.rows)
         self.general = Rows.read(path.parent / evaluation.general) if evaluation.general else None
         labels = evaluation.judge.labels if evaluation.judge else None
         self.labels = [label for _, label in read_lines(path.parent / labels, Labelled)] if labels else []
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Texts of the evaluation and of what it names, by path from its folder: all that a run elsewhere needs.
+
+        Raises InvalidEvaluation.
+        """
+        evaluation, judge = self.evaluation, self.evaluation.judge
+        named = [self._path.name, evaluation.rows, evaluation.general, judge.labels if judge else None]
+        paths = [Path(name) for name in dict.fromkeys(named) if name]
+        if outside := [str(path) for path in paths if path.is_absolute() or ".." in path.parts]:
+            raise InvalidEvaluation(f"{self._path} names {', '.join(outside)}: put it beside the evaluation, or below")
+        return {str(path): (self._path.parent / path).read_text(encoding="utf-8") for path in paths}
 
     @cached_property
     def scorers_digest(self) -> str:

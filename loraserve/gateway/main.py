@@ -30,6 +30,7 @@ from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
 from loraserve.gateway.server import Clients, Refuse
 from loraserve.gateway.tls import self_signed
+from loraserve.gateway.verdicts import Verdicts
 from loraserve.gateway.waiting_room import WaitingRoom
 from loraserve.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
 from loraserve.log import event
@@ -175,6 +176,9 @@ def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> No
     tasks.append(asyncio.create_task(_refresh_keys(gateway)))
     if gateway.ledger:
         tasks.append(asyncio.create_task(gateway.ledger.follow()))
+    if settings.reads_verdicts and settings.usage_bucket:
+        verdicts = Verdicts(Bucket(settings.usage_bucket), gateway.metrics, lambda: gateway.routes.versions)
+        tasks.append(asyncio.create_task(verdicts.follow()))
 
     async def end() -> None:
         for task in tasks:

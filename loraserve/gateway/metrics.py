@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from loraserve.contract.evaluation import Result, Verdict
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.canaries import Canaries
 from loraserve.monitoring.metrics import FAILURES, OK
@@ -109,6 +110,8 @@ class Metrics:
         )
         self.canaries = Canaries()
         registry.register(self.canaries)
+        self.evaluations = Evaluations()
+        registry.register(self.evaluations)
         self._versions: dict[str, frozenset[str]] = {}
         self._tenants: frozenset[str] = frozenset()
         self.declare({}, frozenset())
@@ -167,6 +170,39 @@ class Metrics:
     def exposition(self) -> bytes:
         """In the Prometheus text format."""
         return generate_latest(self._registry)
+
+
+class Evaluations(Collector):
+    """The last verdict of each version, as far as it is known."""
+
+    def __init__(self) -> None:
+        self._verdicts: Mapping[tuple[str, str], Verdict] = {}
+
+    def take(self, verdicts: Mapping[tuple[str, str], Verdict]) -> None:
+        """By model and version, in the place of those before."""
+        self._verdicts = verdicts
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        labels = ("model", "version")
+        score = GaugeMetricFamily(
+            "loraserve_gateway_evaluation_score",
+            "The score that decides, 0 to 1, in the last evaluation: the version's own, and of what it was compared with.",
+            labels=(*labels, "of"),
+        )
+        failed = GaugeMetricFamily(
+            "loraserve_gateway_evaluation_failed",
+            "1 where it was worse by more than the margin, and nobody let it through.",
+            labels=labels,
+        )
+        when = GaugeMetricFamily(
+            "loraserve_gateway_evaluation_timestamp_seconds", "When the last evaluation was.", labels=labels
+        )
+        for pair, verdict in self._verdicts.items():
+            score.add_metric([*pair, "version"], verdict.primary.candidate_score)
+            score.add_metric([*pair, "compared with"], verdict.primary.score)
+            failed.add_metric(pair, verdict.result is Result.FAIL and not verdict.allows_release)
+            when.add_metric(pair, verdict.evaluated_at.timestamp())
+        return score, failed, when
 
 
 class _LoadCollector(Collector):

@@ -225,6 +225,11 @@ def _adapters() -> tuple[Alert, ...]:
             "{{ $labels.adapter }} {{ $labels.version }} is not served: {{ $labels.cause }}.",
         ),
         Alert(
+            "EvaluationFailed",
+            "max by (model, version) (loraserve_gateway_evaluation_failed) > 0",
+            "By its last evaluation {{ $labels.model }} {{ $labels.version }} is worse than what it was compared with.",
+        ),
+        Alert(
             "SwapStuck",
             'max by (adapter, version, state) (loraserve_adapter_state{state=~"fetching|loading|probing|draining"}) > 0',
             "{{ $labels.adapter }} {{ $labels.version }} does not get past {{ $labels.state }}.",

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.evaluations import write_verdict
-from loraserve.contract.evaluation import EvaluatedVersion, Override, Result
+from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
+from loraserve.contract.evaluation import BaseIdentity, EvaluatedVersion, Override, Result
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.operator.application_commands import gateway, namespace_option, url_option
@@ -53,6 +54,17 @@ class NotDeclared(LoraserveError):
     help="Of the stack that is asked; it pins the candidate's digest and the base.",
 )
 @click.option(
+    "--desired-state",
+    "desired_file",
+    type=_PATH,
+    metavar="FILE",
+    help="Instead of stack files, in the cluster: the document that is followed there. The candidate is NAME's canary, compared "
+    "with its stable version, or where there is none that one, compared with the base.",
+)
+@click.option(
+    "--base-revision", metavar="COMMIT", help="For --desired-state: of the base's weights, where the hub has them."
+)
+@click.option(
     "--production",
     "production_file",
     type=_PATH,
@@ -74,6 +86,7 @@ class NotDeclared(LoraserveError):
 )
 @click.option("--bucket", "bucket_name", metavar="NAME", help="The stack's adapter bucket, for --record.")
 @click.option("--role", metavar="ARN", help="For --record, the one role that may: the stack's output evaluatorRole.")
+@click.option("--no-gate", is_flag=True, help="Exit code 0 whatever the verdict is, as for a run by schedule.")
 @click.option(
     "--override", "reason", metavar="REASON", help="Let it through although it does not pass; recorded with your name."
 )
@@ -86,6 +99,8 @@ def evaluate(
     file: Path,
     candidate: str,
     stack_file: Path,
+    desired_file: Path | None,
+    base_revision: str | None,
     production_file: Path | None,
     production_url: str | None,
     output: Path | None,
@@ -94,6 +109,7 @@ def evaluate(
     record: bool,
     bucket_name: str | None,
     role: str | None,
+    no_gate: bool,
     reason: str | None,
     key: str | None,
     url: str | None,
@@ -113,7 +129,11 @@ def evaluate(
     from loraserve.evaluation.outcome import expectation
     from loraserve.evaluation.runner import Asking, Endpoint
 
-    plan, compared = Plan(file), _compared(candidate, stack_file, production_file, production_url)
+    plan = Plan(file)
+    if desired_file:
+        compared = _followed(candidate, desired_file, base_revision)
+    else:
+        compared = _compared(candidate, stack_file, production_file, production_url)
     for note in plan.notes:
         tell(f"Note: {note}")
     tell(expectation(plan))
@@ -136,7 +156,29 @@ def evaluate(
             on_progress,
         )
         outcome = run(plan, compared, asking, datetime.now(UTC), judge_key, override)
-    return _report(outcome, folder, open_bucket, as_json)
+    code = _report(outcome, folder, open_bucket, as_json)
+    return 0 if no_gate else code
+
+
+def _followed(name: str, desired_file: Path, base_revision: str | None) -> Compared:
+    """The newest version of what a cluster serves under this name. Raises NotDeclared."""
+    from loraserve.evaluation.outcome import Compared
+
+    try:
+        state = DesiredState.parse(desired_file.read_bytes())
+    except (OSError, InvalidDesiredState) as error:
+        raise NotDeclared(f"{desired_file} cannot be read as a desired state: {error}") from None
+    entries = sorted((each for each in state.adapters if each.name == name), key=lambda each: each.canary_percent or 0)
+    if not entries:
+        raise NotDeclared(
+            f"{desired_file} declares no {name}: give a name without a version that `loraserve status` shows"
+        )
+    mirror = state.base.mirror
+    base = BaseIdentity(
+        name=state.base.name, revision=None if mirror else base_revision, mirror=mirror and mirror.digest
+    )
+    *stable, candidate = map(_evaluated, entries)
+    return Compared(base, candidate, *stable)
 
 
 def _compared(candidate: str, stack_file: Path, production_file: Path | None, production_url: str | None) -> Compared:
@@ -193,8 +235,12 @@ def _declared(settings: Settings, name: str, version: str | None) -> EvaluatedVe
     for entry in settings.adapters:
         wanted = entry.canary_percent is None if version is None else entry.version == version
         if entry.name == name and wanted:
-            return EvaluatedVersion(name=entry.name, version=entry.version, digest=entry.digest)
+            return _evaluated(entry)
     return None
+
+
+def _evaluated(entry: Adapter) -> EvaluatedVersion:
+    return EvaluatedVersion(name=entry.name, version=entry.version, digest=entry.digest)
 
 
 def _recording(

@@ -44,6 +44,9 @@ AGENT_LIMITS = Requests(2000, 512)
 GATEWAY_REQUESTS = Requests(100, 128)
 GATEWAY_MEMORY_LIMIT_MIB = 512
 """Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""
+EVALUATOR_REQUESTS = Requests(100, 128)
+EVALUATOR_MEMORY_LIMIT_MIB = 512
+"""It keeps all answers, and draws from them."""
 _ADAPTER_MEMORY_GIB = 3
 _MOST_ADAPTERS_IN_MEMORY = 512
 _ADAPTER_VOLUMES_GIB = (10, 20, 40, 80, 160, 320)

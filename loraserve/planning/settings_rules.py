@@ -199,6 +199,16 @@ def objectives_of_declared_models(settings: Settings) -> Iterator[str]:
         )
 
 
+@_rule
+def evaluations_of_declared_adapters(settings: Settings) -> Iterator[str]:
+    known = {adapter.name for adapter in settings.adapters}
+    if strangers := sorted({each.adapter for each in settings.evaluations} - known):
+        yield (
+            f"{PROJECT}:evaluations names {', '.join(strangers)}, which is not declared: choose from "
+            f"{', '.join(sorted(known)) or 'what loraserve:adapters will name'}"
+        )
+
+
 # The base model and its adapters, in memory and on disk.
 
 

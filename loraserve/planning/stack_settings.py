@@ -27,7 +27,7 @@ from pydantic.alias_generators import to_camel
 from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
-from loraserve.contract.document import HubId
+from loraserve.contract.document import AdapterName, HubId
 from loraserve.contract.evaluation import BaseIdentity
 from loraserve.contract.keys import Key
 from loraserve.planning import cold_start
@@ -48,6 +48,9 @@ OCI = "oci://"
 """How the address of charts in an image registry begins."""
 LONGEST_BALANCER_IDLE_SECONDS = 4000
 """Of an application load balancer: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html."""
+LONGEST_EVALUATED_NAME = 40
+"""A CronJob's name has at most 52 characters, so that those of its Jobs have 63."""
+_CRON = re.compile(r"@(hourly|daily|midnight|weekly|monthly)|([\d*,/A-Za-z-]+ ){4}[\d*,/A-Za-z-]+")
 _STALL_MARGIN_SECONDS = 60
 _SILENCE_MARGIN_SECONDS = 10
 _INSTANCE_TYPES = "loraserve/planning/instance_types.py"
@@ -67,6 +70,11 @@ def _unique_access(entries: tuple[ClusterAccess, ...]) -> tuple[ClusterAccess, .
     _refuse_duplicates([entry.principal_arn for entry in entries], "entries", "keep one per principal")
     _refuse_duplicates([entry.name for entry in entries], "entries", "give each a name of its own")
     return entries
+
+
+def _unique_evaluations(evaluations: tuple[ClusterEvaluation, ...]) -> tuple[ClusterEvaluation, ...]:
+    _refuse_duplicates([each.adapter for each in evaluations], "evaluations", "keep one for each adapter")
+    return evaluations
 
 
 def _refuse_duplicates(names: Sequence[str], what: str, fix: str) -> None:
@@ -96,6 +104,12 @@ def _bucket_or_folder(state: str | None) -> str | None:
     if state and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.-]+)*", state):
         raise ValueError("give what follows s3:// in your `pulumi login`, such as acme-pulumi-state, or leave it empty")
     return state
+
+
+def _cron(schedule: str | None) -> str | None:
+    if schedule and not _CRON.fullmatch(schedule):
+        raise ValueError("give cron's five fields (minute, hour, day, month, weekday; UTC), such as '0 3 * * 0'")
+    return schedule
 
 
 def _kms_key(arn: str | None) -> str | None:
@@ -197,6 +211,16 @@ class TrainingBase(_Section):
         return self
 
 
+class ClusterEvaluation(_Section):
+    """An evaluation that runs in the cluster: by schedule, or whenever somebody makes a Job of it."""
+
+    adapter: Annotated[AdapterName, StringConstraints(max_length=LONGEST_EVALUATED_NAME)]
+    file: Text
+    """Path of the evaluation, relative to Pulumi.yaml."""
+    schedule: Annotated[OptionalText, AfterValidator(_cron)] = None
+    """Cron's five fields, UTC; None: only when it is asked for."""
+
+
 class Local(_Section):
     """What one machine has in the place of the cloud; without it, everything is the cloud's."""
 
@@ -277,6 +301,8 @@ class Settings(_Section):
     gateway_certificate_arn: Annotated[OptionalText, AfterValidator(_certificate)]
 
     adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = ()
+
+    evaluations: Annotated[tuple[ClusterEvaluation, ...], AfterValidator(_unique_evaluations)] = ()
 
     budget: Budget | None = None
 

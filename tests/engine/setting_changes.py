@@ -126,6 +126,9 @@ CHANGES: Mapping[str, Any] = {
     "chartRepository": "https://charts.example.com",
     "vllmImage": "registry.example.com/vllm-openai:v0.32.0",
     "loraserveImage": "registry.example.com/loraserve@sha256:" + "b" * 64,
+    "evaluations": [
+        {"adapter": "one", "file": str(CHECKOUT / "tests" / "evaluation" / "faq.yaml"), "schedule": "0 3 * * 0"}
+    ],
     "budget": {"dollarsPerMonth": 300, "emails": ["ops@example.com"]},
     "objectives": {"one": {"availability": 0.999}},
     "alerting": {

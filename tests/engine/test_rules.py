@@ -202,6 +202,23 @@ CASES = (
         firing=(7,),
     ),
     Case(
+        "EvaluationFailed",
+        "worse, as both gateways read, until the next evaluation",
+        {
+            f'loraserve_gateway_evaluation_failed{{model="faq",version="v2",pod="{pod}"}}': "_x5 0x4 1x10 0x10"
+            for pod in ("a", "b")
+        },
+        silent=(3, 8, 22),
+        firing=(11, 19),
+    ),
+    Case(
+        "EvaluationFailed",
+        "a version that goes takes its verdict along",
+        {'loraserve_gateway_evaluation_failed{model="faq",version="v2"}': "1x5 stale"},
+        silent=(8,),
+        firing=(3,),
+    ),
+    Case(
         "SwapStuck",
         "fetching for a quarter of an hour",
         {

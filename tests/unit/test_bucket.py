@@ -279,3 +279,15 @@ def test_an_answer_that_ends_early_is_asked_for_again(
     call = BaseClient._make_api_call  # type: ignore[attr-defined]
     monkeypatch.setattr(BaseClient, "_make_api_call", make_api_call)
     assert bucket.read(KEY, len(CONTENT)) == CONTENT
+
+
+def test_a_role_is_assumed_where_its_profile_says(aws: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text(
+        "[profile prod]\naws_access_key_id = test\naws_secret_access_key = test\nservices = there\n"
+        "[services there]\ns3 =\n  endpoint_url = https://s3.there.example.com\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    role = "arn:aws:iam::123456789012:role/evaluator"
+    one, other = (Bucket(BUCKET, profile="prod", role=each) for each in (None, role))
+    assert {vars(bucket)["_s3"].meta.endpoint_url for bucket in (one, other)} == {"https://s3.there.example.com"}
+    assert other.principal().startswith("arn:aws:sts::123456789012:assumed-role/evaluator/")

@@ -452,6 +452,39 @@ def test_what_is_wrong_with_the_file_is_told_before_anything_is_asked(
     assert gateway.asked == []
 
 
+def followed(files: Files, gateway: FakeGateway, *entries: dict[str, Any], name: str = "faq") -> int:
+    """In the cluster: with the document that is followed there, instead of stack files."""
+    (files.folder / "faq.yaml").write_text(yaml.safe_dump(files.evaluation))
+    state = {"base": {"name": BASE}, "bucket": "adapters", "adapters": entries}
+    (files.folder / "desired.json").write_text(json.dumps(state))
+    where = ["--desired-state", str(files.folder / "desired.json"), "--base-revision", "main", "--url", gateway.url]
+    words = ["--candidate", name, "--key", "k", "--record", "--bucket", BUCKET, "--no-gate"]
+    return main(["evaluate", str(files.folder / "faq.yaml"), *where, *words])
+
+
+def test_in_the_cluster_a_canary_is_compared_with_its_stable_version(
+    files: Files, gateway: FakeGateway, catalog: Bucket
+) -> None:
+    gateway.behaviour = right_until("faq@v3", 0)
+    stable, canary = files.entry("v2", V2), files.entry("v3", V3) | {"canaryPercent": 1}
+    assert followed(files, gateway, canary, stable) == 0, "the verdict is in the bucket, and no reason to try again"
+    (verdict,) = read_verdicts(catalog, "faq", "v3")
+    assert (verdict.result, verdict.candidate.digest, verdict.base.revision) == (Result.FAIL, V3, "main")
+    assert verdict.primary.against
+    assert verdict.primary.against.digest == V2
+
+
+def test_in_the_cluster_a_version_alone_is_compared_with_the_base(
+    files: Files, gateway: FakeGateway, catalog: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.behaviour = right_until(BASE, 0)
+    assert followed(files, gateway, files.entry("v2", V2)) == 0
+    (verdict,) = read_verdicts(catalog, "faq", "v2")
+    assert (verdict.candidate.digest, verdict.primary.against) == (V2, None)
+    assert followed(files, gateway, files.entry("v2", V2), name="legal") == 1
+    assert "declares no legal" in capsys.readouterr().err
+
+
 def test_what_is_in_production_already_or_nowhere_is_not_evaluated(
     files: Files, gateway: FakeGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:

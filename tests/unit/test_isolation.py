@@ -10,6 +10,7 @@ import pytest
 
 from infra import names
 from infra.gateway import how_to_call
+from tests.stack_values import CHECKOUT, adapter
 from tests.unit.declared import Program, declare
 
 SERVING, MONITORING, SYSTEM = names.SERVING_NAMESPACE, names.MONITORING_NAMESPACE, names.SYSTEM_NAMESPACE
@@ -185,6 +186,22 @@ def test_every_pair_has_what_is_listed_and_nothing_else_goes_out(policies: list[
         if isinstance(pod, Pod) and allowed(policies, "Egress", pod, EVERYBODY[target], port)
     }
     assert leaving == MAY_LEAVE
+
+
+def test_who_evaluates_is_a_client_and_writes_to_s3_and_nobody_enters() -> None:
+    evaluation = {"adapter": "aws-rag-qa", "file": str(CHECKOUT / "tests" / "evaluation" / "faq.yaml")}
+    rendered = declare("dev", adapters=[adapter()], evaluations=[evaluation])
+    (job,) = rendered.of_type("batch/v1:CronJob")
+    policies = [resource.inputs for resource in rendered.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    pod = Pod(SERVING, job.inputs["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"])
+    ends = [(name, who, port) for name, who in EVERYBODY.items() for port in PORTS]
+    leaving = {(name, port) for name, who, port in ends if allowed(policies, "Egress", pod, who, port)}
+    https = {(name, 443) for name in ("internet", "node", "api-server", "api-service")}
+    assert leaving == https | {("gateway", names.GATEWAY_PORT), ("dns", 53)}
+    entering = {name for name, who, port in ends if allowed(policies, "Ingress", pod, who, port)}
+    assert not entering
+    assert allowed(policies, "Ingress", GATEWAY, pod, names.GATEWAY_PORT)
+    assert not allowed(policies, "Ingress", VLLM, pod, names.VLLM_PORT)
 
 
 def test_alertmanager_calls_who_is_to_be_told_and_nobody_else() -> None:

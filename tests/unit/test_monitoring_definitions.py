@@ -25,6 +25,7 @@ from loraserve.monitoring.panels import Dashboard, Query
 from loraserve.monitoring.rules import RUNBOOK, Alert, Record, groups
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS, Objective
+from tests.unit.verdicts import verdict_of
 
 GROUPS = groups({"faq": Objective()}, cost=HourlyCost(0.2, 1.0))
 RULES = [rule for group in GROUPS for rule in group.rules]
@@ -109,6 +110,7 @@ def test_the_gateway_exports_what_is_said_of_it() -> None:
     metrics.wait.labels("faq")
     metrics.cold_start_phase.labels("pod")
     metrics.refused.labels("keys")
+    metrics.evaluations.take({("faq", "v2"): verdict_of("v2")})
     real = exported(metrics.exposition().decode())
     assert {name: labels for name, labels in real.items() if labels != ALL[name].labels} == {}
     assert real.keys() == {name for name, metric in ALL.items() if metric.source is Source.GATEWAY}

@@ -288,7 +288,7 @@ def test_a_missing_evaluation_blocks(run: Run, project: Path, faq: Adapter) -> N
 def test_a_forged_evaluation_blocks(run: Run, aws: Any, project: Path, faq: Adapter, passed: Verdict) -> None:
     better = verdict(faq, low=0.1, evaluated_at=NOW).to_json()
     aws.put_object(Bucket=BUCKETS["dev"], Key=verdict_key("faq", "v3", ROWS), Body=better)
-    assert "is not what was written there as the verdict" in blocked(run, project)
+    assert "is no verdict that `loraserve evaluate` wrote on faq@v3" in blocked(run, project)
     aws.delete_object(Bucket=BUCKETS["dev"], Key=verdict_key("faq", "v3", ROWS))
     assert Result.PASS in run("promote", "faq@v3", "--json")
 

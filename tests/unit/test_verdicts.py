@@ -104,7 +104,7 @@ def test_verdicts_are_added_and_read_oldest_first(bucket: Bucket) -> None:
 def test_what_somebody_put_in_a_verdicts_place_is_named(bucket: Bucket, s3: Any) -> None:
     key = verdict_key("faq", "v4", DIGEST)
     s3.put_object(Bucket=BUCKET, Key=key, Body=verdict().to_json())
-    with pytest.raises(InvalidVerdict, match=rf"{key} is not what was written there as the verdict on faq@v4"):
+    with pytest.raises(InvalidVerdict, match=rf"{key} is no verdict that `loraserve evaluate` wrote on faq@v4"):
         read_verdicts(bucket, "faq", "v4")
     s3.put_object(Bucket=BUCKET, Key=key, Body=b"{}")
     with pytest.raises(InvalidVerdict, match=r"it is no verdict:\ncandidate: is missing"):

@@ -61,6 +61,18 @@ DASHBOARD = Dashboard(
             maximum=1,
         ),
         Panel(
+            "Score in the last evaluation",
+            Unit.SHARE,
+            (
+                Query(
+                    _most("max by (model, version, of) (loraserve_gateway_evaluation_score)"),
+                    "{{model}} {{version}}: {{of}}",
+                ),
+            ),
+            "Lower than before on the same rows: another base, vLLM or prompt template? The version's own line below the other: roll back.",
+            maximum=1,
+        ),
+        Panel(
             "Answered by the base instead",
             Unit.REQUESTS_PER_SECOND,
             (Query(_most(rate("loraserve_gateway_fallbacks_total", "model", "reason")), "{{model}}: {{reason}}"),),

@@ -1,0 +1,172 @@
+"""Evaluations in the cluster: a CronJob for each, whose verdicts lie in the bucket. One without a schedule is suspended:
+`kubectl create job --from=cronjob/evaluation-NAME` starts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from infra import evaluation_files
+from infra.iam import ROLE_ANNOTATION, PodIdentity, token_mount, token_volume
+from infra.names import (
+    DESIRED_STATE,
+    DESIRED_STATE_DIR,
+    DESIRED_STATE_FILE,
+    EVALUATOR,
+    EVALUATOR_SELECTOR,
+    GATEWAY,
+    GATEWAY_CLIENT_LABELS,
+    GATEWAY_PORT,
+    TMP_VOLUME,
+)
+from infra.pods import environment, hardened, of_secret, run_as
+from loraserve.planning import pod_resources
+from loraserve.planning.stack_settings import ClusterEvaluation, Settings
+
+core = k8s.core.v1
+
+_KEY = "api-key"
+_FOLDER = "/etc/loraserve-evaluation"
+_RESULTS_GIB = 1
+_USER_ID = 65532
+_NEVER = "0 0 1 1 *"
+_ATTEMPTS_AFTER_THE_FIRST = 2
+_LONGEST_SECONDS = 6 * 3600
+_START_WITHIN_SECONDS = 3600
+_KEPT_SECONDS = 7 * 24 * 3600
+
+
+class Evaluations(pulumi.ComponentResource):
+    """Pods that ask as any client does, below interactive traffic, and may write verdicts."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Settings,
+        namespace: pulumi.Input[str],
+        image: pulumi.Input[str],
+        api_key: pulumi.Input[str],
+        identity: PodIdentity,
+        tolerations: Sequence[Mapping[str, str]] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("loraserve:infra:Evaluations", name, None, opts)
+        self._settings = settings
+        self._namespace = namespace
+        self._image = image
+        self._identity = identity
+        self._tolerations = tolerations
+        self._child = pulumi.ResourceOptions(parent=self)
+        core.ServiceAccount(
+            EVALUATOR,
+            metadata={"name": EVALUATOR, "namespace": namespace, "annotations": {ROLE_ANNOTATION: identity.role_arn}},
+            automount_service_account_token=False,
+            opts=self._child,
+        )
+        self._secret = core.Secret(
+            EVALUATOR,
+            metadata={"name": EVALUATOR, "namespace": namespace},
+            string_data={_KEY: api_key},
+            opts=self._child,
+        )
+        for evaluation in settings.evaluations:
+            self._create(evaluation)
+        self.register_outputs({})
+
+    def _create(self, evaluation: ClusterEvaluation) -> None:
+        name = f"evaluation-{evaluation.adapter}"
+        files = evaluation_files.read(evaluation)
+        paths = {f"file-{number}": path for number, path in enumerate(files)}
+        config_map = core.ConfigMap(
+            name,
+            metadata={"name": name, "namespace": self._namespace},
+            data={key: files[path] for key, path in paths.items()},
+            opts=self._child,
+        )
+        items: list[core.KeyToPathArgsDict] = [{"key": key, "path": path} for key, path in paths.items()]
+        volume: core.VolumeArgsDict = {
+            "name": "evaluation",
+            "config_map": {"name": config_map.metadata.name, "items": items},
+        }
+        k8s.batch.v1.CronJob(
+            name,
+            metadata={"name": name, "namespace": self._namespace, "labels": EVALUATOR_SELECTOR},
+            spec={
+                "schedule": evaluation.schedule or _NEVER,
+                "time_zone": "Etc/UTC",
+                "suspend": evaluation.schedule is None,
+                "concurrency_policy": "Forbid",
+                "starting_deadline_seconds": _START_WITHIN_SECONDS,
+                "successful_jobs_history_limit": 1,
+                "failed_jobs_history_limit": 1,
+                "job_template": {
+                    "spec": {
+                        "backoff_limit": _ATTEMPTS_AFTER_THE_FIRST,
+                        "active_deadline_seconds": _LONGEST_SECONDS,
+                        "ttl_seconds_after_finished": _KEPT_SECONDS,
+                        "template": {
+                            "metadata": {"labels": EVALUATOR_SELECTOR | GATEWAY_CLIENT_LABELS},
+                            "spec": self._pod_spec(evaluation, volume),
+                        },
+                    }
+                },
+            },
+            opts=self._child,
+        )
+
+    def _pod_spec(self, evaluation: ClusterEvaluation, files: core.VolumeArgsDict) -> core.PodSpecArgsDict:
+        return {
+            "service_account_name": EVALUATOR,
+            "automount_service_account_token": False,
+            "enable_service_links": False,
+            "restart_policy": "OnFailure",  # in the same pod: what was answered is not asked again
+            "tolerations": [cast(core.TolerationArgsDict, toleration) for toleration in self._tolerations],
+            "security_context": run_as(_USER_ID),
+            "containers": [self._container(evaluation)],
+            "volumes": [
+                files,
+                {"name": DESIRED_STATE, "config_map": {"name": DESIRED_STATE}},
+                {"name": TMP_VOLUME, "empty_dir": {"size_limit": f"{_RESULTS_GIB}Gi"}},
+                token_volume(),
+            ],
+        }
+
+    def _container(self, evaluation: ClusterEvaluation) -> core.ContainerArgsDict:
+        base = self._settings.base_identity
+        revision = ["--base-revision", base.revision] if base.revision else []
+        variables = {
+            "OPENAI_BASE_URL": f"http://{GATEWAY}:{GATEWAY_PORT}/v1",
+            "OPENAI_API_KEY": of_secret(self._secret.metadata.name, _KEY),
+        }
+        return {
+            "name": EVALUATOR,
+            "image": self._image,
+            "args": [
+                "evaluate",
+                f"{_FOLDER}/{Path(evaluation.file).name}",
+                *("--candidate", evaluation.adapter),
+                *("--desired-state", f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}"),
+                *revision,
+                *("--output", "/tmp/results"),
+                *("--record", "--bucket", self._identity.bucket),
+                "--no-gate",
+            ],
+            "env": environment(variables | self._identity.variables(self._settings.local.aws_endpoint_url)),
+            "resources": {
+                "requests": pod_resources.EVALUATOR_REQUESTS.quantities(),
+                "limits": {"memory": f"{pod_resources.EVALUATOR_MEMORY_LIMIT_MIB}Mi"},
+            },
+            "security_context": hardened(),
+            "volume_mounts": [
+                {"name": "evaluation", "mount_path": _FOLDER, "read_only": True},
+                {"name": DESIRED_STATE, "mount_path": DESIRED_STATE_DIR, "read_only": True},
+                {"name": TMP_VOLUME, "mount_path": "/tmp"},
+                token_mount(),
+            ],
+        }
