@@ -178,7 +178,7 @@ def _followed(name: str, desired_file: Path, base_revision: str | None) -> Compa
         name=state.base.name, revision=None if mirror else base_revision, mirror=mirror and mirror.digest
     )
     *stable, candidate = map(_evaluated, entries)
-    return Compared(base, candidate, *stable)
+    return Compared(base, candidate, stable[0] if stable else None)
 
 
 def _compared(candidate: str, stack_file: Path, production_file: Path | None, production_url: str | None) -> Compared:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +35,7 @@ class World:
 
 
 @pytest.fixture
-def world(bucket: Bucket) -> Iterator[World]:
+def world(bucket: Bucket) -> World:
     return World(bucket)
 
 
