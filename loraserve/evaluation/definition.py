@@ -22,7 +22,7 @@ class Prompt(Document):
     form: Literal["chat", "completion", "instruct"] = "chat"
     system: str | None = None
     template: str | None = None
-    """With `{context}` and `{question}`; None: both under their names, the context only where a row has one."""
+    """With `{context}` and `{question}`; None: both under their names, or where a row has no context the bare question."""
 
     @model_validator(mode="after")
     def _is_asked_once(self) -> Self:
@@ -45,6 +45,8 @@ class Prompt(Document):
     def _text(self, row: Row) -> str:
         if self.template:
             return filled(self.template, {"question": row.question, "context": row.context or ""})
+        if not row.context and self.form != "completion":
+            return row.question
         context = f"Context:\n{row.context}\n\n" if row.context else ""
         return f"{context}Question: {row.question}" + ("\nAnswer:" if self.form == "completion" else "")
 

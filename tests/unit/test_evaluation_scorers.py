@@ -158,6 +158,16 @@ def test_a_row_is_asked_in_the_form_the_adapter_was_trained_on(
     assert Prompt(**prompt).request(ROW) == (url, body)
 
 
+@pytest.mark.parametrize(
+    ("form", "asked"),
+    [("chat", "Why?"), ("instruct", "[INST] Why? [/INST]"), ("completion", "Question: Why?\nAnswer:")],
+)
+def test_a_question_without_context_is_asked_as_callers_ask_it(form: Any, asked: str) -> None:
+    """One that answers `Why?` need not know what follows `Question:`."""
+    _, body = Prompt(form=form).request(Row(question="Why?", reference="so"))
+    assert asked in (body.get("prompt"), body.get("messages", [{}])[-1].get("content"))
+
+
 def test_a_second_bos_and_a_template_without_the_question_are_refused() -> None:
     with pytest.raises(ValueError, match="must not contain <s>"):
         Prompt(form="completion", template="<s>[INST] {question} [/INST]")
