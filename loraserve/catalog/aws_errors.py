@@ -43,11 +43,11 @@ _BAD_CREDENTIALS = {
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
     "InvalidToken",
-    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
     "UnrecognizedClientException",
 }
+_WRONG_CLOCK = {"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"}
 _ACCESS_DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
 
@@ -61,6 +61,8 @@ def explain(error: BotoCoreError | ClientError) -> str:
     code = error.response["Error"]["Code"]
     if code in _BAD_CREDENTIALS:
         return f"AWS does not accept the credentials, which are wrong or expired ({code}); {_LOG_IN}"
+    if code in _WRONG_CLOCK:
+        return f"this machine's clock is minutes away from AWS' ({code}); set it (`timedatectl`, `chronyc tracking`)"
     if code in _ACCESS_DENIED:
         return f"access denied ({code}); check the policies of the role that you use"
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))

@@ -1,5 +1,6 @@
 """The disk beside vLLM keeps old versions for a rollback, up to its limit, and never at the price of a desired one."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,24 @@ def test_the_disk_knows_a_version_by_the_name_the_catalog_gives_it(
     adapter = publish("a")
 
     assert adapters.fetch(bucket, adapter, disk).name == adapter.folder_name
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_only_what_was_being_fetched(
+    agent: Agent, desired: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept, late = publish("kept"), publish("late")
+    want(desired, kept)
+    agent.settle()
+    want(desired, kept, late)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(adapters, "fetch", full)
+        statuses = agent.settle()
+    assert statuses["kept@v1"].state is State.READY
+    assert (statuses["late@v1"].state, statuses["late@v1"].cause) == (State.QUARANTINED, "OSError")
+    assert "No space left on device" in (statuses["late@v1"].reason or "")
+
+    agent.wait(LONGEST_RETRY_SECONDS)
+    assert agent.settle()["late@v1"].state is State.READY

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from botocore.awsrequest import AWSResponse
 
 from loraserve.agent import downloads
+from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
 from loraserve.agent.config_map_watch import ConfigMapWatch
 from loraserve.agent.crew import Bounds, Crew
 from loraserve.agent.metrics import VLLM_METRICS_SECONDS
@@ -23,6 +25,7 @@ from loraserve.contract.agent_state import AgentState, State
 from loraserve.contract.desired_state import Adapter
 from tests.unit.adapters_and_vllm import FakeVllm
 from tests.unit.agents import Agent, Publish, remove, want
+from tests.unit.s3_requests import on_each_request
 
 pytest_plugins = ["tests.unit.agent_fixtures"]
 
@@ -260,6 +263,30 @@ def test_readiness_does_not_wait_any_longer_once_s3_is_back(
     agent.wait(10)
     agent.settle()
     assert agent.api.readyz().status == 200
+
+
+class TooSkewed:
+    """The body of S3's answer to a signature from another time."""
+
+    def stream(self, **_: object) -> list[bytes]:
+        return [b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference is too large.</Message></Error>"]
+
+
+def test_a_node_whose_clock_is_wrong_keeps_what_it_serves_and_fetches_once_it_is_right(
+    agent: Agent, desired: Path, publish: Publish, bucket: Bucket
+) -> None:
+    kept, late = publish("kept"), publish("late")
+    want(desired, kept)
+    agent.settle()
+    want(desired, kept, late)
+    with on_each_request(bucket, lambda url: AWSResponse(url, 403, {}, TooSkewed()), "GetObject"):
+        statuses = agent.settle()
+    assert statuses["kept@v1"].state is State.READY
+    assert statuses["late@v1"].state is State.QUARANTINED
+    assert "clock is minutes away from AWS'" in (statuses["late@v1"].reason or "")
+
+    agent.wait(LONGEST_RETRY_SECONDS)
+    assert agent.settle()["late@v1"].state is State.READY
 
 
 def test_a_follower_that_died_fails_liveness(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

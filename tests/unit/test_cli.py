@@ -176,6 +176,7 @@ def _answered(code: str, status: int = 403) -> ClientError:
         (NoRegionError(), "set AWS_REGION"),
         (EndpointConnectionError(endpoint_url="https://s3"), "AWS cannot be reached; check the network"),
         (_answered("ExpiredToken", 400), "wrong or expired (ExpiredToken); log in"),
+        (_answered("RequestTimeTooSkewed"), "clock is minutes away from AWS' (RequestTimeTooSkewed); set it"),
         (_answered("AccessDenied"), "access denied (AccessDenied); check the policies"),
         (_answered("InternalError", 500), "AWS answered 500 InternalError"),
         (BotoCoreError(), "the AWS SDK cannot go on (BotoCoreError)"),
