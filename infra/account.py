@@ -29,8 +29,14 @@ class Quota:
     name: str
 
 
-_GPU_QUOTA = Quota("ec2", "L-DB2E81BA", "Running On-Demand G and VT instances")
-_SPOT_QUOTA = Quota("ec2", "L-3819A6DF", "All G and VT Spot Instance Requests")
+_GPU_QUOTAS = {
+    "G and VT": Quota("ec2", "L-DB2E81BA", "Running On-Demand G and VT instances"),
+    "P": Quota("ec2", "L-417A185B", "Running On-Demand P instances"),
+}
+_SPOT_QUOTAS = {
+    "G and VT": Quota("ec2", "L-3819A6DF", "All G and VT Spot Instance Requests"),
+    "P": Quota("ec2", "L-7212CCBC", "All P Spot Instance Requests"),
+}
 _SYSTEM_QUOTA = Quota("ec2", "L-1216C47A", "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances")
 _VPC_QUOTA = Quota("vpc", "L-F678F1CE", "VPCs per Region")
 _NAT_QUOTA = Quota("vpc", "L-FE5A380F", "NAT gateways per Availability Zone")
@@ -66,17 +72,17 @@ def _denied(who: str, scope: permissions.Scope) -> Iterator[str]:
 
 def check_vcpu_quotas(settings: Settings) -> Iterator[str]:
     """Too small a quota shows itself only as nodes that never come."""
-    gpu = settings.gpu_max_size * settings.gpu_instance.vcpus
+    kind, gpu = settings.gpu_instance.quota, settings.gpu_max_size * settings.gpu_instance.vcpus
     system = (
         settings.most_system_nodes * SYSTEM_INSTANCE_TYPES[settings.system_instance_type].vcpus
         + _NAT_VCPUS[settings.nat]
     )
     needs = {
-        _GPU_QUOTA: (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type}"),
+        _GPU_QUOTAS[kind]: (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type}"),
         _SYSTEM_QUOTA: (system, f"{settings.most_system_nodes} x {settings.system_instance_type} and the way out"),
     }
     if settings.gpu_spot:
-        needs[_SPOT_QUOTA] = (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type} of Spot")
+        needs[_SPOT_QUOTAS[kind]] = (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type} of Spot")
     for quota, (needed, what) in needs.items():
         allowed = _allowed(quota)
         if allowed is not None and allowed < needed:

@@ -34,7 +34,6 @@ from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, digest_of_key, key_of
 from loraserve.planning import pod_resources
-from loraserve.planning.gpu_memory import MAX_NUM_SEQS
 from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
@@ -69,7 +68,7 @@ def gateway_variables(
         metrics_port=GATEWAY_METRICS_PORT,
         vllm_port=VLLM_PORT,
         agent_port=AGENT_PORT,
-        pod_concurrency=MAX_NUM_SEQS,
+        pod_concurrency=settings.levers.max_num_seqs,
         stall_seconds=settings.stall_seconds,
         wait_seconds=settings.hold_seconds if someone_wakes_it else 0,
         replica_hours_per_day=settings.replica_hours_per_day,

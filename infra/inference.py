@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -40,10 +40,22 @@ _READY_MARGIN_MINUTES = 15
 
 
 def announce_restart(settings: Settings, last: Mapping[str, Any]) -> None:
-    """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's envelope."""
-    reason = restart_reason(last.get("envelope"), settings.envelope)
-    if reason and "cluster" in last and (settings.scaling_enabled or settings.inference_replicas):
+    """Says in `preview` and `up` that vLLM will restart, and why, by comparing with the last update's outputs."""
+    if "cluster" not in last or not (settings.scaling_enabled or settings.inference_replicas):
+        return
+    reasons = [
+        restart_reason(last.get("envelope"), settings.envelope),
+        argument_reason(last.get("vllmExtraArgs"), settings.vllm_extra_args),
+    ]
+    for reason in filter(None, reasons):
         pulumi.log.warn(f"this restarts vLLM: {reason}")
+
+
+def argument_reason(before: Sequence[str] | None, now: Sequence[str]) -> str | None:
+    """Why vLLM's arguments differ from those of the last update; None where they do not, or it is not known."""
+    if before is None or sorted(before) == sorted(now):
+        return None
+    return f"vllmExtraArgs {' '.join(before) or 'none'} -> {' '.join(now) or 'none'}"
 
 
 class Inference(pulumi.ComponentResource):

@@ -71,7 +71,7 @@ def autoscaler_tags(settings: Settings) -> dict[str, str]:
     return {
         **{f"{_AUTOSCALER}/label/{key}": value for key, value in labels.items()},
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
-        f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": "1",
+        f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": str(instance.gpus),
         f"{_AUTOSCALER}/resources/ephemeral-storage": f"{int(settings.gpu_node_disk_gib * USABLE_DISK)}Gi",
         f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.node_idle_minutes}m0s",
         f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.node_idle_minutes}m0s",

@@ -234,4 +234,5 @@ def deploy() -> None:
     pulumi.export("region", region)
     pulumi.export("vpcCidr", str(config.vpc_cidr))
     pulumi.export("kubeconfigCommand", f"aws eks update-kubeconfig --name {cluster.name} --region {region}")
+    pulumi.export("vllmExtraArgs", list(config.vllm_extra_args))
     pulumi.export("envelope", config.envelope.model_dump(mode="json") if config.envelope else None)

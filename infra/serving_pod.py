@@ -60,7 +60,7 @@ def serving_pod(settings: Settings, surroundings: Surroundings) -> core.PodSpecA
 def _shared_volumes(settings: Settings) -> list[core.VolumeArgsDict]:
     base: core.VolumeArgsDict = {
         "name": BASE_VOLUME,
-        "empty_dir": {"size_limit": f"{pod_resources.BASE_VOLUME_GIB}Gi"},
+        "empty_dir": {"size_limit": f"{pod_resources.base_volume_gib(settings.weights_bytes)}Gi"},
     }
     adapters = pod_resources.adapter_volume_gib(settings.adapters)
     return [

@@ -22,7 +22,6 @@ from infra.names import (
 )
 from infra.pods import environment, hardened, of_secret, probe
 from loraserve.planning import pod_resources
-from loraserve.planning.gpu_memory import MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS
 from loraserve.planning.stack_settings import Settings
 from loraserve.vllm_plugins import guard
 
@@ -42,7 +41,6 @@ _PLUGINS = {
 }
 """As an installed package announces it; vLLM takes our metrics in the place of its own."""
 _PLUGINS_DIR = "loraserve_vllm_plugins-1.dist-info"
-_SHARED_MEMORY_GIB = 1
 _CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # Its image has no compiler; without this, the first request for log-probabilities ends the engine.
@@ -57,8 +55,10 @@ _CPU_ENVIRONMENT = {
 def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.ContainerArgsDict:
     """`secret` names the Secret that holds vLLM's key, and the hub token where there is one."""
     on_cpu, mirrored = settings.local.vllm_device == "cpu", bool(settings.base_model_mirror)
-    needs = pod_resources.ON_CPU if on_cpu else pod_resources.ON_GPU
-    disk = {"ephemeral-storage": f"{pod_resources.pod_disk_gib(settings.adapters, on_cpu=on_cpu)}Gi"}
+    instance = settings.gpu_instance
+    needs = pod_resources.ON_CPU if on_cpu else pod_resources.on_gpu(instance)
+    disk = pod_resources.pod_disk_gib(settings.adapters, settings.weights_bytes)
+    disk = {"ephemeral-storage": f"{pod_resources.CPU_DISK_GIB if on_cpu else disk}Gi"}
     variables = {
         **(_CPU_ENVIRONMENT if on_cpu else {}),
         **vllm_environment(lora=bool(settings.envelope), offline=mirrored),
@@ -79,8 +79,8 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
         "readiness_probe": probe("/health", VLLM_PORT, delay=5, period=10),
         "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
         "resources": {
-            "requests": pod_resources.with_gpu(needs.requests) | disk,
-            "limits": pod_resources.with_gpu(needs.limits),
+            "requests": pod_resources.with_gpus(needs.requests, instance.gpus) | disk,
+            "limits": pod_resources.with_gpus(needs.limits, instance.gpus),
         },
         "security_context": hardened(),
         "volume_mounts": [
@@ -96,15 +96,15 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
 
 def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
     """What only vLLM mounts; `files` names the ConfigMap of `vllm_files`."""
-    mirrored = settings.base_model_mirror
+    base = 0 if settings.base_model_mirror else pod_resources.base_volume_gib(settings.weights_bytes)
+    shared = pod_resources.shared_memory_gib(settings.gpu_instance.gpus)
     items: list[core.KeyToPathArgsDict] = [
         {"key": key, "path": f"{_PLUGINS_DIR}/{key}" if key in _PLUGINS else key} for key in vllm_files(settings)
     ]
-    cache = pod_resources.MIRRORED_CACHE_VOLUME_GIB if mirrored else pod_resources.CACHE_VOLUME_GIB
     return [
-        {"name": "cache", "empty_dir": {"size_limit": f"{cache}Gi"}},
+        {"name": "cache", "empty_dir": {"size_limit": f"{pod_resources.COMPILE_CACHE_GIB + base}Gi"}},
         {"name": "files", "config_map": {"name": files, "items": items}},
-        {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{_SHARED_MEMORY_GIB}Gi"}},
+        {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{shared}Gi"}},
     ]
 
 
@@ -127,9 +127,8 @@ def vllm_flags(settings: Settings) -> list[str]:
         *_base_model(settings),
         f"--port={VLLM_PORT}",
         f"--max-model-len={settings.max_model_len}",
-        *_device_flags(settings),
-        f"--max-num-seqs={MAX_NUM_SEQS}",
-        f"--max-num-batched-tokens={MAX_NUM_BATCHED_TOKENS}",
+        *(["--dtype=bfloat16"] if settings.local.vllm_device == "cpu" else settings.memory_flags),
+        *settings.levers.flags,
         "--scheduling-policy=priority",  # the gateway says which requests can wait
         f"--shutdown-timeout={settings.longest_generation_seconds}",
         f"--middleware={_GUARD_MODULE}.{guard.Guard.__name__}",
@@ -142,12 +141,6 @@ def vllm_flags(settings: Settings) -> list[str]:
         *([f"--reasoning-parser={settings.reasoning_parser}"] if settings.reasoning_parser else []),
         *settings.lora_flags,
     ]
-
-
-def _device_flags(settings: Settings) -> list[str]:
-    if settings.local.vllm_device == "cpu":
-        return ["--dtype=bfloat16"]
-    return [f"--gpu-memory-utilization={settings.serving.utilization}"]
 
 
 def _base_model(settings: Settings) -> list[str]:

@@ -10,7 +10,7 @@ from loraserve.planning import pod_resources
 from loraserve.planning.advice import advice
 from loraserve.planning.cost import PRICES
 from loraserve.planning.envelope import envelope_around
-from loraserve.planning.gpu_memory import MAX_NUM_SEQS, MEASURED_VLLM, Serving, fits, plan_memory, within_memory
+from loraserve.planning.gpu_memory import MEASURED_VLLM, Serving, fits, plan_memory, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.stack_settings import Settings
 
@@ -84,13 +84,14 @@ def plan(settings: Settings, region: str) -> Plan:
         target_modules=envelope.target_modules if envelope else (),
         flags=(
             f"--max-model-len={settings.max_model_len}",
-            f"--gpu-memory-utilization={settings.serving.utilization}",
+            *settings.memory_flags,
+            *settings.levers.flags,
             *settings.lora_flags,
         ),
         adapter_disk_gib=pod_resources.adapter_volume_gib(settings.adapters),
-        pod_disk_gib=pod_resources.pod_disk_gib(settings.adapters),
+        pod_disk_gib=pod_resources.pod_disk_gib(settings.adapters, settings.weights_bytes),
         node_disk_gib=int(settings.gpu_node_disk_gib * pod_resources.USABLE_DISK),
-        pod_memory_mib=pod_resources.ON_GPU.limits.memory_mib,
+        pod_memory_mib=pod_resources.on_gpu(node).limits.memory_mib,
         node_memory_mib=node.allocatable_memory_mib,
         advice=tuple(advice(settings)),
         measured_with=MEASURED_VLLM,
@@ -114,7 +115,7 @@ def _offer(settings: Settings, instance: GpuInstanceType, region: str) -> Offer:
         slots=serving.envelope.slots if serving.envelope else 0,
         kv_tokens=tokens,
         full_requests=tokens // serving.max_model_len,
-        usual_requests=min(tokens // USUAL_REQUEST_TOKENS, MAX_NUM_SEQS),
+        usual_requests=min(tokens // USUAL_REQUEST_TOKENS, serving.max_num_seqs),
         fits=fits(serving) and pod_resources.node_fit_problem(instance) is None,
         hourly=prices.instances.get(instance.name) if prices else None,
     )

@@ -199,6 +199,8 @@ def _with_slots(serving: Serving, slots: int) -> Serving:
 
 def memory_problem(serving: Serving) -> str | None:
     """Why the model does not fit the GPU, and the smallest single change that would make it; None where it fits."""
+    if problem := _indivisible(serving):
+        return problem
     largest = largest_utilization(serving)
     if serving.utilization > largest:
         return (
@@ -226,8 +228,26 @@ def _smallest_change(serving: Serving) -> str:
 
 def fits(serving: Serving) -> bool:
     """Whether one request of full length fits beside everything else."""
-    return serving.utilization <= largest_utilization(serving) and (
-        plan_memory(serving).kv_tokens >= serving.max_model_len
+    return (
+        not _indivisible(serving)
+        and serving.utilization <= largest_utilization(serving)
+        and plan_memory(serving).kv_tokens >= serving.max_model_len
+    )
+
+
+def _indivisible(serving: Serving) -> str | None:
+    """What of the base model cannot be divided among the GPUs; vLLM would not start (`verify_with_parallel_config`)."""
+    model, gpus = serving.model, serving.instance.gpus
+    parts = {"attention heads": model.num_attention_heads, "MLP": model.intermediate_size}
+    uneven = [f"{what} {size}" for what, size in parts.items() if size % gpus]
+    heads = model.num_key_value_heads
+    if heads % gpus and gpus % heads:
+        uneven.append(f"key-value heads {heads}")
+    if not uneven:
+        return None
+    return (
+        f"{PROJECT}:gpuInstanceType {serving.instance.name} has {gpus} GPUs, among which the base model's {', '.join(uneven)} "
+        "cannot be divided: choose a type with another number of GPUs"
     )
 
 

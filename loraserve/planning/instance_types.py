@@ -1,4 +1,8 @@
-"""EC2 instance types this program can place: what EC2 publishes, and what a pod can really ask for on them."""
+"""EC2 instance types this program can place: what EC2 publishes, and what a pod can really ask for on them.
+
+Those with several GPUs, and all of their numbers but a GPU's memory: Karpenter's generated tables
+(`zz_generated.vpclimits.go`, `instance-types.md` at aws/karpenter-provider-aws 1d92708, of 2026-07-20), read 2026-11-28.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class InstanceType:
-    """Shape of an x86-64 EC2 instance type: vCPUs, nominal memory, network interfaces."""
+    """Shape of an x86-64 EC2 instance type: vCPUs, nominal memory, network interfaces (of its first network card)."""
 
     name: str
     vcpus: int
@@ -49,11 +53,16 @@ class InstanceType:
 
 @dataclass(frozen=True)
 class GpuInstanceType(InstanceType):
-    """One with GPUs, all alike, and with NVMe instance store."""
+    """One with GPUs, all alike, and with NVMe instance store. vLLM spreads one base model over all of them."""
 
     gpu: Gpu
     nvme_gb: int
     gpus: int = 1
+
+    @property
+    def quota(self) -> str:
+        """EC2's name for the limit that its vCPUs count against."""
+        return "P" if self.name.startswith("p") else "G and VT"
 
 
 NAT_INSTANCE_TYPE = "t4g.nano"
@@ -65,6 +74,8 @@ L4 = Gpu("nvidia-l4", 23_034)
 A10G = Gpu("nvidia-a10g", 23_028)
 L40S = Gpu("nvidia-l40s", 46_068)
 T4 = Gpu("nvidia-t4", 15_360)
+A100_40GB = Gpu("nvidia-a100", 40_960)
+H100_80GB = Gpu("nvidia-h100", 81_559)
 
 _GIB = 1024
 
@@ -91,6 +102,10 @@ GPU_INSTANCE_TYPES = _by_name(
     GpuInstanceType("g6.4xlarge", 16, 64 * _GIB, 8, 30, L4, 600),
     GpuInstanceType("g6e.xlarge", 4, 32 * _GIB, 4, 15, L40S, 250),
     GpuInstanceType("g6e.2xlarge", 8, 64 * _GIB, 4, 15, L40S, 450),
+    GpuInstanceType("g6.12xlarge", 48, 192 * _GIB, 8, 30, L4, 3760, gpus=4),
+    GpuInstanceType("g6e.12xlarge", 48, 384 * _GIB, 10, 30, L40S, 3800, gpus=4),
+    GpuInstanceType("p4d.24xlarge", 96, 1152 * _GIB, 15, 50, A100_40GB, 8000, gpus=8),
+    GpuInstanceType("p5.48xlarge", 192, 2048 * _GIB, 2, 50, H100_80GB, 30_400, gpus=8),
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from loraserve.contract.addresses import GPU_RESOURCE, PROJECT
 from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.planning.envelope import SWAP_HEADROOM
-from loraserve.planning.instance_types import InstanceType
+from loraserve.planning.instance_types import GpuInstanceType
 from loraserve.planning.model_shapes import ModelShape
 
 _GIB = 1024**3
@@ -34,8 +34,10 @@ class VllmResources:
     limits: Requests
 
 
-ON_GPU = VllmResources(requests=Requests(3000, 12 * 1024), limits=Requests(4000, 14 * 1024))
-"""14 GiB is the most it may use; requested, it would not fit a g6.xlarge beside the DaemonSets."""
+LEAST_ON_GPU = Requests(3000, 12 * 1024)
+"""What vLLM starts with in reasonable time; a g6.xlarge has it beside the DaemonSets."""
+_REQUEST_STEPS = Requests(500, 4 * 1024)
+"""Requests are multiples of these: what a node has is known no better."""
 ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8 * 1024))
 """A tiny model on a small machine."""
 AGENT_REQUESTS = Requests(100, 256)
@@ -47,22 +49,23 @@ GATEWAY_MEMORY_LIMIT_MIB = 512
 EVALUATOR_REQUESTS = Requests(100, 128)
 EVALUATOR_MEMORY_LIMIT_MIB = 512
 """It keeps all answers, and draws from them."""
-_ADAPTER_MEMORY_GIB = 3
+_VLLM_MEMORY_GIB, _WORKER_MEMORY_GIB = 11, 6
+"""Of the host, for vLLM with one GPU and for the process of each further one, which keeps adapters of its own. Modelled."""
 _MOST_ADAPTERS_IN_MEMORY = 512
 _ADAPTER_VOLUMES_GIB = (10, 20, 40, 80, 160, 320)
 """Few sizes: another one replaces the pods."""
 _FILLED = 0.95
 """What the agent fills of it: a pod whose volume runs over is evicted."""
-BASE_VOLUME_GIB = 20
-"""Base weights, where they are mirrored."""
-CACHE_VOLUME_GIB = 25
-"""Compile caches, and base weights from a hub."""
-MIRRORED_CACHE_VOLUME_GIB = 5
+_BASE_VOLUMES_GIB = (20, 40, 80, 160, 320, 640)
+"""For base weights."""
+COMPILE_CACHE_GIB = 5
 TMP_VOLUME_GIB = 2
 """Sockets and scratch files of agent and vLLM."""
-_OTHER_DISK_GIB = 30
-"""Of a pod on a GPU node, beside its adapters: base weights, compile caches, /tmp."""
-_CPU_DISK_GIB = 5
+_OTHER_DISK_GIB = 10
+"""Of a pod on a GPU node, beside its adapters and the base weights: compile caches, /tmp."""
+_SHARED_MEMORY_GIB = 2
+"""/dev/shm for each of several GPUs, whose processes speak through it; what vLLM's guide to Kubernetes gives them."""
+CPU_DISK_GIB = 5
 
 USABLE_DISK = 0.8
 """Of a node's disk, for pods: the kubelet evicts them when a tenth is left, and images lie on the same disk."""
@@ -89,17 +92,36 @@ GPU_NODE_DAEMONSETS = {
 }
 
 
-def with_gpu(requests: Requests) -> dict[str, str]:
-    """`requests` and one whole GPU."""
-    return requests.quantities() | {GPU_RESOURCE: "1"}
+def on_gpu(instance: GpuInstanceType) -> VllmResources:
+    """All that a node of this type has for vLLM, which no other pod shares with it."""
+    beside = [AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
+    cpu = instance.allocatable_cpu_millis - sum(part.cpu_millis for part in beside)
+    memory = instance.allocatable_memory_mib - sum(part.memory_mib for part in beside)
+    steps = _REQUEST_STEPS
+    return VllmResources(
+        requests=Requests(cpu // steps.cpu_millis * steps.cpu_millis, memory // steps.memory_mib * steps.memory_mib),
+        # More than it asks for: DaemonSets seldom take all that they do.
+        limits=Requests(instance.vcpus * 1000, instance.allocatable_memory_mib // 1024 * 1024),
+    )
 
 
-def node_fit_problem(instance: InstanceType) -> str | None:
+def with_gpus(requests: Requests, count: int) -> dict[str, str]:
+    """`requests` and so many whole GPUs."""
+    return requests.quantities() | {GPU_RESOURCE: str(count)}
+
+
+def shared_memory_gib(gpus: int) -> int:
+    """Most that /dev/shm may take of the pod's memory."""
+    return _SHARED_MEMORY_GIB * gpus if gpus > 1 else 1
+
+
+def node_fit_problem(instance: GpuInstanceType) -> str | None:
     """Why the serving pod does not fit a fresh node of this type, and what would; None where it fits."""
-    parts = [ON_GPU.requests, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
-    cpu, memory = sum(part.cpu_millis for part in parts), sum(part.memory_mib for part in parts)
-    if cpu <= instance.allocatable_cpu_millis and memory <= instance.allocatable_memory_mib:
+    room, least = on_gpu(instance).requests, LEAST_ON_GPU
+    if room.cpu_millis >= least.cpu_millis and room.memory_mib >= least.memory_mib:
         return None
+    parts = [least, AGENT_REQUESTS, *GPU_NODE_DAEMONSETS.values()]
+    cpu, memory = sum(part.cpu_millis for part in parts), sum(part.memory_mib for part in parts)
     return (
         f"{PROJECT}:gpuInstanceType {instance.name} is too small: the pod and its DaemonSets ask for {cpu}m CPU and "
         f"{memory} MiB, the node has {instance.allocatable_cpu_millis}m and {instance.allocatable_memory_mib} MiB: "
@@ -107,20 +129,20 @@ def node_fit_problem(instance: InstanceType) -> str | None:
     )
 
 
-def base_disk_problem(weights_bytes: int) -> str | None:
-    """Why the pod's disk does not hold mirrored base weights of this size; None where it does."""
-    if weights_bytes <= BASE_VOLUME_GIB * _GIB:
-        return None
-    return (
-        f"{PROJECT}:baseModelMirror has {weights_bytes / _GIB:.1f} GiB of weights, and the pod has {BASE_VOLUME_GIB} GiB "
-        "of disk for them: mirror a smaller or a quantised model"
-    )
+def base_volume_gib(weights_bytes: float) -> int:
+    """Size of the volume that holds base weights, mirrored or of a hub."""
+    return next((gib for gib in _BASE_VOLUMES_GIB if weights_bytes <= gib * _GIB), _BASE_VOLUMES_GIB[-1])
 
 
-def adapters_in_memory(shape: ModelShape, envelope: Envelope) -> int:
-    """How many adapters vLLM may keep in the pod's memory: as many as fit if each is as large as the envelope allows."""
+def adapters_in_memory(shape: ModelShape, envelope: Envelope, instance: GpuInstanceType) -> int:
+    """How many adapters vLLM may keep in the pod's memory: as many as fit if each is as large as the envelope allows.
+
+    The process of each GPU keeps each of them whole.
+    """
     of_one = sum(shape.lora_tensors(envelope.model_copy(update={"slots": 1})))
-    return min(_ADAPTER_MEMORY_GIB * _GIB // of_one, _MOST_ADAPTERS_IN_MEMORY)
+    taken = _VLLM_MEMORY_GIB + (instance.gpus - 1) * _WORKER_MEMORY_GIB
+    of_each = (on_gpu(instance).limits.memory_mib // 1024 - taken) * _GIB // instance.gpus
+    return min(of_each // of_one, _MOST_ADAPTERS_IN_MEMORY)
 
 
 def adapter_volume_gib(adapters: Sequence[Adapter]) -> int:
@@ -134,22 +156,27 @@ def adapter_disk_bytes(adapters: Sequence[Adapter]) -> int:
     return int(_FILLED * adapter_volume_gib(adapters) * _GIB)
 
 
-def pod_disk_gib(adapters: Sequence[Adapter], *, on_cpu: bool = False) -> int:
-    """Ephemeral storage that the pod asks for."""
-    return _CPU_DISK_GIB if on_cpu else _OTHER_DISK_GIB + adapter_volume_gib(adapters)
+def pod_disk_gib(adapters: Sequence[Adapter], weights_bytes: float) -> int:
+    """Ephemeral storage that the pod asks for on a GPU node."""
+    return _OTHER_DISK_GIB + base_volume_gib(weights_bytes) + adapter_volume_gib(adapters)
 
 
-def disk_problem(adapters: Sequence[Adapter], node_disk_gib: int) -> str | None:
-    """Why the adapters do not fit a node's disk, with both versions of some during a swap; None where they do."""
-    needed, volume = _disk_needed(adapters), adapter_volume_gib(adapters)
-    if needed <= adapter_disk_bytes(adapters) and pod_disk_gib(adapters) <= node_disk_gib * USABLE_DISK:
+def disk_problem(adapters: Sequence[Adapter], weights_bytes: float, node_disk_gib: int) -> str | None:
+    """Why adapters and base weights do not fit a node's disk, with both versions of some during a swap; None where they do."""
+    needed, volume, pod = _disk_needed(adapters), adapter_volume_gib(adapters), pod_disk_gib(adapters, weights_bytes)
+    if weights_bytes > _BASE_VOLUMES_GIB[-1] * _GIB:
+        return (
+            f"{PROJECT}:baseModel has {weights_bytes / _GIB:.1f} GiB of weights, and a pod has {_BASE_VOLUMES_GIB[-1]} GiB of "
+            "disk for them: take a smaller or a quantised model"
+        )
+    if needed <= adapter_disk_bytes(adapters) and pod <= node_disk_gib * USABLE_DISK:
         return None
     told = f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included"
     if needed > adapter_disk_bytes(adapters):
         return f"{told}, and a pod has {volume} GiB at most: split them over two stacks"
-    whole = int(pod_disk_gib(adapters) / USABLE_DISK) + 1
+    whole = int(pod / USABLE_DISK) + 1
     return (
-        f"{told}, with base weights and caches {pod_disk_gib(adapters)} GiB, and pods may use "
+        f"{told}, with base weights and caches {pod} GiB, and pods may use "
         f"{int(node_disk_gib * USABLE_DISK)} GiB of a node: set gpuRootVolumeGib to {whole}, or gpuNvmeRaid0 to true on a "
         "type with larger disks"
     )

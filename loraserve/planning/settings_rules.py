@@ -69,7 +69,7 @@ def a_node_for_each_replica(settings: Settings) -> Iterator[str]:
         key = "inferenceReplicas" if most == settings.inference_replicas else "inferenceMaxReplicas"
         yield (
             f"{PROJECT}:{key} {most} needs as many GPU nodes, and gpuMaxSize is {settings.gpu_max_size}: raise gpuMaxSize "
-            f"(each node takes {settings.gpu_instance.vcpus} vCPUs of the G/VT quota)"
+            f"(each node takes {settings.gpu_instance.vcpus} vCPUs of the {settings.gpu_instance.quota} quota)"
         )
 
 
@@ -281,14 +281,10 @@ def a_node_that_fits_the_pod(settings: Settings) -> Iterator[str]:
 
 
 @_rule
-def disk_for_adapters(settings: Settings) -> Iterator[str]:
-    yield from _told(pod_resources.disk_problem(settings.adapters, settings.gpu_node_disk_gib))
-
-
-@_rule
-def disk_for_base_weights(settings: Settings) -> Iterator[str]:
-    if mirror := settings.base_model_mirror:
-        yield from _told(pod_resources.base_disk_problem(mirror.size_bytes))
+def disk_for_adapters_and_weights(settings: Settings) -> Iterator[str]:
+    if _shape(settings):
+        disk = settings.gpu_node_disk_gib
+        yield from _told(pod_resources.disk_problem(settings.adapters, settings.weights_bytes, disk))
 
 
 def _shape(settings: Settings) -> ModelShape | None:

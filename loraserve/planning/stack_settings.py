@@ -33,6 +33,7 @@ from loraserve.contract.keys import Key
 from loraserve.planning import cold_start
 from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
+from loraserve.planning.extra_args import Levers, read_levers
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, TRAINING_BASES, ModelShape
@@ -135,6 +136,11 @@ def _known_gpu_type(name: str) -> str:
         why = "has no GPU" if name in SYSTEM_INSTANCE_TYPES else "is not a known instance type"
         raise ValueError(f"{why}; choose one of {', '.join(GPU_INSTANCE_TYPES)}, or add its shape to {_INSTANCE_TYPES}")
     return name
+
+
+def _known_arguments(args: tuple[str, ...]) -> tuple[str, ...]:
+    read_levers(args)
+    return args
 
 
 def _readable_template(path: str | None) -> str | None:
@@ -281,6 +287,7 @@ class Settings(_Section):
     base_model_has_chat_template: bool
     tool_call_parser: Annotated[OptionalText, AfterValidator(_registered(TOOL_CALL_PARSERS))]
     reasoning_parser: Annotated[OptionalText, AfterValidator(_registered(REASONING_PARSERS))]
+    vllm_extra_args: Annotated[tuple[str, ...], AfterValidator(_known_arguments)] = ()
     hub_token: SecretStr | None = None
     inference_replicas: Annotated[int, Field(ge=0)]
     longest_generation_seconds: Annotated[int, Field(ge=1)]
@@ -334,6 +341,12 @@ class Settings(_Section):
     def model_shape(self) -> ModelShape:
         """The base model's shape, declared or known."""
         return self.base_model_shape or KNOWN_MODELS[self.base_model]
+
+    @property
+    def weights_bytes(self) -> float:
+        """Of the base model's files, on a pod's disk."""
+        mirror = self.base_model_mirror
+        return mirror.size_bytes if mirror else self.model_shape.weights_gib * 1024**3
 
     @property
     def base(self) -> Base:
@@ -421,9 +434,18 @@ class Settings(_Section):
         return self.monitoring_enabled and self.prometheus_volume_gib > 0
 
     @property
+    def levers(self) -> Levers:
+        """How vLLM batches and caches."""
+        return read_levers(self.vllm_extra_args)
+
+    @property
     def serving(self) -> Serving:
         """What the GPU's memory is planned for."""
+        levers = self.levers
         serving = Serving(
+            max_num_seqs=levers.max_num_seqs,
+            max_num_batched_tokens=levers.max_num_batched_tokens,
+            specialize_active_lora=levers.specialize_active_lora,
             model=self.model_shape,
             instance=self.gpu_instance,
             max_model_len=self.max_model_len,
@@ -438,8 +460,17 @@ class Settings(_Section):
         return self.serving.envelope
 
     @property
+    def memory_flags(self) -> list[str]:
+        """vLLM's start-up flags for the GPUs: how many there are, and what it may take of each."""
+        gpus = self.gpu_instance.gpus
+        return [
+            f"--gpu-memory-utilization={self.serving.utilization}",
+            *([f"--tensor-parallel-size={gpus}"] if gpus > 1 else []),
+        ]
+
+    @property
     def lora_flags(self) -> list[str]:
         """vLLM's start-up flags for its adapters."""
         if not (envelope := self.envelope):
             return []
-        return lora_flags(envelope, adapters_in_memory(self.model_shape, envelope))
+        return lora_flags(envelope, adapters_in_memory(self.model_shape, envelope, self.gpu_instance))

@@ -100,6 +100,7 @@ CHANGES: Mapping[str, Any] = {
     "baseModelHasChatTemplate": False,
     "toolCallParser": "mistral",
     "reasoningParser": "mistral",
+    "vllmExtraArgs": ["--max-num-seqs=64"],
     "hubToken": "a secret of the config",
     "inferenceReplicas": 2,
     "longestGenerationSeconds": 150,

@@ -107,3 +107,11 @@ def test_a_model_too_large_for_the_card_is_sent_to_a_larger_one() -> None:
 def test_a_model_too_large_for_every_card_is_told_so() -> None:
     huge = MISTRAL_7B_AWQ.model_copy(update={"weights_gib": 1400.0})
     assert "use a smaller or a quantised base model" in (memory_problem(serving(None, model=huge)) or "")
+
+
+def test_a_model_that_cannot_be_divided_among_the_gpus_is_refused() -> None:
+    qwen = MISTRAL_7B_AWQ.model_copy(update={"num_attention_heads": 28, "num_key_value_heads": 4})
+    four, eight = GPU_INSTANCE_TYPES["g6.12xlarge"], GPU_INSTANCE_TYPES["p4d.24xlarge"]
+    assert memory_problem(serving(None, model=qwen, instance=four)) is None
+    told = memory_problem(serving(None, model=qwen, instance=eight)) or ""
+    assert "p4d.24xlarge has 8 GPUs, among which the base model's attention heads 28 cannot be divided" in told

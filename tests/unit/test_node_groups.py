@@ -172,7 +172,7 @@ def test_the_autoscaler_is_told_of_disk_that_the_pod_fits_on_and_a_node_really_h
     told = autoscaler_tags(settings)["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"]
     gib = int(told.removesuffix("Gi"))
     whole = settings.gpu_instance.nvme_gb * 1e9 / 1024**3 if on_nvme else settings.gpu_root_volume_gib
-    assert pod_disk_gib([]) < gib < 0.85 * whole
+    assert pod_disk_gib([], settings.weights_bytes) < gib < 0.85 * whole
     assert gib > 0.7 * whole
 
 

@@ -15,12 +15,13 @@ def adapters(count: int, size: int) -> list[Adapter]:
 
 def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
     size = 6 * 1024**3
-    assert pod_resources.disk_problem(adapters(4, size), 100) is None
-    told = pod_resources.disk_problem(adapters(5, size), 100) or ""
+    weights = 4 * 1024**3
+    assert pod_resources.disk_problem(adapters(4, size), weights, 100) is None
+    told = pod_resources.disk_problem(adapters(5, size), weights, 100) or ""
     assert "loraserve:adapters need 42.0 GiB of disk" in told
     assert "set gpuRootVolumeGib to 138" in told
-    assert pod_resources.disk_problem(adapters(5, size), 138) is None
-    assert "split them over two stacks" in (pod_resources.disk_problem(adapters(50, size), 10_000) or "")
+    assert pod_resources.disk_problem(adapters(5, size), weights, 138) is None
+    assert "split them over two stacks" in (pod_resources.disk_problem(adapters(50, size), weights, 10_000) or "")
 
 
 def test_the_volume_grows_with_the_adapters_in_few_steps() -> None:
@@ -40,6 +41,24 @@ def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:
 
 def test_the_hosts_memory_holds_more_adapters_than_the_gpu() -> None:
     attention = Envelope(slots=32, rank=8, target_modules=("q_proj", "k_proj", "v_proj", "o_proj"))
-    assert pod_resources.adapters_in_memory(MISTRAL_7B_AWQ, attention) == 236
     wide = attention.model_copy(update={"rank": 64})
-    assert pod_resources.adapters_in_memory(MISTRAL_7B_AWQ, wide) == 29
+    kept = {
+        name: [
+            pod_resources.adapters_in_memory(MISTRAL_7B_AWQ, envelope, GPU_INSTANCE_TYPES[name])
+            for envelope in (attention, wide)
+        ]
+        for name in ("g6.xlarge", "g6.2xlarge", "g6.12xlarge")
+    }
+    assert kept == {"g6.xlarge": [236, 29], "g6.2xlarge": [512, 177], "g6.12xlarge": [512, 364]}
+
+
+def test_a_pod_takes_all_that_its_node_has_beside_the_daemonsets() -> None:
+    on = {name: pod_resources.on_gpu(instance) for name, instance in GPU_INSTANCE_TYPES.items()}
+    assert on["g6.xlarge"].requests == pod_resources.Requests(3000, 12 * 1024)
+    assert on["g6.12xlarge"].requests == pod_resources.Requests(47_000, 176 * 1024)
+    for name, node in GPU_INSTANCE_TYPES.items():
+        beside = [pod_resources.AGENT_REQUESTS, *pod_resources.GPU_NODE_DAEMONSETS.values()]
+        asked = on[name].requests
+        assert asked.cpu_millis + sum(part.cpu_millis for part in beside) <= node.allocatable_cpu_millis
+        assert asked.memory_mib + sum(part.memory_mib for part in beside) <= node.allocatable_memory_mib
+        assert asked.memory_mib < on[name].limits.memory_mib <= node.allocatable_memory_mib

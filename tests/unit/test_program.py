@@ -249,6 +249,19 @@ def test_resources_are_the_specified_ones(dev: Program) -> None:
     assert resources["limits"] == {"cpu": "4000m", "memory": "14336Mi", "nvidia.com/gpu": "1"}
 
 
+def test_a_model_is_spread_over_all_gpus_of_its_node() -> None:
+    program = declare("dev", gpuInstanceType="g6.12xlarge")
+    assert "--tensor-parallel-size=4" in vllm(program)["args"]
+    resources = vllm(program)["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "4"
+    assert resources["requests"]["cpu"] == "47000m"
+    (shared,) = [volume for volume in pod(program)["volumes"] if volume["name"] == "shared-memory"]
+    assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    tags = {tag.inputs["tag"]["key"]: tag.inputs["tag"]["value"] for tag in program.of_type("autoscaling/tag:Tag")}
+    assert tags["k8s.io/cluster-autoscaler/node-template/resources/nvidia.com/gpu"] == "4"
+    assert any("measured on one and two: it is unproven there" in message for message in program.messages)
+
+
 def test_a_rolling_update_surges_only_where_a_node_can_be_bought() -> None:
     for replicas, surge, unavailable in ((1, 1, 0), (2, 0, 1)):
         strategy = (

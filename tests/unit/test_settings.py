@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -173,8 +172,7 @@ def test_an_instance_type_without_a_gpu_is_refused_with_those_that_have_one() ->
 
 
 def test_an_instance_type_too_small_for_the_pod_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    greedy = replace(pod_resources.ON_GPU, requests=pod_resources.Requests(3000, 14 * 1024))
-    monkeypatch.setattr(pod_resources, "ON_GPU", greedy)
+    monkeypatch.setattr(pod_resources, "LEAST_ON_GPU", pod_resources.Requests(3000, 14 * 1024))
     assert "loraserve:gpuInstanceType g6.xlarge is too small" in problems()
 
 
@@ -321,9 +319,14 @@ def test_a_stack_file_for_another_account_declares_nothing(monkeypatch: pytest.M
     assert program.resources == []
 
 
-def test_mirrored_weights_that_exceed_the_pods_disk_are_refused() -> None:
-    mirror = {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 21 * 1024**3}
-    assert "baseModelMirror has 21.0 GiB of weights, and the pod has 20 GiB" in problems(baseModelMirror=mirror)
+def test_base_weights_that_exceed_the_nodes_disk_are_refused() -> None:
+    def mirror(gib: int) -> dict[str, Any]:
+        return {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": gib * 1024**3}
+
+    parse(stack_values("dev", baseModelMirror=mirror(81)))
+    assert "with base weights and caches 340 GiB, and pods may use 180 GiB" in problems(baseModelMirror=mirror(161))
+    told = problems(baseModelMirror=mirror(700), gpuInstanceType="p5.48xlarge")
+    assert "baseModel has 700.0 GiB of weights, and a pod has 640 GiB" in told
 
 
 def test_a_mirror_needs_a_model_that_can_be_named_in_the_bucket() -> None:
