@@ -13,15 +13,12 @@ from prometheus_client.registry import Collector
 from loraserve.contract.evaluation import Result, Verdict
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.canaries import Canaries
-from loraserve.monitoring.metrics import FAILURES, OK
+from loraserve.monitoring.metrics import FAILURES, NO_ADAPTER, OK
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS
 
-OTHER = "other"
-"""A model, a version or a tenant that is not declared."""
-NONE = "none"
-"""The version of a request that none answered."""
-BASE = "base"
-"""The version of what the base model answered, also in an adapter's stead."""
+BASE, NONE, OTHER = NO_ADAPTER
+"""The version of what the base model answered, also in an adapter's stead; of a request that none answered; and a model,
+a version or a tenant that is not declared."""
 FALLBACK_REASONS = ("adapter_unavailable", "model_starting", "upstream_timeout")
 """The errors that a caller of an adapter may be spared."""
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

@@ -71,6 +71,9 @@ OK = "ok"
 FIRST_TOKEN = "loraserve_gateway_time_to_first_token_seconds"
 INTER_TOKEN = "loraserve_gateway_inter_token_latency_seconds"
 DURATION = "loraserve_gateway_request_seconds"
+REQUESTS = "loraserve_gateway_requests_total"
+NO_ADAPTER = ("base", "none", "other")
+"""Versions of a request that no declared adapter answered."""
 WAIT = "loraserve_gateway_wait_seconds"
 COLD_START_PHASE = "loraserve_gateway_cold_start_phase_seconds"
 FETCH = "loraserve_adapter_fetch_seconds"
@@ -106,7 +109,7 @@ ALL = {
         *_histogram(Source.VLLM, VLLM_INTER_TOKEN, _ENGINE),
         *_histogram(Source.VLLM, VLLM_DURATION, _ENGINE),
         *_histogram(Source.VLLM, VLLM_QUEUE, _ENGINE),
-        *_family(Source.GATEWAY, "loraserve_gateway_requests_total", labels="model version outcome"),
+        *_family(Source.GATEWAY, REQUESTS, labels="model version outcome"),
         *_family(Source.GATEWAY, "loraserve_gateway_tenant_requests_total", labels="tenant outcome"),
         *_family(Source.GATEWAY, "loraserve_gateway_tokens_total", labels="tenant model version direction"),
         *_family(Source.GATEWAY, CANARY, labels="model version moment"),
@@ -171,6 +174,16 @@ def rate(counter: str, *by: str, where: str = "", window: str = "$__rate_interva
 def increase(counter: str, *by: str, where: str = "", window: str) -> str:
     """PromQL for a counter's growth within a window over all replicas."""
     return f"{_sum(by)} (increase({counter}{where}[{window}]))"
+
+
+def adapters_at_once(q: float, namespace: str, window: str) -> str:
+    """PromQL for how many versions answered a request within one minute: the quantile of the window's minutes with any.
+
+    More than are ever in vLLM's hands at the same moment, as a request takes less than a minute.
+    """
+    where = f'{{namespace="{namespace}", version!~"{"|".join(NO_ADAPTER)}"}}'
+    active = increase(REQUESTS, "model", "version", where=where, window="1m")
+    return f"quantile_over_time({q}, count({active} > 0)[{window}:1m])"
 
 
 def _sum(by: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from loraserve.contract.addresses import GATEWAY, SERVING_NAMESPACE, VLLM, VLLM_SERVICE
-from loraserve.monitoring.metrics import COLD_START_PHASE, FAILURES, FIRST_TOKEN, increase, rate
+from loraserve.monitoring.metrics import COLD_START_PHASE, FAILURES, FIRST_TOKEN, REQUESTS, increase, rate
 from loraserve.planning.cold_start import FROM_ZERO
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import Objective
@@ -58,7 +58,6 @@ class Group:
     rules: tuple[Alert | Record, ...]
 
 
-_REQUESTS = "loraserve_gateway_requests_total"
 _FAILED = f'outcome=~"{"|".join(FAILURES)}"'
 _AWAKE = "max (loraserve_vllm_up) == 1"
 _REPLICAS = f'sum (kube_deployment_spec_replicas{{namespace="{SERVING_NAMESPACE}", deployment="{VLLM}"}})'
@@ -111,7 +110,7 @@ def _objectives(objectives: Mapping[str, Objective]) -> Iterable[Record]:
         yield Record(f"{_AVAILABILITY}:own", f"vector({objective.availability})", labels)
         yield Record(f"{_FIRST_TOKEN_SHARE}:own", f"vector({objective.first_token_share})", labels)
         yield Record(f"{_FIRST_TOKEN_BUCKET}:own", "vector(1)", labels | {"le": _bound(objective)})
-    default, asked, streamed = Objective(), f"group by (model) ({_REQUESTS})", f"group by (model) ({FIRST_TOKEN}_count)"
+    default, asked, streamed = Objective(), f"group by (model) ({REQUESTS})", f"group by (model) ({FIRST_TOKEN}_count)"
     for name, others in (
         (_AVAILABILITY, f"{asked} * {default.availability}"),
         (_FIRST_TOKEN_SHARE, f"{streamed} * {default.first_token_share}"),
@@ -127,8 +126,8 @@ def _bound(objective: Objective) -> str:
 
 def _error_ratios() -> Iterable[Record]:
     for window in _WINDOWS:
-        bad = increase(_REQUESTS, "model", where=f"{{{_FAILED}}}", window=window)
-        all_ = increase(_REQUESTS, "model", window=window)
+        bad = increase(REQUESTS, "model", where=f"{{{_FAILED}}}", window=window)
+        all_ = increase(REQUESTS, "model", window=window)
         yield Record(f"loraserve:requests:increase{window}", all_)
         yield Record(f"loraserve:errors:ratio{window}", f"{bad} / ({all_} > 0)")
         in_time = (
@@ -176,7 +175,7 @@ def _gateway() -> tuple[Alert, ...]:
         ),
         Alert(
             "GatewayRefusesRequests",
-            f"{increase(_REQUESTS, 'outcome', where=f'{{{_FAILED}}}', window='10m')} > 0",
+            f"{increase(REQUESTS, 'outcome', where=f'{{{_FAILED}}}', window='10m')} > 0",
             "Clients get {{ $labels.outcome }}.",
         ),
         Alert(

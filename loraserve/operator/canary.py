@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,15 +17,15 @@ from typing import Any
 
 from loraserve.errors import LoraserveError
 from loraserve.monitoring.metrics import CANARY, DURATION, quantile
+from loraserve.operator.prometheus import query
 
 FEWEST_CALLERS = 10
 """On each side, below which a variance between callers says little."""
 _Z = 1.96
-_TIMEOUT_SECONDS = 30
 
 
 class NotJudged(LoraserveError):
-    """Prometheus does not answer, or knows no canary of this name; the message says what to do."""
+    """Prometheus knows no canary of this name; the message says what to do."""
 
 
 class Advice(StrEnum):
@@ -177,10 +174,10 @@ def _student(freedom: int) -> float:
 
 
 def read(url: str, name: str, stable: str, canary: str, window: str) -> tuple[Side, Side]:
-    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged."""
+    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged, NoAnswer."""
     where = f"{{model={json.dumps(name)}}}"
     sums: dict[str, dict[str, float]] = {stable: {}, canary: {}}
-    for labels, value in _query(url, f"sum by (version, moment) ({CANARY}{where})"):
+    for labels, value in query(url, f"sum by (version, moment) ({CANARY}{where})"):
         sums.setdefault(labels["version"], {})[labels["moment"]] = value
     for version in (stable, canary):
         if not sums[version].get("requests"):
@@ -188,26 +185,11 @@ def read(url: str, name: str, stable: str, canary: str, window: str) -> tuple[Si
                 f"Prometheus knows no request of {name}@{version} beside the other version: has it run as a canary, and "
                 "has anybody called it?"
             )
-    gateways = max((int(value) for _, value in _query(url, f"count(count by (pod) ({CANARY}{where}))")), default=1)
+    gateways = max((int(value) for _, value in query(url, f"count(count by (pod) ({CANARY}{where}))")), default=1)
     slow = {
         labels["version"]: value
-        for labels, value in _query(url, quantile(0.95, DURATION, "version", where=where, window=window))
+        for labels, value in query(url, quantile(0.95, DURATION, "version", where=where, window=window))
         if not math.isnan(value)
     }
     one, other = (Side(version, sums[version], gateways, slow.get(version)) for version in (stable, canary))
     return one, other
-
-
-def _query(url: str, query: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and value of each series now."""
-    address = f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as answer:
-            content: Any = json.load(answer)
-        return [(each["metric"], float(each["value"][1])) for each in content["data"]["result"]]
-    except urllib.error.HTTPError as error:
-        raise NotJudged(
-            f"Prometheus at {url} answers {error.code}: {error.read(300).decode(errors='replace')}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NotJudged(f"{url} does not answer as Prometheus does ({error}); name another with --url") from None

@@ -3,9 +3,13 @@ memory of the node, price; and what the next smaller and larger instance would g
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from loraserve.errors import LoraserveError
+from loraserve.monitoring import metrics
+from loraserve.operator.prometheus import query
 from loraserve.planning import pod_resources
 from loraserve.planning.advice import advice
 from loraserve.planning.cost import PRICES
@@ -16,6 +20,10 @@ from loraserve.planning.stack_settings import Settings
 
 USUAL_REQUEST_TOKENS = 1000
 """Prompt and answer of a request, for the number that fit at once."""
+
+
+class NoTraffic(LoraserveError):
+    """Prometheus has seen no adapter in use."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,35 @@ class Plan:
     node_memory_mib: int
     advice: tuple[str, ...]
     measured_with: str
+    at_once: int | None
+    """Adapters in use within a minute, of which there are slots for this many."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
 
 
-def plan(settings: Settings, region: str) -> Plan:
-    """`region` is for prices only."""
+def adapters_at_once(url: str, namespace: str, window: str) -> int:
+    """How many adapters the gateway saw in use within a minute, the 95th percentile, from Prometheus.
+
+    Raises NoTraffic, NoAnswer.
+    """
+    found = [value for _, value in query(url, metrics.adapters_at_once(0.95, namespace, window))]
+    if not found:
+        raise NoTraffic(
+            f"Prometheus knows no request to an adapter in {namespace} within {window}: look at the namespace, or at a longer "
+            "--window"
+        )
+    return math.ceil(found[0])
+
+
+def plan(settings: Settings, region: str, at_once: int | None = None) -> Plan:
+    """`region` is for prices only; `at_once` takes the place of `adapterSlots`."""
+    if at_once is not None:
+        settings = settings.model_copy(update={"adapter_slots": None})
+        wanted = envelope_around(settings.adapters, at_once=at_once)
+        fitting = within_memory(replace(settings.serving, envelope=wanted)).envelope
+        settings = settings.model_copy(update={"adapter_slots": fitting.slots if fitting else 0})
     envelope, node = settings.envelope, settings.gpu_instance
     smaller, larger = _neighbours(node)
     return Plan(
@@ -95,6 +124,7 @@ def plan(settings: Settings, region: str) -> Plan:
         node_memory_mib=node.allocatable_memory_mib,
         advice=tuple(advice(settings)),
         measured_with=MEASURED_VLLM,
+        at_once=at_once,
     )
 
 

@@ -5,14 +5,25 @@ from pathlib import Path
 
 import click
 
+from loraserve.contract.addresses import SERVING_NAMESPACE
 from loraserve.operator.terminal import add_row, json_option, print_json, print_table, table, tell
 
 
 @click.command()
 @click.argument("stack_file", type=click.Path(path_type=Path), default=Path("Pulumi.dev.yaml"))
 @click.option("--region", default="eu-central-1", show_default=True, help="For prices.")
+@click.option(
+    "--from-prometheus",
+    "url",
+    metavar="URL",
+    help="Slots for the adapters that were in use at once, instead of adapterSlots.",
+)
+@click.option(
+    "--namespace", default=SERVING_NAMESPACE, show_default=True, help="Of the gateway, for --from-prometheus."
+)
+@click.option("--window", default="7d", show_default=True, help="How far back, for --from-prometheus.")
 @json_option
-def plan(stack_file: Path, region: str, as_json: bool) -> None:
+def plan(stack_file: Path, region: str, url: str | None, namespace: str, window: str, as_json: bool) -> None:
     """Show what a stack's settings give: where the GPU's memory goes, slots, requests at once, disk, price.
 
     And what the next smaller and larger instance would. Needs the stack's file only, no Pulumi and no cluster.
@@ -20,7 +31,8 @@ def plan(stack_file: Path, region: str, as_json: bool) -> None:
     from loraserve.operator import plan as planning
     from loraserve.planning import stack_file as stack_files
 
-    found = planning.plan(stack_files.read(stack_file), region)
+    at_once = planning.adapters_at_once(url, namespace, window) if url else None
+    found = planning.plan(stack_files.read(stack_file), region, at_once)
     if as_json:
         print_json(found.plain())
         return
@@ -38,6 +50,11 @@ def plan(stack_file: Path, region: str, as_json: bool) -> None:
         f"GPU figures follow a model of vLLM {found.measured_with} that was measured on H200 and H100 cards "
         "(docs/capacity.md), not on these."
     )
+    if at_once is not None:
+        click.echo(
+            f"{at_once} adapters were in use within a minute (95th percentile of {window}), so in the stack file:\n"
+            f"  loraserve:adapterSlots: {found.offer.slots}"
+        )
     for sentence in found.advice:
         click.echo(f"note: {sentence}")
 

@@ -32,15 +32,17 @@ FIRST = Envelope(slots=SLOT_STEPS[0], rank=16, target_modules=tuple(sorted(_MODU
 """What vLLM is started with from the beginning, so that the first adapters, such as most are, restart nothing."""
 
 
-def envelope_around(adapters: Sequence[Adapter], slots: int | None = None) -> Envelope | None:
+def envelope_around(
+    adapters: Sequence[Adapter], slots: int | None = None, at_once: int | None = None
+) -> Envelope | None:
     """The smallest envelope with headroom around the declared versions; None for 0 slots, which turns LoRA off.
 
     Without `slots`, every version that may be resident has one (a canary beside its stable version, both versions during
-    a swap) as long as that is the faster way.
+    a swap) as long as that is the faster way; beyond that there are slots for those that are `at_once` in use.
     """
     if slots == 0:
         return None
-    wanted = slots or _default_slots(len(adapters) + SWAP_HEADROOM)
+    wanted = slots or _default_slots(len(adapters) + SWAP_HEADROOM, at_once)
     if wanted == FIRST.slots and not any(FIRST.misfit(adapter) for adapter in adapters):
         return FIRST
     touched = {module for adapter in adapters for module in adapter.target_modules} or set(FIRST.target_modules)
@@ -52,8 +54,10 @@ def envelope_around(adapters: Sequence[Adapter], slots: int | None = None) -> En
     )
 
 
-def _default_slots(versions: int) -> int:
-    return _at_least(versions, SLOT_STEPS) if versions <= _OWN_SLOTS else _SHARED_SLOTS
+def _default_slots(versions: int, at_once: int | None) -> int:
+    if versions <= _OWN_SLOTS:
+        return _at_least(versions, SLOT_STEPS)
+    return _SHARED_SLOTS if at_once is None else _at_least(min(at_once + SWAP_HEADROOM, SLOT_STEPS[-1]), SLOT_STEPS)
 
 
 def lora_flags(envelope: Envelope, in_host_memory: int) -> list[str]:

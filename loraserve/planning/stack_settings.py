@@ -143,6 +143,15 @@ def _known_arguments(args: tuple[str, ...]) -> tuple[str, ...]:
     return args
 
 
+def _short_list(slots: int | None) -> int | None:
+    if slots and slots not in SLOT_STEPS:
+        listed = ", ".join(map(str, SLOT_STEPS))
+        raise ValueError(
+            f"vLLM compiles anew for each number: choose one of {listed}, 0 for no LoRA, or leave it empty"
+        )
+    return slots
+
+
 def _readable_template(path: str | None) -> str | None:
     if path and not Path(path).is_file():
         raise ValueError("there is no such file; give a Jinja file's path relative to Pulumi.yaml, or leave it empty")
@@ -279,8 +288,9 @@ class Settings(_Section):
         Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda value: value or None)
     ]
     adapter_slots: Annotated[
-        Annotated[int, Field(ge=0, le=SLOT_STEPS[-1])] | None,
+        Annotated[int, Field(ge=0)] | None,
         BeforeValidator(lambda value: None if value == "" else value),
+        AfterValidator(_short_list),
     ]
     """0: no LoRA."""
     chat_template_file: Annotated[OptionalText, AfterValidator(_readable_template)]

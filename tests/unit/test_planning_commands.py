@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from loraserve.operator import cli
 from loraserve.operator.base_model import UnknownBaseModel, describe
 from loraserve.planning.settings_parser import parse
-from tests.stack_values import CHECKOUT, stack_values
+from tests.stack_values import CHECKOUT, adapter, stack_file, stack_values
 
 CONFIG = {
     "model_type": "llama",
@@ -140,3 +141,77 @@ def test_weights_in_several_files_are_counted_by_their_index(hub: tuple[str, dic
 def test_a_model_that_the_hub_has_not_is_told_so(hub: tuple[str, dict[str, bytes]]) -> None:
     with pytest.raises(UnknownBaseModel, match="look at the id and the revision; for a gated model set HF_TOKEN"):
         describe("acme/other", hub=hub[0])
+
+
+@pytest.fixture
+def prometheus() -> Iterator[tuple[str, list[str], dict[str, Any]]]:
+    """One that answers each query with this, and what it was asked."""
+    asked: list[str] = []
+    answer: dict[str, Any] = {"data": {"result": [{"metric": {}, "value": [0, "9.2"]}]}}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            asked.extend(parse_qs(address.query)["query"])
+            content = json.dumps(answer).encode()
+            self.send_response(200 if address.path == "/api/v1/query" else 404)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", asked, answer
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def stack_with(adapters: int, folder: Path) -> Path:
+    entries = [adapter(f"tenant-{number}") for number in range(adapters)]
+    path = folder / "Pulumi.dev.yaml"
+    path.write_text(json.dumps({"config": stack_file("dev") | {"loraserve:adapters": entries}}))
+    (folder / "Pulumi.yaml").write_text((CHECKOUT / "Pulumi.yaml").read_text())
+    return path
+
+
+def test_slots_follow_from_how_many_adapters_were_in_use_at_once(
+    prometheus: tuple[str, list[str], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, asked, _ = prometheus
+    stack = stack_with(200, tmp_path)
+    assert cli.main(["plan", str(stack), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["offer"]["slots"] == 32
+    assert cli.main(["plan", str(stack), "--from-prometheus", url, "--window", "3d"]) == 0
+    told = capsys.readouterr().out
+    assert "10 adapters were in use within a minute (95th percentile of 3d)" in told
+    assert "  loraserve:adapterSlots: 16\n" in told
+    assert "--max-loras=16" in told
+    (query,) = asked
+    assert query.startswith("quantile_over_time(0.95, count(sum by (model, version) (increase(")
+    assert 'loraserve_gateway_requests_total{namespace="ml-models", version!~"base|none|other"}[1m]' in query
+    assert query.endswith("> 0)[3d:1m])")
+
+
+def test_few_adapters_keep_a_slot_each_whatever_the_traffic(
+    prometheus: tuple[str, list[str], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = stack_with(40, tmp_path)
+    assert cli.main(["plan", str(stack), "--from-prometheus", prometheus[0], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["at_once"], told["offer"]["slots"]) == (10, 52)
+
+
+def test_a_prometheus_without_traffic_or_that_is_none_is_told_so(
+    prometheus: tuple[str, list[str], dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _, answer = prometheus
+    answer["data"] = {"result": []}
+    stack = str(stack_with(60, tmp_path))
+    assert cli.main(["plan", stack, "--from-prometheus", url]) == 1
+    assert "knows no request to an adapter in ml-models within 7d" in capsys.readouterr().err
+    assert cli.main(["plan", stack, "--from-prometheus", f"{url}/elsewhere"]) == 1
+    assert "answers 404" in capsys.readouterr().err

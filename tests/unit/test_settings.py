@@ -366,6 +366,13 @@ def test_published_sizes_fit_a_card_of_24_gb(
     assert plan_memory(parsed.serving).kv_tokens > 8 * parsed.max_model_len
 
 
+def test_slots_are_chosen_from_few_numbers() -> None:
+    told = problems(adapterSlots=10)
+    assert "loraserve:adapterSlots: vLLM compiles anew for each number: choose one of 4, 8, 16, 32" in told
+    assert parse(stack_values("dev", adapterSlots=16)).envelope
+    assert parse(stack_values("dev", adapterSlots="0")).envelope is None
+
+
 def test_what_is_dear_but_works_is_told_with_its_price() -> None:
     eight, quiet = many(8, targetModules=["q_proj", "v_proj"]), {"monitoringEnabled": False}
     assert list(advice(parse(stack_values("dev", adapters=eight, **quiet)))) == []
