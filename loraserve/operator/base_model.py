@@ -17,6 +17,7 @@ from loraserve.catalog.safetensors import tensors_of
 from loraserve.contract.base_model import with_defaults
 from loraserve.contract.document import explain, is_hub_id
 from loraserve.errors import LoraserveError
+from loraserve.planning.known_models import KNOWN_MODELS, KnownModel
 from loraserve.planning.model_shapes import ModelShape
 
 HUB = "https://huggingface.co"
@@ -40,10 +41,10 @@ class Described:
 
     name: str
     revision: str | None
-    """Full commit hash, of a model from the hub."""
+    """Full commit hash, of a model that was read from the hub."""
     shape: ModelShape
-    quantisation: str
     has_chat_template: bool
+    accepted_ids: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
         """By configuration key."""
@@ -52,20 +53,29 @@ class Described:
             "baseModel": self.name,
             **revision,
             "baseModelShape": self.shape.model_dump(mode="json", by_alias=True, exclude_none=True),
-            **({"acceptedBaseIds": [self.name]} if self.revision else {}),
+            **({"acceptedBaseIds": list(self.accepted_ids)} if self.accepted_ids else {}),
             "baseModelHasChatTemplate": self.has_chat_template,
         }
 
 
-def describe(source: str, revision: str = "main", hub: str = HUB) -> Described:
-    """From a folder, or from the hub by the model's id. Raises UnknownBaseModel, UnsafeFile."""
+def describe(source: str, revision: str | None = None, hub: str = HUB) -> Described:
+    """From a folder; or by the model's id, of those known here or, where a revision is named, from the hub.
+
+    Raises UnknownBaseModel, UnsafeFile.
+    """
     if Path(source).is_dir():
         return _of_folder(Path(source))
+    if (known := KNOWN_MODELS.get(source)) and not revision:
+        return _of_list(known)
     if is_hub_id(source):
-        return _OfHub(hub, source, revision).described()
+        return _OfHub(hub, source, revision or "main").described()
     raise UnknownBaseModel(
         f"{source} is neither a folder nor a hub id: give one that has a config.json, or owner/model"
     )
+
+
+def _of_list(known: KnownModel) -> Described:
+    return Described(known.name, None, known.shape, known.has_chat_template, known.accepted_ids)
 
 
 def _of_folder(folder: Path) -> Described:
@@ -149,10 +159,11 @@ def _described(name: str, revision: str | None, config: dict[str, Any], weights:
         raise UnknownBaseModel(f"{name} has no safetensors weights: convert it, or take a model that has")
     known = {field: value for field, value in with_defaults(config).items() if field in ModelShape.model_fields}
     try:
-        shape = ModelShape.model_validate(known | {"weights_gib": round(weights / _GIB, 2)})
+        more = {"weights_gib": round(weights / _GIB, 2), "family": kind, "quantisation": _quantisation(config) or None}
+        shape = ModelShape.model_validate(known | more)
     except ValidationError as error:
         raise UnknownBaseModel(f"{name} is no decoder-only model that is known here:\n{explain(error)}") from None
-    return Described(name, revision, shape, _quantisation(config), has_template)
+    return Described(name, revision, shape, has_template, (name,) if revision else ())
 
 
 def _quantisation(config: dict[str, Any]) -> str:

@@ -132,20 +132,22 @@ def cost(
 
 @click.command("base-model")
 @click.argument("source")
-@click.option("--revision", default="main", show_default=True, help="Of a model on the hub.")
+@click.option("--revision", help="Of a model on the hub; without it, one that is known here is not looked up.")
 @json_option
-def base_model(source: str, revision: str, as_json: bool) -> None:
+def base_model(source: str, revision: str | None, as_json: bool) -> None:
     """Print the stack's settings for a base model: SOURCE is its id on the hub, or its folder.
 
-    Reads config.json and the headers of its weights, which are not loaded. A gated model needs HF_TOKEN.
+    Models that many use are known here (loraserve/planning/known_models.py). Of others it reads config.json and the headers of
+    the weights, which are not loaded. A gated model needs HF_TOKEN.
     """
     from loraserve.operator import base_model as base_models
+    from loraserve.planning.known_models import known_fault
 
     found = base_models.describe(source, revision)
     if as_json:
-        print_json(found.settings() | {"quantisation": found.quantisation})
+        print_json(found.settings())
         return
-    tell(f"{found.shape.weights_gib} GiB of weights ({found.quantisation}). Set in the stack config:")
+    tell(f"{found.shape.weights_gib} GiB of weights ({found.shape.quantisation}). Set in the stack config:")
     for key, value in found.settings().items():
         if isinstance(value, dict):
             click.echo(
@@ -153,6 +155,8 @@ def base_model(source: str, revision: str, as_json: bool) -> None:
             )
         else:
             click.echo(f"loraserve:{key}: {json.dumps(value)}")
+    if fault := known_fault(found.shape):
+        tell(f"note: {fault}")
 
 
 COMMANDS = (plan, cost, base_model)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from loraserve.planning.envelope import crowding_warning, envelope_around, widening
 from loraserve.planning.gpu_memory import plan_memory, within_memory
+from loraserve.planning.known_models import known_fault
 from loraserve.planning.stack_settings import Settings
 
 MEASURED_GPUS = (1, 2)
@@ -18,6 +19,8 @@ def advice(settings: Settings) -> Iterator[str]:
     if crowding := crowding_warning(settings.adapters, settings.envelope):
         yield crowding
     yield from _widening(settings)
+    if settings.envelope and (fault := known_fault(settings.model_shape)):
+        yield f"{settings.base_model}: {fault}"
     if settings.monitoring_enabled and not settings.alerting.reaches_somebody:
         yield "alerts reach nobody: name an SNS topic, Slack, e-mail or a webhook in alerting (docs/alerting.md)"
     if settings.gpu_hours_per_day and (settings.inference_replicas or not settings.scaling_enabled):

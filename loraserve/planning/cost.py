@@ -26,7 +26,27 @@ class Prices:
 
 PRICES = {
     "us-east-1": Prices(
-        {"t3a.medium": 0.0376, "t3.medium": 0.0416, "t4g.nano": 0.0042, "g6.xlarge": 0.8048}, 0.045, 0.045, 0.08, 0.0225
+        {
+            "t3a.medium": 0.0376,
+            "t3.medium": 0.0416,
+            "t4g.nano": 0.0042,
+            "g4dn.xlarge": 0.526,
+            "g5.xlarge": 1.006,
+            "g5.2xlarge": 1.212,
+            "g6.xlarge": 0.8048,
+            "g6.2xlarge": 0.9776,
+            "g6.4xlarge": 1.3232,
+            "g6e.xlarge": 1.861,
+            "g6e.2xlarge": 2.24208,
+            "g6.12xlarge": 4.6016,
+            "g6e.12xlarge": 10.49264,
+            "p4d.24xlarge": 21.957642,
+            "p5.48xlarge": 55.04,
+        },
+        0.045,
+        0.045,
+        0.08,
+        0.0225,
     ),
     "eu-central-1": Prices(
         {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061},
@@ -36,6 +56,7 @@ PRICES = {
         0.027,
     ),
 }
+"""Of GPUs in us-east-1: Karpenter's table of 2026-07-20 (`zz_generated.pricing_aws.go`), which has no other region."""
 
 
 def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] | None:

@@ -1,8 +1,6 @@
-"""What is known of base models: the numbers that memory arithmetic needs, and which have no chat template of their own."""
+"""What is known of a base model: the numbers that memory arithmetic needs."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from pydantic import ConfigDict, PositiveFloat, PositiveInt
 from pydantic.alias_generators import to_camel
@@ -26,6 +24,10 @@ class ModelShape(DecoderConfig):
     """GPU memory of the loaded weights (vLLM logs it at start-up), GiB."""
     max_position_embeddings: PositiveInt | None = None
     """The longest context that the model was made for; None where it is not known."""
+    family: str | None = None
+    """The config.json's model_type."""
+    quantisation: str | None = None
+    """Such as `awq 4 bits`."""
 
     def kv_bytes_per_token(self, gpus: int = 1) -> int:
         """Key and value of every layer for one token, bytes on each GPU."""
@@ -41,26 +43,3 @@ class ModelShape(DecoderConfig):
                 split = module in _SPLIT_INPUTS
                 of_a_layer += [width_in // gpus if split else width_in, width_out if split else width_out // gpus]
         return [width * per_width for width in of_a_layer] * self.num_hidden_layers
-
-
-MISTRAL_7B_AWQ = ModelShape(
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    vocab_size=32000,
-    weights_gib=4.02,
-    max_position_embeddings=32768,
-)
-
-KNOWN_MODELS = {"TheBloke/Mistral-7B-v0.1-AWQ": MISTRAL_7B_AWQ}
-
-TRAINING_BASES = {
-    "TheBloke/Mistral-7B-v0.1-AWQ": ("mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
-}
-"""Id and commit of what a known quantised model was made of: adapters are trained on that."""
-
-DEFAULT_CHAT_TEMPLATES = {"TheBloke/Mistral-7B-v0.1-AWQ": Path(__file__).with_name("mistral_chat.jinja")}
-"""Of known models that have none: the format of their family."""

@@ -10,7 +10,8 @@ from loraserve.contract.addresses import PROJECT
 from loraserve.contract.document import is_hub_id
 from loraserve.contract.keys import EVERY_MODEL
 from loraserve.planning import gpu_memory, pod_resources
-from loraserve.planning.model_shapes import KNOWN_MODELS, ModelShape
+from loraserve.planning.known_models import KNOWN_MODELS
+from loraserve.planning.model_shapes import ModelShape
 from loraserve.planning.stack_settings import LONGEST_BALANCER_IDLE_SECONDS, Local, Settings
 
 EMULATED_ACCOUNT = "123456789012"
@@ -215,10 +216,10 @@ def evaluations_of_declared_adapters(settings: Settings) -> Iterator[str]:
 @_rule
 def known_shape(settings: Settings) -> Iterator[str]:
     if not _shape(settings):
-        fields = ", ".join(to_camel(field) for field in ModelShape.model_fields)
+        fields = ", ".join(to_camel(name) for name, field in ModelShape.model_fields.items() if field.is_required())
         yield (
             f"{PROJECT}:baseModelShape: nothing is known of {settings.base_model}: give {fields} from its config.json "
-            "(weightsGib: the size of its weight files)"
+            "(weightsGib: the size of its weight files), as `loraserve base-model` prints them"
         )
 
 
@@ -288,7 +289,8 @@ def disk_for_adapters_and_weights(settings: Settings) -> Iterator[str]:
 
 
 def _shape(settings: Settings) -> ModelShape | None:
-    return settings.base_model_shape or KNOWN_MODELS.get(settings.base_model)
+    known = KNOWN_MODELS.get(settings.base_model)
+    return settings.base_model_shape or (known and known.shape)
 
 
 def _strange_modules(settings: Settings, shape: ModelShape) -> list[str]:

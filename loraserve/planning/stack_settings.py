@@ -36,7 +36,8 @@ from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.extra_args import Levers, read_levers
 from loraserve.planning.gpu_memory import Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
-from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS, TRAINING_BASES, ModelShape
+from loraserve.planning.known_models import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS
+from loraserve.planning.model_shapes import ModelShape
 from loraserve.planning.objectives import Objective
 from loraserve.planning.pod_resources import adapters_in_memory
 from loraserve.planning.remote_write import RemoteWrite
@@ -350,7 +351,7 @@ class Settings(_Section):
     @property
     def model_shape(self) -> ModelShape:
         """The base model's shape, declared or known."""
-        return self.base_model_shape or KNOWN_MODELS[self.base_model]
+        return self.base_model_shape or KNOWN_MODELS[self.base_model].shape
 
     @property
     def weights_bytes(self) -> float:
@@ -375,9 +376,10 @@ class Settings(_Section):
         """What adapters are trained on: as declared or known, else what serves."""
         if self.training_base:
             return self.training_base
-        name, revision = TRAINING_BASES.get(self.base_model, (self.base_model, self.base_model_revision))
-        mirror = self.base_model_mirror if name == self.base_model else None
-        return TrainingBase(name=name, mirror=mirror, revision=None if mirror else revision)
+        known, mirror = KNOWN_MODELS.get(self.base_model), self.base_model_mirror
+        if known and known.trained_as:
+            return TrainingBase(name=known.trained_as, revision=known.trained_revision)
+        return TrainingBase(name=self.base_model, mirror=mirror, revision=None if mirror else self.base_model_revision)
 
     @property
     def base_identity(self) -> BaseIdentity:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from loraserve.planning.model_shapes import DEFAULT_CHAT_TEMPLATES
+from loraserve.planning.known_models import DEFAULT_CHAT_TEMPLATES
 from loraserve.planning.settings_parser import parse
 from loraserve.planning.stack_settings import Settings
 from tests.stack_values import OWN_MODEL_SHAPE, stack_values

@@ -12,7 +12,8 @@ from infra import pinned_images
 from loraserve.contract.desired_state import Envelope
 from loraserve.planning.gpu_memory import MEASURED_VLLM, Serving, largest_utilization, memory_problem, plan_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, Gpu
-from loraserve.planning.model_shapes import MISTRAL_7B_AWQ, ModelShape
+from loraserve.planning.known_models import MISTRAL_7B_AWQ
+from loraserve.planning.model_shapes import ModelShape
 from tests.stack_values import CHECKOUT
 
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")

@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_described_as_a_stack_says_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["base-model", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told.pop("quantisation") == "awq 4 bits"
+    assert told["baseModelShape"]["quantisation"] == "awq 4 bits"
     parsed = parse(stack_values("dev", **told | {"baseModel": "acme/own-1b"}))
     assert (parsed.model_shape.vocab_size, parsed.model_shape.head_dim) == (128256, 64)
     assert parsed.model_shape.weights_gib == 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.planning import pod_resources
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
-from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
+from loraserve.planning.known_models import MISTRAL_7B_AWQ
 from tests.stack_values import adapter
 
 

@@ -17,7 +17,7 @@ from infra.errors import ConfigError
 from loraserve.planning import pod_resources
 from loraserve.planning.advice import advice
 from loraserve.planning.gpu_memory import plan_memory
-from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
+from loraserve.planning.known_models import MISTRAL_7B_AWQ
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
 from loraserve.planning.stack_settings import Local, Settings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
-from loraserve.planning.model_shapes import MISTRAL_7B_AWQ
+from loraserve.planning.known_models import MISTRAL_7B_AWQ
 from loraserve.planning.training_memory import (
     TrainingRun,
     next_setting,
