@@ -140,7 +140,7 @@ def changes(run: TrainingRun) -> Iterator[tuple[str, TrainingRun]]:
         for other in GPU_INSTANCE_TYPES.values()
         if _gpu_gib(other) > _gpu_gib(run.instance) or _more_host(other, run)
     ]
-    for other in sorted(larger, key=lambda one: (_gpu_gib(one), one.memory_mib)):
+    for other in sorted(larger, key=lambda one: (one.gpus, _gpu_gib(one), one.memory_mib)):
         yield f"gpuInstanceType {other.name}", replace(run, instance=other)
     length = run.length
     while length // 2 >= SHORTEST_USEFUL_ROW:
