@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,15 +63,18 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 	@$(PY) -m pytest tests/e2e
 
 # bench.training is not among them: it needs the extra `train`, which nothing here installs (docs/training.md).
-# swaps, cold_start and losses load a local stack for many minutes each: only when asked for.
+# swaps, cold_start, losses and on_demand load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start losses'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start losses on_demand'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)
 	@$(PY) -m bench.soak --hours $(HOURS)
+
+reassign: install tools images ## At every new vLLM: answers stay right while adapters are loaded and evicted around them, five minutes (root)
+	@$(PY) -m bench.on_demand --adapters 12 --trained 12 --slots 4 --asked 8
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.tools

@@ -85,6 +85,7 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         adapter_dir=ADAPTER_DIR,
         base_folder=base_folder(settings),
         adapter_disk_bytes=pod_resources.adapter_disk_bytes(settings.adapters),
+        adapters_held=settings.adapters_held,
         port=AGENT_PORT,
         log_format=settings.log_format,
         # The document that it follows may be ahead of the vLLM beside it.

@@ -20,12 +20,15 @@ class Drain:
     began_at: float
     quiet_since: float
     last_used: float | None
+    times: DrainTimes
     backoff: Backoff = field(default_factory=Backoff)
 
-    def observe(self, last_used: float | None, now: float) -> None:
-        if last_used != self.last_used:
+    def observe(self, last_used: float | None, now: float, *, is_known: bool) -> None:
+        """While its uses are not known, it may be in use."""
+        if last_used != self.last_used or not is_known:
             self.last_used, self.quiet_since = last_used, now
 
-    def is_over(self, times: DrainTimes, now: float) -> bool:
+    def is_over(self, now: float) -> bool:
         quiet, whole = now - self.quiet_since, now - self.began_at
-        return now >= self.backoff.due_at and (quiet >= times.quiet_seconds or whole >= times.longest_seconds)
+        is_late = quiet >= self.times.quiet_seconds or whole >= self.times.longest_seconds
+        return is_late and now >= self.backoff.due_at

@@ -18,6 +18,7 @@ from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
 from loraserve.agent.vllm import Vllm
+from loraserve.agent.working_set import WorkingSet
 from loraserve.catalog.adapters import remove_partial_downloads
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_settings import AgentSettings, PodSettings
@@ -45,6 +46,7 @@ def run(settings: AgentSettings) -> None:
         downloads,
         metrics,
         disk=Disk(settings.adapter_dir, settings.adapter_disk_bytes),
+        working_set=WorkingSet(settings.adapters_held, settings.adapter_disk_bytes, on_ask=wake.set),
         drain_times=DrainTimes(),
         envelope=settings.envelope,
         on_quarantine=_on_quarantine(settings.kubernetes, vital),
@@ -53,7 +55,9 @@ def run(settings: AgentSettings) -> None:
     base_weights = BaseWeights(settings.base_folder, lambda: desired.value)
     metrics.follow(lambda: reconciler.report)
     try:
-        server = serve(AgentApi(reconciler, metrics, VllmMetrics(vllm), base_weights, vital=vital), settings.port)
+        key = settings.vllm_api_key
+        api = AgentApi(reconciler, metrics, VllmMetrics(vllm), base_weights, api_key=key, vital=vital)
+        server = serve(api, settings.port)
     except OSError as error:
         raise InvalidEnvironment(f"cannot listen on AGENT_PORT {settings.port}: {error.strerror}") from None
     stop = threading.Event()

@@ -30,6 +30,11 @@ class Metrics:
             "Versions that began to drain because their successor was ready.",
             registry=self._registry,
         )
+        self.evictions = Counter(
+            "loraserve_adapter_evictions",
+            "Versions that were unloaded because others were asked for later.",
+            registry=self._registry,
+        )
         self.reconcile_errors = Counter(
             "loraserve_reconcile_errors",
             "Failed attempts to fetch, load or unload an adapter, and failed passes.",

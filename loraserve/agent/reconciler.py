@@ -2,7 +2,7 @@
 
 Level-triggered: every pass asks vLLM what it holds and compares, so a restart of vLLM, of the agent or of both needs
 no special case. What goes wrong with one adapter quarantines that adapter only. A version that is no longer desired
-serves until its successor is ready, then drains.
+serves until its successor is ready, then drains. Where more are desired than vLLM holds, the rest waits for a request.
 """
 
 import logging
@@ -22,9 +22,10 @@ from loraserve.agent.drain import Drain, DrainTimes
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.probe import check_effect
 from loraserve.agent.vllm import Vllm, VllmBusy, VllmRefused, VllmUnreachable
+from loraserve.agent.working_set import EVICTION, WorkingSet
 from loraserve.catalog.bucket import Stopped
 from loraserve.catalog.files import DiskFull
-from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, State
+from loraserve.contract.agent_state import ARRIVING, AdapterStatus, AgentState, Slots, State
 from loraserve.contract.desired_state import Adapter, DesiredState, Envelope
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
@@ -61,7 +62,7 @@ class Progress:
 
     def enter(self, state: State, reason: str | None = None) -> None:
         """A quarantined adapter stays so, with its reason, while it is tried again."""
-        if self.state is not State.QUARANTINED or state is State.READY:
+        if self.state is not State.QUARANTINED or state in (State.READY, State.ON_DEMAND):
             self.state, self.reason, self.cause, self.transient = state, reason, None, False
 
 
@@ -76,6 +77,7 @@ class Reconciler:
         metrics: Metrics,
         *,
         disk: Disk,
+        working_set: WorkingSet,
         drain_times: DrainTimes,
         envelope: Envelope | None = None,
         on_quarantine: OnQuarantine = lambda *_: None,
@@ -93,6 +95,9 @@ class Reconciler:
         self._started_with = envelope
         self._on_quarantine = on_quarantine
         self._disk = disk
+        self._working_set = working_set
+        self.ask = working_set.ask
+        """May be called from any thread."""
         self._drain_times = drain_times
         self._clock = clock
         self._loads: Crew[Adapter, None] = Crew("load", LOADS, on_loaded, clock)
@@ -106,6 +111,8 @@ class Reconciler:
         self._probing: set[Adapter] = set()
         """Of those being loaded, what is that far."""
         self._last_used: dict[str, float] = {}
+        self._uses_are_known = False
+        """Whether vLLM told them in this pass."""
         self._kv_cache_usage: float | None = None
         self._trouble: str | None = "not asked yet"
         self.report = AgentState()
@@ -129,7 +136,8 @@ class Reconciler:
         self._collect()
         heard = self._observe()
         if self._desired.value:
-            for pin, progress in self._progress.items():
+            self._choose(self._desired.value.adapters)
+            for pin, progress in self._in_turn():
                 self._advance(pin, progress, self._desired.value, heard)
             try:
                 if heard:
@@ -157,12 +165,15 @@ class Reconciler:
         return trouble is None
 
     def _note_uses(self, loaded: dict[str, str]) -> None:
+        self._uses_are_known = False
         with suppress(VllmUnreachable, VllmRefused):  # a busy server's metrics may be late; what was seen stays
             load = self._vllm.load_now()
+            self._uses_are_known = True
             self._last_used |= load.last_used
             self._kv_cache_usage = load.kv_cache_usage
         told = loaded.keys() | {adapter.served_name for adapter in self._progress}
         self._last_used = {name: at for name, at in self._last_used.items() if name in told}
+        self._working_set.see(self._last_used)
 
     def _track(self, adapters: tuple[Adapter, ...]) -> None:
         """Keeps progress per desired version: a changed one starts afresh, a removed one is forgotten."""
@@ -191,6 +202,25 @@ class Reconciler:
             elif progress and progress.folder:
                 self._proven.add((progress.adapter.served_name, str(progress.folder)))
 
+    def _choose(self, adapters: tuple[Adapter, ...]) -> None:
+        """Says which adapters vLLM is to hold: an old version that serves until its successor does could not come back."""
+        self._working_set.choose(adapters, {ServedName(name).adapter for name in self._leftovers(self._loaded or {})})
+        for progress in self._progress.values():
+            if progress.state is State.ON_DEMAND and self._is_wanted(progress):
+                progress.enter(State.DESIRED)
+                progress.desired_since = self._clock()
+
+    def _is_wanted(self, progress: Progress) -> bool:
+        return progress.adapter.name in self._working_set.names
+
+    def _in_turn(self) -> list[tuple[Adapter, Progress]]:
+        """What requests wait for goes first, the oldest before the others."""
+
+        def rank(progress: Progress) -> float:
+            return progress.desired_since if self._working_set.is_asked(progress.adapter.name) else math.inf
+
+        return sorted(self._progress.items(), key=lambda entry: rank(entry[1]))
+
     def _advance(self, pin: Adapter, progress: Progress, desired: DesiredState, heard: bool) -> None:
         self.last_sign_of_life = now = self._clock()
         if pin in self._downloads.running or now < progress.backoff.due_at:
@@ -199,6 +229,8 @@ class Reconciler:
             progress.enter(State.PROBING if pin in self._probing else State.LOADING)
         elif misfit := self._misfit(pin, desired):
             self._quarantine(progress, misfit)
+        elif not self._is_wanted(progress):
+            self._set_aside(progress)
         elif progress.folder is None:
             self._fetch(pin, progress, desired)
         elif self._loaded is None:
@@ -206,14 +238,23 @@ class Reconciler:
         elif heard:
             self._serve(pin, progress, progress.folder, self._loaded, desired.base.name)
 
+    def _set_aside(self, progress: Progress) -> None:
+        progress.enter(State.ON_DEMAND)
+        if progress.adapter.served_name not in (self._loaded or {}):
+            progress.folder = None  # it may be removed from the disk
+
     def _fetch(self, pin: Adapter, progress: Progress, desired: DesiredState) -> None:
         running = self._downloads.running
-        in_use = {adapter.folder_name for adapter in self._progress.keys() | self._loads.running}
+        wanted = [adapter for adapter, progress in self._progress.items() if self._is_wanted(progress)]
+        in_use = {adapter.folder_name for adapter in (*wanted, *self._loads.running)}
         in_use |= {Path(folder).name for folder in (self._loaded or {}).values()}
         try:
             self._disk.make_room(pin, keep=in_use, reserved_bytes=sum(adapter.size_bytes for adapter in running))
         except (DiskFull, OSError) as error:
-            self._quarantine(progress, error)
+            if isinstance(error, DiskFull) and not self._working_set.is_all:
+                progress.enter(State.DESIRED, "waits for room on the disk")
+            else:
+                self._quarantine(progress, error)
         else:
             started = self._downloads.start(pin, desired)
             progress.enter(State.FETCHING if started else State.DESIRED, None if started else "waits for its turn")
@@ -235,6 +276,8 @@ class Reconciler:
             self._mark_ready(progress)
         elif loaded.get(name) != str(folder) and self._is_slot_coming(loaded):
             progress.enter(State.LOADING, "waiting for the slot of a version that drains")
+        elif self._is_canary_of_arriving(progress.adapter):
+            progress.enter(State.LOADING, "waits for its stable version")
         elif self._start_load(pin, progress.adapter, folder, loaded.get(name), base):
             progress.enter(State.LOADING)
         else:
@@ -244,7 +287,15 @@ class Reconciler:
         """Beyond its slots vLLM swaps, which slows others: better wait where one becomes free by itself."""
         envelope = self._envelope()
         held = loaded.keys() | {adapter.served_name for adapter in self._loads.running}
-        return bool(envelope and len(held) >= envelope.slots and self._drains)
+        own_slots = envelope and len(self._progress) <= envelope.slots
+        return bool(envelope and own_slots and len(held) >= envelope.slots and self._drains)
+
+    def _is_canary_of_arriving(self, adapter: Adapter) -> bool:
+        """Callers of the stable version would get the canary, if it were there first."""
+        if adapter.canary_percent is None:
+            return False
+        others = (progress for pin, progress in self._progress.items() if pin.name == adapter.name)
+        return any(other.state in ARRIVING and other.adapter.canary_percent is None for other in others)
 
     def _start_load(self, pin: Adapter, adapter: Adapter, folder: Path, loaded_from: str | None, base: str) -> bool:
         """Whether there was room; two of one name would unload each other's."""
@@ -295,25 +346,39 @@ class Reconciler:
         log.warning(event("adapter quarantined", adapter=name, reason=reason, retry=retry))
 
     def _release_leftovers(self) -> None:
-        """Drains what is not desired, but an old version only once every desired one of its name is ready."""
+        """Drains what is not to be held, but an old version only once every desired one of its name is ready."""
         if self._loaded is None:
             return
         now = self._clock()
-        arriving = {progress.adapter.name for progress in self._progress.values() if progress.state is not State.READY}
-        for name in self._leftovers(self._loaded):
+        settled = (State.READY, State.ON_DEMAND)
+        arriving = {progress.adapter.name for progress in self._progress.values() if progress.state not in settled}
+        leftovers, evicted = self._leftovers(self._loaded), self._evicted(self._loaded)
+        for name in leftovers:
             if name not in self._drains and ServedName(name).adapter not in arriving:
-                self._begin_drain(name, now)
-        self._drains = {name: drain for name, drain in self._drains.items() if name in self._leftovers(self._loaded)}
+                self._begin_drain(name, self._drain_times, now)
+                if any(adapter.name == ServedName(name).adapter for adapter in self._progress):
+                    self._metrics.swaps.inc()
+        for name in evicted.keys() - self._drains:
+            self._begin_drain(name, EVICTION, now)
+        self._drains = {name: drain for name, drain in self._drains.items() if name in {*leftovers, *evicted}}
         for name, drain in self._drains.items():
-            drain.observe(self._last_used.get(name), now)
-            if drain.is_over(self._drain_times, now) and not self._unload(name, self._loaded):
+            drain.observe(self._last_used.get(name), now, is_known=self._uses_are_known)
+            if not drain.is_over(now):
+                continue
+            if not self._unload(name, self._loaded):
                 drain.backoff.fail(now)
+            elif name in evicted:
+                evicted[name].folder = None
+                self._metrics.evictions.inc()
 
-    def _begin_drain(self, name: str, now: float) -> None:
-        self._drains[name] = Drain(began_at=now, quiet_since=now, last_used=self._last_used.get(name))
-        if any(adapter.name == ServedName(name).adapter for adapter in self._progress):
-            self._metrics.swaps.inc()
+    def _begin_drain(self, name: str, times: DrainTimes, now: float) -> None:
+        self._drains[name] = Drain(now, now, self._last_used.get(name), times)
         log.info(event("adapter draining", adapter=name))
+
+    def _evicted(self, loaded: dict[str, str]) -> dict[str, Progress]:
+        """Desired versions that vLLM still holds and is no longer to."""
+        aside = (progress for progress in self._progress.values() if progress.state is State.ON_DEMAND)
+        return {served: progress for progress in aside if (served := progress.adapter.served_name) in loaded}
 
     def _leftovers(self, loaded: dict[str, str]) -> list[str]:
         desired = {adapter.served_name for adapter in self._progress}

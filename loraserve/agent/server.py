@@ -1,5 +1,6 @@
 """What the agent answers over HTTP: state, metrics and probes."""
 
+import hmac
 import http.server
 import logging
 import threading
@@ -7,10 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
-from loraserve.contract.agent_state import SETTLED, AdapterStatus, State
+from loraserve.contract.agent_state import DEMAND_PATH, SETTLED, AdapterStatus, Demand, State
 from loraserve.log import event
 
 log = logging.getLogger(__name__)
@@ -19,6 +22,8 @@ LONGEST_SILENCE_SECONDS = 120.0
 """More than the slowest pass of the reconciler: it waits for a few short answers of vLLM, and deletes from the disk."""
 HOLD_SECONDS = 180.0
 """How long, from vLLM's first answer on, an adapter that is tried again keeps the pod from becoming ready."""
+LARGEST_DEMAND_BYTES = 256 << 10
+"""Some names for each request that a gateway may hold."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,17 @@ class AgentApi:
         vllm_metrics: VllmMetrics,
         base_weights: BaseWeights,
         *,
+        api_key: str | None = None,
         vital: Sequence[threading.Thread] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`vital` threads never end while the agent is well; `clock` is the reconciler's."""
+        """`api_key` is vLLM's, and asked of who wants adapters to be loaded; None asks none. `vital` threads never end while
+        the agent is well; `clock` is the reconciler's."""
         self._reconciler = reconciler
         self._metrics = metrics
         self._vllm_metrics = vllm_metrics
         self._base_weights = base_weights
+        self._api_key = api_key
         self._vital = vital
         self._clock = clock
         self._readiness = Readiness(reconciler, clock)
@@ -101,6 +109,17 @@ class AgentApi:
         known = {"ready": self._readiness.obstacle() is None, "age": self._reconciler.age}
         report = self._reconciler.report.model_copy(update=known)
         return Answer(report.model_dump_json(by_alias=True), content_type="application/json")
+
+    def demand(self, body: bytes, authorization: str) -> Answer:
+        """Takes note of what requests wait for and use; answers the state."""
+        if self._api_key and not hmac.compare_digest(authorization.encode(), f"Bearer {self._api_key}".encode()):
+            return Answer("unauthorized; give vLLM's API key\n", 401)
+        try:
+            demand = Demand.model_validate_json(body)
+        except ValidationError as error:
+            return Answer(f"{error}\n", 400)
+        self._reconciler.ask(demand.adapters)
+        return self.state()
 
     def metrics(self) -> Answer:
         """vLLM's metrics, where it answers, and the agent's."""
@@ -135,7 +154,20 @@ def serve(api: AgentApi, port: int) -> http.server.ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             route = api.routes.get(self.path.partition("?")[0])
-            answer = route() if route else Answer(f"no such page; there are {', '.join(api.routes)}\n", 404)
+            self._send(route() if route else Answer(f"no such page; there are {', '.join(api.routes)}\n", 404))
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if self.path != DEMAND_PATH:
+                answer = Answer(f"no such page; there is {DEMAND_PATH}\n", 404)
+            elif not length.isdecimal() or int(length) > LARGEST_DEMAND_BYTES:
+                answer = Answer(f"give a Content-Length of at most {LARGEST_DEMAND_BYTES}\n", 413)
+                self.close_connection = True
+            else:
+                answer = api.demand(self.rfile.read(int(length)), self.headers.get("Authorization", ""))
+            self._send(answer)
+
+        def _send(self, answer: Answer) -> None:
             body = answer.text.encode()
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)

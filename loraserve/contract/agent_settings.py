@@ -28,6 +28,8 @@ class AgentSettings(ProcessSettings):
     """Where vLLM looks for mirrored base weights; None: it takes them from the hub."""
     adapter_disk_bytes: Count = 10 << 30
     """What versions may take there in all."""
+    adapters_held: Count | None = None
+    """How many versions vLLM is to hold; of more, those are that were asked for last. None: all that are declared."""
     vllm_url: Url = f"http://127.0.0.1:{VLLM_PORT}"
     vllm_api_key: str | None = None
     port: Port = AGENT_PORT

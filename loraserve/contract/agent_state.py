@@ -7,6 +7,8 @@ from loraserve.contract.served_name import ServedName
 
 
 class State(StrEnum):
+    ON_DEMAND = "on-demand"
+    """Declared, and not held: it is loaded when a request asks for it."""
     DESIRED = "desired"
     FETCHING = "fetching"
     LOADING = "loading"
@@ -16,8 +18,10 @@ class State(StrEnum):
     QUARANTINED = "quarantined"
 
 
-SETTLED = (State.READY, State.DRAINING, State.QUARANTINED)
+SETTLED = (State.ON_DEMAND, State.READY, State.DRAINING, State.QUARANTINED)
 """Nothing more is to come before requests may be sent."""
+ARRIVING = (State.DESIRED, State.FETCHING, State.LOADING, State.PROBING)
+"""On the way to ready."""
 
 
 class AdapterStatus(Document):
@@ -42,6 +46,16 @@ class Slots(Document):
     total: int
     used: int
     """Versions that vLLM holds; those beyond `total` are swapped in and out."""
+
+
+DEMAND_PATH = "/v1/demand"
+
+
+class Demand(Document):
+    """What a gateway tells an agent, with vLLM's API key; the answer is the agent's state."""
+
+    adapters: tuple[str, ...]
+    """Served names that requests wait for, or were sent to since the last time."""
 
 
 class AgentState(Document):

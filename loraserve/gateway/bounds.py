@@ -28,5 +28,7 @@ class Bounds:
     """Of all requests' bodies, those that run included; half of it for one tenant. Each takes up to four times its size."""
     sequences: int = 64
     """That one request may generate side by side."""
+    load_seconds: float = 60
+    """A request waits so long for an adapter that is loaded for it, on a pod that is there."""
     cold_start_seconds: float = FROM_ZERO.middle
     """How long a start from zero takes, until this replica has seen one."""

@@ -153,5 +153,11 @@ class AdapterUnavailable(ApiError):
     status, code = 503, "adapter_unavailable"
 
 
+class AdapterLoading(ApiError):
+    """An adapter that is loaded on demand did not come within the time that a request waits for it."""
+
+    status, code = 503, "adapter_loading"
+
+
 class UpstreamTimeout(ApiError):
     status, code = 504, "upstream_timeout"

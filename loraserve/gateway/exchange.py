@@ -18,6 +18,7 @@ from loraserve.gateway.cold_start import ColdStarts
 from loraserve.gateway.completion import BYTES_PER_TOKEN, Completion
 from loraserve.gateway.doors import Door
 from loraserve.gateway.errors import (
+    AdapterLoading,
     AdapterUnavailable,
     ApiError,
     Asleep,
@@ -104,6 +105,8 @@ class Exchange:
         self._key = key
         self._completion = completion
         self._deadline = record.started + gateway.settings.wait_seconds
+        self._loading_since: float | None = None
+        """Since when it has waited for an adapter that is loaded for it."""
         self._stream: web.StreamResponse | None = None
         """The answer, once its headers are sent: what happens from then on is told in band."""
 
@@ -147,7 +150,7 @@ class Exchange:
     async def _serve(self, route: Route) -> web.StreamResponse:
         try:
             return await self._attempt(route)
-        except (AdapterUnavailable, Asleep, UpstreamTimeout) as error:
+        except (AdapterLoading, AdapterUnavailable, Asleep, UpstreamTimeout) as error:
             if not route.falls_back or self._stream or not self._gateway.pods.awake:
                 raise
             self._record.fallback = error.code
@@ -168,8 +171,10 @@ class Exchange:
             except _Refused:
                 error = AdapterUnavailable(f"vLLM does not know {place.served}.", param="model", retry_after=5)
                 self._gateway.pods.refused(place)
-            failures += 1
             await self._gateway.pods.refresh(place.pod)
+            if isinstance(error, AdapterUnavailable) and self._gateway.pods.has_evicted(place):
+                continue  # it is loaded again; no attempt was made
+            failures += 1
             given_up = route.falls_back and not self._gateway.pods.ready(route)
             if failures == ATTEMPTS or (isinstance(error, AdapterUnavailable) and given_up):
                 raise error
@@ -190,20 +195,34 @@ class Exchange:
         finally:
             waited = time.monotonic() - since
             self._record.waited += waited
+            if self._loading_since is not None:
+                self._gateway.metrics.load_wait.observe(time.monotonic() - self._loading_since)
+                self._loading_since = None
             self._gateway.metrics.wait.labels(self._gateway.metrics.model(route.model)).observe(waited)
 
     async def _wait(self, ticket: Ticket) -> Place:
         while not ticket.place.done():
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                raise Asleep(
-                    f"{ticket.route.model} is not ready yet; try again later.",
-                    retry_after=self._gateway.cold_starts.remaining(),
-                )
+            if (left := self._time_left(ticket.route)) <= 0:
+                raise self._too_late(ticket.route)
             await asyncio.wait([ticket.place], timeout=min(left, KEEP_ALIVE_SECONDS))
             if not ticket.place.done() and self._completion.streams:
                 await self._write(_COMMENT)
         return ticket.place.result()
+
+    def _time_left(self, route: Route) -> float:
+        """Seconds that it may still wait: a start may take longer than the load of an adapter."""
+        now = time.monotonic()
+        if not self._gateway.pods.is_loading(route):
+            return self._deadline - now
+        if self._loading_since is None:
+            self._loading_since = now
+        return min(self._deadline, self._loading_since + self._gateway.bounds.load_seconds) - now
+
+    def _too_late(self, route: Route) -> ApiError:
+        retry_after = self._gateway.cold_starts.remaining()
+        if self._gateway.pods.is_loading(route):
+            return AdapterLoading(f"{route.model} is still being loaded; try again.", retry_after=retry_after)
+        return Asleep(f"{route.model} is not ready yet; try again later.", retry_after=retry_after)
 
     async def _forward(self, place: Place) -> web.StreamResponse:
         self._record.served = place.served

@@ -115,7 +115,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     keys = Keys(settings.keys_file)
     keys.refresh()
     http = await stack.enter_async_context(upstream.session(settings.stall_seconds))
-    pods = Pods(http, settings.agent_port, settings.pod_concurrency)
+    pods = Pods(http, settings.agent_port, settings.pod_concurrency, agent_key=settings.vllm_api_key)
     stack.push_async_callback(pods.close)
     cold_starts = ColdStarts(pods, metrics, bounds.cold_start_seconds, waiting=lambda: room.count)
     room = WaitingRoom(

@@ -19,9 +19,10 @@ from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS
 BASE, NONE, OTHER = NO_ADAPTER
 """The version of what the base model answered, also in an adapter's stead; of a request that none answered; and a model,
 a version or a tenant that is not declared."""
-FALLBACK_REASONS = ("adapter_unavailable", "model_starting", "upstream_timeout")
+FALLBACK_REASONS = ("adapter_loading", "adapter_unavailable", "model_starting", "upstream_timeout")
 """The errors that a caller of an adapter may be spared."""
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_LOADS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60)
 _WAITS = (0.1, 1, 5, 15, 30, 60, 120, 240, 360, 480, 600)
 
 
@@ -67,6 +68,12 @@ class Metrics:
             ("model",),
             registry=registry,
             buckets=_WAITS,
+        )
+        self.load_wait = Histogram(
+            "loraserve_gateway_adapter_load_wait_seconds",
+            "Time a request was held while an adapter was loaded for it.",
+            registry=registry,
+            buckets=_LOADS,
         )
         self.tokens = Counter(
             "loraserve_gateway_tokens",

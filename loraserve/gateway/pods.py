@@ -7,12 +7,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 from pydantic import ValidationError
 
-from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.agent_state import ARRIVING, DEMAND_PATH, AdapterStatus, AgentState, Demand, State
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.errors import AdapterUnavailable
 from loraserve.gateway.routing import ANY_OTHER, Route
@@ -23,6 +25,8 @@ from loraserve.log import event
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+LOADING_POLL_SECONDS = 0.1
+"""While requests wait for what the pod loads."""
 FRESH_SECONDS = 5.0
 """What an agent said longer ago is not acted on."""
 SLOW_SECONDS = 60.0
@@ -62,12 +66,46 @@ class Pod:
     """vLLM took no connection."""
     refused_until: dict[str, float] = field(default_factory=dict)
     """Served name -> vLLM did not know it."""
+    evicts: bool = False
+    """It holds a part of what is declared, and loads and evicts by what it hears of requests."""
+    used: set[str] = field(default_factory=set)
+    """What requests were sent for since it was told."""
+    wanted: set[str] = field(default_factory=set)
+    """What requests have waited for since it was told."""
+    told: frozenset[str] = frozenset()
+    """What it was told last that requests wait for."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its agent is to be asked now."""
 
     def hear(self, state: AgentState, now: float) -> None:
         """Takes over what the agent said."""
         if state != self.state:
             self.state, self.versions = state, {status.served_name: status for status in state.adapters}
+            self.evicts = any(status.state is State.ON_DEMAND for status in state.adapters)
+            # Doubts are about what it says that it has.
+            self.refused_until = {served: at for served, at in self.refused_until.items() if self._claims(served)}
         self.heard_at, self.slow = now, False
+
+    def want(self, served: str) -> None:
+        """Has it loaded; it is told at once, and again as long as requests wait."""
+        self.wanted.add(served)
+        if served not in self.told:
+            self.hurry.set()
+
+    def demand(self) -> Demand | None:
+        """What its agent is to be told now."""
+        names, self.told = self.wanted | self.used, frozenset(self.wanted)
+        self.wanted, self.used = set(), set()
+        return Demand(adapters=tuple(sorted(names))) if names else None
+
+    def would_load(self, served: str) -> bool:
+        """Whether it loads it for requests, or is about to."""
+        status = self.versions.get(served)
+        return bool(self.evicts and status and status.state in (State.ON_DEMAND, *ARRIVING))
+
+    def _claims(self, served: str) -> bool:
+        status = self.versions.get(served)
+        return status.state is State.READY if status else served == self.state.base
 
     def heard(self, now: float) -> bool:
         """Whether what its agent said still counts."""
@@ -79,8 +117,7 @@ class Pod:
             return False
         if (self.state.age or 0) > SLOW_SECONDS:
             return False
-        status = self.versions.get(served)
-        return status.state is State.READY if status else served == self.state.base
+        return self._claims(served)
 
 
 @dataclass(frozen=True)
@@ -109,12 +146,14 @@ class Pods:
         agent_port: int,
         concurrency: int,
         *,
+        agent_key: str = "",
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._http = http
         self._agent_port = agent_port
         self._concurrency = concurrency
+        self._agent_headers = {"Authorization": f"Bearer {agent_key}", "Content-Type": "application/json"}
         self._clock = clock
         self.on_change = on_change
         self._pods: dict[str, Pod] = {}
@@ -147,10 +186,16 @@ class Pods:
         await asyncio.gather(*self._polls.values(), return_exceptions=True)
 
     async def refresh(self, pod: Pod) -> None:
-        """Asks the agent now."""
-        url = f"http://{host(pod.address)}:{self._agent_port}/v1/state"
+        """Asks the agent now, and tells it what requests need."""
+        url, demand = f"http://{host(pod.address)}:{self._agent_port}", pod.demand()
+        options: dict[str, Any] = {"timeout": _ANSWER, "raise_for_status": True, "allow_redirects": False}
+        if demand:
+            told = {"data": demand.model_dump_json(by_alias=True), "headers": self._agent_headers}
+            question = self._http.post(f"{url}{DEMAND_PATH}", **told, **options)
+        else:
+            question = self._http.get(f"{url}/v1/state", **options)
         try:
-            async with self._http.get(url, timeout=_ANSWER, raise_for_status=True, allow_redirects=False) as answer:
+            async with question as answer:
                 # An agent may be newer than this gateway.
                 pod.hear(AgentState.model_validate_json(await answer.read(), extra="ignore"), self._clock())
         except (*BROKEN, TimeoutError, ValidationError) as error:
@@ -173,9 +218,12 @@ class Pods:
         """
         for candidates in self._candidates(route):
             if candidates:
-                found = self._least_surprising(candidates, route.is_patient)
-                return found and self._occupy(*found, tenant, sequences)
-        self._give_up_hopeless(route)
+                if found := self._least_surprising(candidates, route.is_patient):
+                    return self._occupy(*found, tenant, sequences)
+                self._have_loaded(route)  # by a pod that has room
+                return None
+        if not self._have_loaded(route):
+            self._give_up_hopeless(route)
         return None
 
     @property
@@ -207,6 +255,15 @@ class Pods:
         """Whether a pod has it, room or not."""
         return any(self._candidates(route))
 
+    def is_loading(self, route: Route) -> bool:
+        """Whether a vLLM that is there loads it, because requests wait for it."""
+        awake = [pod.wanted | pod.told for pod in self.heard if pod.state.loaded is not None]
+        return not self.ready(route) and any(served in wanted for wanted in awake for served in route.served)
+
+    def has_evicted(self, place: Place) -> bool:
+        """Whether its pod holds no longer what a request was sent there for."""
+        return place.pod.would_load(place.served)
+
     def status(self, route: Route) -> str:
         """One word on a model, for people: ready, sleeping, or what its agent does with it."""
         if self.ready(route):
@@ -234,7 +291,19 @@ class Pods:
                 return pod, served
         return None
 
+    def _have_loaded(self, route: Route) -> bool:
+        """Whether a pod could load it: where that is under way, else where the adapter is at home."""
+        for served in route.served:
+            able = [pod for pod in self.heard if pod.would_load(served)]
+            if able:
+                under_way = [pod for pod in able if pod.versions[served].state is not State.ON_DEMAND]
+                max(under_way or able, key=lambda pod: _affinity(pod, served)).want(served)
+                return True
+        return False
+
     def _occupy(self, pod: Pod, served: str, tenant: str, sequences: int) -> Place:
+        if pod.evicts:
+            pod.used.add(served)
         pod.running += sequences
         self.running_by_tenant[tenant] += sequences
         return Place(pod, served, tenant, sequences, self._release)
@@ -255,8 +324,11 @@ class Pods:
 
     async def _poll_forever(self, pod: Pod) -> None:
         while True:
+            pod.hurry.clear()
             await self.refresh(pod)
-            await asyncio.sleep(POLL_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOADING_POLL_SECONDS if pod.wanted else POLL_SECONDS):
+                    await pod.hurry.wait()
 
 
 def _affinity(pod: Pod, served: str) -> bytes:

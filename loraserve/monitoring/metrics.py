@@ -57,6 +57,7 @@ _ENGINE = "model_name engine"
 FAILURES = (
     "overloaded",
     "model_starting",
+    "adapter_loading",
     "adapter_unavailable",
     "gateway_stopping",
     "gpu_hours_spent",
@@ -75,6 +76,7 @@ REQUESTS = "loraserve_gateway_requests_total"
 NO_ADAPTER = ("base", "none", "other")
 """Versions of a request that no declared adapter answered."""
 WAIT = "loraserve_gateway_wait_seconds"
+LOAD_WAIT = "loraserve_gateway_adapter_load_wait_seconds"
 COLD_START_PHASE = "loraserve_gateway_cold_start_phase_seconds"
 FETCH = "loraserve_adapter_fetch_seconds"
 CANARY = "loraserve_gateway_canary_callers"
@@ -126,9 +128,11 @@ ALL = {
         *_histogram(Source.GATEWAY, INTER_TOKEN, "model version"),
         *_histogram(Source.GATEWAY, DURATION, "model version"),
         *_histogram(Source.GATEWAY, WAIT, "model"),
+        *_histogram(Source.GATEWAY, LOAD_WAIT),
         *_histogram(Source.GATEWAY, COLD_START_PHASE, "phase"),
         *_family(Source.AGENT, "loraserve_desired_followed", "loraserve_vllm_up"),
         *_family(Source.AGENT, "loraserve_slots", "loraserve_slots_used", "loraserve_adapter_swaps_total"),
+        *_family(Source.AGENT, "loraserve_adapter_evictions_total"),
         *_family(Source.AGENT, "loraserve_reconcile_errors_total"),
         *_family(Source.AGENT, "loraserve_adapter_state", labels="adapter version state"),
         *_family(Source.AGENT, "loraserve_adapter_quarantined", labels="adapter version cause"),

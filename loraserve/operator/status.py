@@ -38,7 +38,7 @@ _FROM_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A port of this machine is no business of a proxy."""
 _SOON = timedelta(days=14)
 """Time to make a key, have it reviewed and bring it to its tenant."""
-_STYLES = {State.READY: "green", State.QUARANTINED: "red", State.DRAINING: "dim"}
+_STYLES = {State.READY: "green", State.QUARANTINED: "red", State.DRAINING: "dim", State.ON_DEMAND: "dim"}
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def _rows(pod: PodStatus, now: float) -> Iterator[tuple[str, ...]]:
 
 def _summary(state: AgentState) -> tuple[str, ...]:
     slots = f"{state.slots.used} of {state.slots.total} slots" if state.slots else "no slots"
+    waiting = sum(adapter.state is State.ON_DEMAND for adapter in state.adapters)
+    slots += f", {waiting} on demand" if waiting else ""
     problem = f"; [red]{escape(state.problem)}[/]" if state.problem else ""
     return slots, "", f"{'takes requests' if state.ready else 'takes no requests yet'}{problem}", ""
 

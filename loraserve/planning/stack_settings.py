@@ -244,6 +244,8 @@ class Local(_Section):
     """cpu: the image has vLLM's CPU build. The pod is placed by the same rules."""
     single_node: bool = False
     """There is one node for all pods, and it carries the GPU group's taint."""
+    adapters_in_memory: Annotated[int, Field(ge=1)] | None = None
+    """How many adapters vLLM keeps in memory, where the pod would have room for more."""
     aws_endpoint_url: Url | None = None
     """Address of an emulated AWS that pods use instead of the real one."""
 
@@ -481,8 +483,15 @@ class Settings(_Section):
         ]
 
     @property
+    def adapters_held(self) -> int | None:
+        """How many adapters vLLM keeps in memory, which others replace when requests ask for them; None without LoRA."""
+        if not (envelope := self.envelope):
+            return None
+        in_memory = self.local.adapters_in_memory or adapters_in_memory(self.model_shape, envelope, self.gpu_instance)
+        return max(envelope.slots, in_memory)
+
+    @property
     def lora_flags(self) -> list[str]:
         """vLLM's start-up flags for its adapters."""
-        if not (envelope := self.envelope):
-            return []
-        return lora_flags(envelope, adapters_in_memory(self.model_shape, envelope, self.gpu_instance))
+        envelope, held = self.envelope, self.adapters_held
+        return lora_flags(envelope, held) if envelope and held else []

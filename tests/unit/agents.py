@@ -16,6 +16,7 @@ from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi
 from loraserve.agent.vllm import Vllm
+from loraserve.agent.working_set import WorkingSet
 from loraserve.catalog.bucket import Bucket
 from loraserve.contract.agent_state import AdapterStatus
 from loraserve.contract.base_model import Base
@@ -54,6 +55,7 @@ class Agent:
         *,
         envelope: Envelope | None = None,
         disk_bytes: int = 1 << 30,
+        held: int | None = None,
     ) -> None:
         self.seconds = 0.0
         self.bucket = bucket
@@ -67,6 +69,7 @@ class Agent:
             downloads,
             self.metrics,
             disk=Disk(disk, disk_bytes),
+            working_set=WorkingSet(held, disk_bytes, self._done.set, clock),
             drain_times=DrainTimes(),
             envelope=envelope,
             on_loaded=self._done.set,
@@ -79,6 +82,7 @@ class Agent:
             self.metrics,
             VllmMetrics(client, clock),
             BaseWeights(None, lambda: None),
+            api_key=vllm.api_key,
             vital=self.vital,
             clock=clock,
         )

@@ -16,7 +16,7 @@ import httpx
 from aiohttp import web
 
 from local.processes import free_ports
-from loraserve.contract.agent_state import AdapterStatus, AgentState, State
+from loraserve.contract.agent_state import DEMAND_PATH, AdapterStatus, AgentState, Demand, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
 from loraserve.contract.gateway_settings import GatewaySettings
@@ -54,6 +54,10 @@ class FakePod:
         self.report = AgentState()
         self.known: set[str] = {BASE}
         """What vLLM answers to."""
+        self.demands: list[tuple[str, frozenset[str]]] = []
+        """With which key the agent was told what requests need."""
+        self.on_demand: Callable[[frozenset[str]], None] | None = None
+        """What the agent does then; nothing where it is None."""
         self.agent_up = True
         self.agent_hangs = False
         """It takes connections, and answers nothing."""
@@ -77,6 +81,13 @@ class FakePod:
         self.known = {BASE, *loaded}
         self.report = AgentState(base=BASE, adapters=tuple(statuses), loaded=loaded, ready=state is State.READY)
 
+    def loads_on_demand(self, *versions: str, held: tuple[str, ...] = ()) -> None:
+        """Declared are these, held are those."""
+        self.holds(*held)
+        waiting = [ServedName(served) for served in versions if served not in held]
+        aside = [AdapterStatus(name=s.adapter, version=s.version or "", state=State.ON_DEMAND) for s in waiting]
+        self.report = self.report.model_copy(update={"adapters": (*self.report.adapters, *aside)})
+
     def starting(self) -> None:
         """The agent answers, vLLM does not."""
         self.report = AgentState(base=BASE)
@@ -98,6 +109,7 @@ class FakePod:
             app = web.Application(client_max_size=16 << 20)
             if part == "agent":
                 app.router.add_get("/v1/state", self._state)
+                app.router.add_post(DEMAND_PATH, self._demand)
             else:
                 app.router.add_post("/{path:.*}", self._complete)
             runner = web.AppRunner(
@@ -122,6 +134,13 @@ class FakePod:
         if not self.agent_up:
             return web.Response(status=503)
         return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")
+
+    async def _demand(self, request: web.Request) -> web.Response:
+        names = frozenset(Demand.model_validate_json(await request.read()).adapters)
+        self.demands.append((request.headers["Authorization"], names))
+        if self.on_demand:
+            self.on_demand(names)
+        return await self._state(request)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -42,35 +42,69 @@ def test_a_week_of_releases_leaves_the_agent_as_it_was(
         agent.settle()
         agent.drain()
 
-    def measure() -> dict[str, int]:
-        state = vars(agent.reconciler)
-        kept = (
-            "_progress",
-            "_drains",
-            "_loaded",
-            "_proven",
-            "_probing",
-            "_last_used",
-            "report",
-            "_loads",
-            "_downloads",
-        )
-        return {
-            **{name: size(state[name], {id(agent.metrics), id(agent.bucket)}) for name in kept},
-            "series": len([line for line in agent.api.metrics().text.splitlines() if not line.startswith("#")]),
-            "threads": threading.active_count(),
-            "versions on disk": min(DISK_VERSIONS, len(list(disk.iterdir()))),
-        }
-
     for number in range(1, 4):
         release(number)
-    early = measure()
+    early = measure(agent, disk)
     for number in range(4, RELEASES):
         release(number)
-    late = measure()
 
-    assert {name: (early[name], late[name]) for name in late if late[name] > early[name] * 1.2 + 5} == {}
+    assert grown(early, measure(agent, disk)) == {}
     assert len(list(disk.iterdir())) <= 2 * DISK_VERSIONS
+
+
+def test_a_week_of_requests_for_more_than_is_held_leaves_it_as_it_was(
+    new_agent: Callable[..., Agent], vllm: FakeVllm, desired: Path, disk: Path, publish: Callable[..., Adapter]
+) -> None:
+    """Each request is for another one than those held."""
+    adapters = [publish(f"n{number}") for number in range(5)]
+    agent = new_agent(held=2, disk_bytes=int(4.5 * adapters[0].size_bytes))
+    want(desired, *adapters)
+    agent.settle()
+
+    def ask(number: int) -> None:
+        served = adapters[number % len(adapters)].served_name
+        agent.reconciler.ask([served, f"never-declared-{number}@v1"])
+        agent.settle()
+        assert served in vllm.loaded
+        vllm.used[served] = 1e9 + number
+        agent.wait(20)
+        agent.settle()
+
+    for number in range(6):
+        ask(number)
+    early = measure(agent, disk)
+    for number in range(6, 24):
+        ask(number)
+
+    assert grown(early, measure(agent, disk)) == {}
+    assert len(vllm.loaded) <= 4
+    assert len(list(disk.iterdir())) <= 4
+
+
+def measure(agent: Agent, disk: Path) -> dict[str, int]:
+    state = vars(agent.reconciler)
+    kept = (
+        "_progress",
+        "_drains",
+        "_loaded",
+        "_proven",
+        "_probing",
+        "_last_used",
+        "_working_set",
+        "report",
+        "_loads",
+        "_downloads",
+    )
+    return {
+        **{name: size(state[name], {id(agent.metrics), id(agent.bucket)}) for name in kept},
+        "series": len([line for line in agent.api.metrics().text.splitlines() if not line.startswith("#")]),
+        "threads": threading.active_count(),
+        "versions on disk": min(DISK_VERSIONS, len(list(disk.iterdir()))),
+    }
+
+
+def grown(early: dict[str, int], late: dict[str, int]) -> dict[str, tuple[int, int]]:
+    return {name: (early[name], late[name]) for name in late if late[name] > early[name] * 1.2 + 5}
 
 
 def test_a_year_of_quarantines_is_told_and_forgotten() -> None:

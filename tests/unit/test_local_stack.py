@@ -69,7 +69,9 @@ def test_pods_are_told_of_what_was_made_and_of_the_one_node_still() -> None:
         workspace.shipped_config("local"), "http://10.1.2.3:4566", place.Images("vllm:1", "localhost/ours:2")
     )
     settings = parse(stack_values("local", **made))
-    assert settings.local == Local(vllm_device="cpu", single_node=True, aws_endpoint_url="http://10.1.2.3:4566")
+    assert settings.local == Local(
+        vllm_device="cpu", single_node=True, adapters_in_memory=4, aws_endpoint_url="http://10.1.2.3:4566"
+    )
     assert (settings.vllm_image, settings.loraserve_image) == ("vllm:1", "localhost/ours:2")
 
 

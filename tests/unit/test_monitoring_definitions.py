@@ -128,7 +128,7 @@ def test_failures_are_exactly_the_errors_that_are_not_the_callers() -> None:
 
 
 def test_fallbacks_have_a_series_for_each_error_that_a_caller_is_spared() -> None:
-    spared = (errors.AdapterUnavailable, errors.Asleep, errors.UpstreamTimeout)
+    spared = (errors.AdapterLoading, errors.AdapterUnavailable, errors.Asleep, errors.UpstreamTimeout)
     assert {error.code for error in spared} == set(FALLBACK_REASONS)
 
 

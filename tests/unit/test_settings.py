@@ -126,7 +126,7 @@ def test_the_program_refuses_the_local_section_for_a_real_account(monkeypatch: p
 def test_what_only_a_local_stack_has_needs_a_local_section() -> None:
     assert "loraserve:local.vllmDevice: Input should be 'gpu' or 'cpu'" in problems(local={"vllmDevice": "tpu"})
     assert "loraserve:local.awsEndpointUrl" in problems(local={"awsEndpointUrl": "moto"})
-    for key in ("vllmDevice", "singleNode", "awsEndpointUrl"):
+    for key in ("vllmDevice", "singleNode", "adaptersInMemory", "awsEndpointUrl"):
         assert f"loraserve:{key} is not a known key" in problems(**{key: "cpu"})
 
 

@@ -95,7 +95,8 @@ def test_one_table_shows_every_pods_adapters(kubectl: FakeKubectl, capsys: pytes
     bad = AdapterStatus(name="legal", version="v1", state=State.QUARANTINED, reason="it is a [pickle]")
     kubectl.pods("vllm-b", "vllm-a")
     kubectl.state("vllm-a", state(ready, bad))
-    kubectl.state("vllm-b", state(ready))
+    aside = AdapterStatus(name="rare", version="v1", state=State.ON_DEMAND)
+    kubectl.state("vllm-b", state(ready, aside))
 
     assert main(["status"]) == 0
 
@@ -105,7 +106,8 @@ def test_one_table_shows_every_pods_adapters(kubectl: FakeKubectl, capsys: pytes
     assert rows[1][:4] == ["", "faq", "v2", "ready"]
     assert rows[1][4].endswith("d ago")
     assert rows[2] == ["", "legal", "v1", "quarantined: it is a [pickle]", "never"]
-    assert rows[3][0] == "vllm-b"
+    assert rows[3][:2] == ["vllm-b", "2 of 4 slots, 1 on demand"]
+    assert rows[5] == ["", "rare", "v1", "on-demand", "never"]
 
 
 def test_an_agent_is_asked_through_a_port_forward_which_no_network_policy_stops(kubectl: FakeKubectl) -> None:

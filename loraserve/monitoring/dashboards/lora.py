@@ -1,6 +1,6 @@
 """Slots and versions: what stands where other caches have a hit rate."""
 
-from loraserve.monitoring.metrics import FETCH, quantile, rate
+from loraserve.monitoring.metrics import FETCH, LOAD_WAIT, quantile, rate
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
 
 _DEFERRED = 'sum (vllm:num_requests_waiting_by_reason{reason="deferred"})'
@@ -58,6 +58,18 @@ DASHBOARD = Dashboard(
             Unit.SECONDS,
             (Query(quantile(0.95, FETCH), "P95"),),
             "Slow: the way to S3, or a large adapter. It delays a new version, never the one that serves.",
+        ),
+        Panel(
+            "Wait for an adapter that is loaded on demand",
+            Unit.SECONDS,
+            (Query(quantile(0.95, LOAD_WAIT), "P95"),),
+            "After 60 s it is 503 `adapter_loading`. Slow: more are asked for at once than are held, or the way to S3.",
+        ),
+        Panel(
+            "Evictions",
+            Unit.PER_SECOND,
+            (Query(rate("loraserve_adapter_evictions_total"), "versions unloaded for others"),),
+            "One every second: more adapters are active than vLLM holds; a second replica, or fewer adapters.",
         ),
         Panel(
             "Failed attempts of the agent",
