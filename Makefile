@@ -46,7 +46,7 @@ unit: install ## Pure logic, and the program under mocks
 	@$(PY) -m pytest -n 2 --dist loadfile tests/unit
 
 fuzz: install ## The gateway's fuzz tests with 10,000 cases, about half an hour
-	@FUZZ_CASES=10000 $(PY) -m pytest tests/unit/test_gateway_fuzz.py
+	@FUZZ_CASES=10000 $(PY) -m pytest --timeout 3600 tests/unit/test_gateway_fuzz.py
 
 # Twice as much at once as there are processors would time out what is not wrong.
 mutants: install ## Plant small faults in the pure modules, and name those that no unit test catches: NAMES='loraserve.evaluation.gate*'
