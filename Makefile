@@ -27,12 +27,12 @@ logs: install ## Show the logs of vLLM and its agent as they come
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
 
-# Two processors, and two halves of about equal length; each waits for servers a part of its time.
+# Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time.
 test: quick tools images ## Everything: format, lint, types; unit, engine and end-to-end tests
-	@$(MAKE) --no-print-directory --jobs=2 engine others
+	@$(MAKE) --no-print-directory --jobs=3 engine e2e others
 
-others: ## All checks and tests but the engine's, one after the other
-	@$(MAKE) --no-print-directory --jobs=1 check unit e2e
+others: ## All checks and tests but the two long ones, one after the other
+	@$(MAKE) --no-print-directory --jobs=1 check unit
 
 check: quick ## Format, lint, import rules and types
 	@$(PY) -m pyright
@@ -50,7 +50,7 @@ fuzz: install ## The gateway's fuzz tests with 10,000 cases, about half an hour
 
 # Twice as much at once as there are processors would time out what is not wrong.
 mutants: install ## Plant small faults in the pure modules, and name those that no unit test catches: NAMES='loraserve.evaluation.gate*'
-	@MUTMUT="$(UV) run --quiet --no-project --isolated --python $(PY) --with-requirements requirements-dev.txt --with mutmut==3.8.1 mutmut"; \
+	@MUTMUT="$(UV) run --quiet --no-project --with mutmut==3.8.1 mutmut"; export VIRTUAL_ENV=$(CURDIR)/.venv; \
 	$$MUTMUT run --max-children 1 $(NAMES) && $$MUTMUT results
 
 engine: install tools ## The real engine against emulated AWS and a real API server
