@@ -78,6 +78,7 @@ def test_json_is_judged_by_its_schema() -> None:
     schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
     assert score("json-schema", '{"a": 1}', "", schema=schema) == 1
     assert score("json-schema", '```json\n{"a": 1}\n```', "", schema=schema) == 1
+    assert score("json-schema", '```json\n{\n  "a": 1\n}\n```', "", schema=schema) == 1
     assert score("json-schema", '{"a": "1"}', "", schema=schema) == 0
     assert score("json-schema", "no json", "", schema=schema) == 0
     with pytest.raises(ValueError, match="no JSON schema"):

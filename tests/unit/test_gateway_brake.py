@@ -58,6 +58,12 @@ def test_what_is_there_goes_on_and_the_next_day_begins_anew() -> None:
         day.brake.check()
 
 
+def test_nothing_counts_before_a_pod_is_there() -> None:
+    day = Day(hours=1)
+    day.later(0, hours=2)
+    day.brake.check()
+
+
 def test_without_a_limit_nothing_is_held_back() -> None:
     day = Day(hours=None)
     day.later(1)
