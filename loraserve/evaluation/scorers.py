@@ -81,7 +81,10 @@ class Regex(Scorer):
 
 
 def _schema(schema: dict[str, Any]) -> dict[str, Any]:
-    from jsonschema import SchemaError, validators
+    try:
+        from jsonschema import SchemaError, validators
+    except ImportError:
+        raise ValueError("needs one package more: pip install 'loraserve[evaluate]'") from None
 
     try:
         validators.validator_for(schema).check_schema(schema)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from loraserve.evaluation.answers import Answer
 from loraserve.evaluation.definition import Prompt, Sampling
 from loraserve.evaluation.judge import Agreement, Judge, Labelled, Opinion, Pair, UnfitJudge
 from loraserve.evaluation.rows import InvalidEvaluation, Row, Rows
-from loraserve.evaluation.scorers import AnyScorer
+from loraserve.evaluation.scorers import AnyScorer, JsonSchema
 from loraserve.evaluation.words import normalised, unspaced_languages, words
 
 _SCORERS: TypeAdapter[AnyScorer] = TypeAdapter(AnyScorer)
@@ -123,6 +124,12 @@ def test_rows_of_one_document_or_one_context_are_one_cluster() -> None:
         Row(question="6", reference="r"),
     ]
     assert len({row.cluster for row in rows}) == 4
+
+
+def test_a_schema_without_the_package_that_judges_it_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(ValidationError, match=r"pip install 'loraserve\[evaluate\]'"):
+        JsonSchema.model_validate({"kind": "json-schema", "schema": {"type": "object"}})
 
 
 ROW = Row(question="What is {context}?", context="It is S3.", reference="S3")

@@ -17,14 +17,15 @@ from local.paths import CHECKOUT, cache_dir
 
 _PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 _PACKAGE: list[str] = _PROJECT["project"]["dependencies"]
-_SERVER: list[str] = _PROJECT["project"]["optional-dependencies"]["server"]
+_EXTRAS: dict[str, list[str]] = _PROJECT["project"]["optional-dependencies"]
+_SERVER, _EVALUATE = _EXTRAS["server"], _EXTRAS["evaluate"]
 _GROUPS: dict[str, list[str]] = _PROJECT["dependency-groups"]
 _VLLM_CPU = CHECKOUT / "images" / "vllm-cpu"
 
 _LOCKS = {
-    "requirements.txt": [*_PACKAGE, *_GROUPS["program"]],
-    "requirements-dev.txt": [*_PACKAGE, *_SERVER, *_GROUPS["program"], *_GROUPS["dev"]],
-    "images/loraserve/requirements.txt": [*_PACKAGE, *_SERVER],
+    "requirements.txt": [*_PACKAGE, *_EVALUATE, *_GROUPS["program"]],
+    "requirements-dev.txt": [*_PACKAGE, *_SERVER, *_EVALUATE, *_GROUPS["program"], *_GROUPS["dev"]],
+    "images/loraserve/requirements.txt": [*_PACKAGE, *_SERVER, *_EVALUATE],
 }
 
 
