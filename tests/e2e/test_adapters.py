@@ -9,6 +9,41 @@ from pathlib import Path
 import httpx
 
 from tests.e2e.conftest import ANSWERS, Served, eventually, run_local
+from tests.peft_settings import AS_PEFT_SAVES_IT, FIELDS_OF_VLLM, REFUSED_BY_VLLM, TAKEN_BY_VLLM
+
+
+def test_the_gate_knows_every_check_that_the_images_vllm_makes(served: Served) -> None:
+    """Its module is run without what it imports, which takes vLLM half a minute."""
+    cases = [
+        ({key: value}, taken)
+        for listed, taken in ((TAKEN_BY_VLLM, True), (REFUSED_BY_VLLM, False))
+        for key, values in listed.items()
+        for value in values
+    ]
+    adapter = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]} | AS_PEFT_SAVES_IT
+    program = f"""
+import importlib.util, json, pathlib, sys
+from types import ModuleType, SimpleNamespace
+sys.modules["vllm.config.lora"] = SimpleNamespace(LoRAConfig=None)
+sys.modules["vllm.logger"] = SimpleNamespace(init_logger=lambda _: SimpleNamespace(info_once=lambda _: None))
+sys.modules["helper"] = helper = ModuleType("helper")
+folder = pathlib.Path(importlib.util.find_spec("vllm").submodule_search_locations[0])
+exec((folder / "lora/peft_helper.py").read_text(), helper.__dict__)
+
+def takes(config):
+    try:
+        helper.PEFTHelper.from_dict({adapter!r} | config).validate_legal(SimpleNamespace(max_lora_rank=512))
+    except ValueError:
+        return False
+    return True
+
+fields = list(helper.PEFTHelper.__dataclass_fields__)
+print(json.dumps([fields, [config for config, taken in {cases!r} if takes(config) != taken]]))
+"""
+    said = served.kubectl("exec", served.pod_name, "--container", "vllm", "--", "python3", "-c", program)
+    fields, otherwise = json.loads(said)
+    assert set(fields) == FIELDS_OF_VLLM
+    assert otherwise == []
 
 
 def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(served: Served, tmp_path: Path) -> None:

@@ -15,60 +15,10 @@ from infra import versions
 from loraserve.catalog import adapters, gate
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.gate import CONFIG_FILE, WEIGHTS_FILE, UnsafeAdapter, inspect, notes
+from tests.peft_settings import AS_PEFT_SAVES_IT, REFUSED_BY_VLLM, TAKEN_BY_VLLM
 from tests.unit.adapters_and_vllm import BASE, lora_shapes, safetensors_of, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
-
-AS_PEFT_SAVES_IT: dict[str, Any] = {
-    "alora_invocation_tokens": None,
-    "alpha_pattern": {},
-    "arrow_config": None,
-    "bias": "none",
-    "exclude_modules": None,
-    "init_lora_weights": True,
-    "kasa_config": None,
-    "layer_replication": None,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "qalora_group_size": 16,
-    "rank_pattern": {},
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "use_bdlora": None,
-    "use_dora": False,
-    "use_qalora": False,
-    "use_rslora": False,
-}
-
-REFUSED_BY_VLLM: dict[str, list[Any]] = {
-    "use_dora": [True],
-    "lora_bias": [True],
-    "init_lora_weights": ["pissa", "pissa_niter_16", "PiSSA", "olora", "corda", "loftq", "not-known-yet"],
-    "alora_invocation_tokens": [[5, 6, 7]],
-    "layer_replication": [[[0, 2], [1, 2]]],
-    "use_bdlora": [{"nblocks": 2}],
-    "use_qalora": [True],
-    "modules_to_save": [["lm_head"]],
-    "bias": ["all", "lora_only"],
-}
-TAKEN_BY_VLLM: dict[str, list[Any]] = {
-    "init_lora_weights": [True, False, "gaussian", "EVA", "eva", "orthogonal", "mica", "lora_ga"],
-    "alora_invocation_tokens": [None, []],
-    "layer_replication": [None],
-    "use_bdlora": [None],
-    "modules_to_save": [None, []],
-    "rank_pattern": [None, {}, {"o_proj_of_another_model": 16}],
-    "alpha_pattern": [None, {"q_proj": 64}],
-    "use_rslora": [True],
-    "target_modules": [["q_proj", "v_proj", "k_proj", "o_proj", "c_attn", "W_pack"], "all-linear"],
-    "exclude_modules": [["o_proj"], "o_proj"],
-}
-FIELDS_OF_VLLM = {
-    *("r", "lora_alpha", "target_modules", "bias", "modules_to_save", "use_rslora", "use_dora", "lora_bias"),
-    *("init_lora_weights", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"),
-    *("rank_pattern", "alpha_pattern", "vllm_lora_scaling_factor", "vllm_max_position_embeddings"),
-}
-"""Of vllm.lora.peft_helper.PEFTHelper, which decides at load what is refused."""
 
 
 def each(values: dict[str, list[Any]]) -> list[Any]:
@@ -93,37 +43,9 @@ def test_what_vllm_refuses_at_load_is_refused_for_good_with_the_cause(tmp_path: 
 
 def test_the_lists_are_those_of_the_pinned_vllm() -> None:
     assert versions.VLLM == "0.32.0", (
-        "read vllm/lora/peft_helper.py of the new version (_validate_features, validate_legal) and adapt the gate and the "
-        "lists above; where it is installed, the tests below compare them"
+        "read vllm/lora/peft_helper.py of the new version (_validate_features, validate_legal), adapt the gate and "
+        "tests/peft_settings.py; tests/e2e/test_adapters.py compares both with what runs"
     )
-
-
-class TestAgainstTheInstalledVllm:
-    """Skipped where vLLM is not installed (`pip install --group vllm`)."""
-
-    @staticmethod
-    def says(config: dict[str, Any]) -> str | None:
-        """Why the installed vLLM would refuse to load an adapter."""
-        helper = pytest.importorskip("vllm.lora.peft_helper")
-        limits = pytest.importorskip("vllm.config.lora").LoRAConfig(max_lora_rank=512)
-        content = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], **AS_PEFT_SAVES_IT, **config}
-        try:
-            helper.PEFTHelper.from_dict(content).validate_legal(limits)
-        except ValueError as error:
-            return str(error)
-        return None
-
-    def test_it_has_no_check_that_the_gate_does_not_know(self) -> None:
-        helper = pytest.importorskip("vllm.lora.peft_helper")
-        assert set(helper.PEFTHelper.__dataclass_fields__) == FIELDS_OF_VLLM
-
-    @pytest.mark.parametrize(("key", "value"), each(TAKEN_BY_VLLM))
-    def test_it_takes_what_the_gate_lets_pass(self, key: str, value: Any) -> None:
-        assert self.says({key: value}) is None
-
-    @pytest.mark.parametrize(("key", "value"), each(REFUSED_BY_VLLM))
-    def test_it_refuses_what_the_gate_refuses(self, key: str, value: Any) -> None:
-        assert self.says({key: value})
 
 
 def ranked(**ranks: int) -> dict[str, list[int]]:
