@@ -6,3 +6,8 @@ class LoraserveError(Exception):
 
     transient = False
     """Whether doing the same again later can help."""
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, without its name, which the message around it has."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

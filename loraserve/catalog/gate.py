@@ -133,6 +133,8 @@ def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
 
     Raises UnsafeAdapter, UnsafeFile.
     """
+    if not folder.is_dir():
+        raise UnsafeAdapter(f"{folder} is no folder; name the one that PEFT has saved")
     config = _read_config(folder)
     _refuse_pickle(folder)
     tensors = _read_tensors(folder / WEIGHTS_FILE)

@@ -19,6 +19,7 @@ from loraserve.catalog.files import UnsafeFile, digest_of
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.addresses import LINEAGE_PREFIX
 from loraserve.contract.document import Digest, Document
+from loraserve.errors import reason
 
 MAX_RECORD_BYTES = 64 << 10
 
@@ -44,7 +45,7 @@ class Origin(Document):
         try:
             written = json.loads(path.read_bytes()) if path else {}
         except (OSError, ValueError) as error:
-            raise InvalidLineage(f"{path} cannot be read as JSON: {error}") from None
+            raise InvalidLineage(f"{path} cannot be read as JSON: {reason(error)}") from None
         if not isinstance(written, dict):
             raise InvalidLineage(f"{path} is no lineage: give an object with data, code, training, note")
         told = written | {key: value for key, value in words.items() if value is not None}

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from loraserve.catalog.files import digest_of
 from loraserve.contract.document import Document, explain
+from loraserve.errors import reason
 from loraserve.evaluation.judge import JUDGE, Judge, Labelled
 from loraserve.evaluation.rows import InvalidEvaluation, Row, Rows, read_lines
 from loraserve.evaluation.scorers import AnyScorer
@@ -120,7 +121,7 @@ class Plan:
         except ValidationError as error:
             raise InvalidEvaluation(f"{path}:\n{explain(error)}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
-            raise InvalidEvaluation(f"{path} cannot be read as an evaluation: {error}") from None
+            raise InvalidEvaluation(f"{path} cannot be read as an evaluation: {reason(error)}") from None
         self._path, evaluation = path, self.evaluation
         self.rows = Rows.read(path.parent / evaluation.rows)
         self.general = Rows.read(path.parent / evaluation.general) if evaluation.general else None

@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from loraserve.catalog.files import digest_of
 from loraserve.contract.document import Document, explain
-from loraserve.errors import LoraserveError
+from loraserve.errors import LoraserveError, reason
 
 SHOWN_PROBLEMS = 10
 
@@ -87,7 +87,7 @@ def read_lines(path: Path, schema: type[D], refusal: type[LoraserveError] = Inva
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at a U+2028 in a text
     except (OSError, UnicodeDecodeError) as error:
-        raise refusal(f"{path} cannot be read: {error}") from None
+        raise refusal(f"{path} cannot be read: {reason(error)}") from None
     found, problems = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from loraserve.operator.kubectl import Kubectl, context_option
-from loraserve.operator.terminal import json_option, print_json, tell
+from loraserve.operator.terminal import json_option, key_option, print_json, tell
 
 PAGE_PORT = 8090
 
@@ -34,7 +34,7 @@ def gateway(url: str | None, context: str | None, namespace: str) -> AbstractCon
     "--output", type=click.Path(path_type=Path), help="Where results go (default: beside FILE, NAME.results.jsonl)."
 )
 @click.option("--concurrency", type=click.IntRange(1, 256), default=16, show_default=True, help="Requests at once.")
-@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@key_option
 @url_option
 @context_option
 @namespace_option

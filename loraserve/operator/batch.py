@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraserve.bulk import PATIENCE_SECONDS, Connect, InvalidBatch, Journal, ask_all
 from loraserve.contract.document import explain
+from loraserve.errors import reason
 
 SHOWN_PROBLEMS = 10
 
@@ -44,7 +45,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidBatch(f"{path} cannot be read: {error}") from None
+        raise InvalidBatch(f"{path} cannot be read: {reason(error)}") from None
     rows, problems = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -16,7 +16,7 @@ from loraserve.catalog.gate import inspect, notes
 from loraserve.catalog.manifest import AdapterManifest
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base, Mirror, read_base
-from loraserve.errors import LoraserveError
+from loraserve.errors import LoraserveError, reason
 from loraserve.operator.terminal import (
     add_row,
     busy,
@@ -168,7 +168,7 @@ def _lines(file: Path | None) -> list[str]:
     try:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeError) as error:
-        raise UnsafeFile(f"--probe-prompts {file} cannot be read: {error}") from None
+        raise UnsafeFile(f"--probe-prompts {file} cannot be read: {reason(error)}") from None
 
 
 @click.command()

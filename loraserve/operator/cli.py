@@ -28,6 +28,7 @@ from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.terminal import (
     busy,
     json_option,
+    key_option,
     plain,
     print_json,
     print_table,
@@ -69,13 +70,35 @@ def _version() -> str:
         return "of a checkout"
 
 
-class _InOrder(click.Group):
+_FOR = {
+    "Adapters, for publishers": ("train", "check", "publish", "list", "show", "verify", "diff"),
+    "Releases": ("evaluate", "promote", "rollback", "canary", "export", "import", "release"),
+    "Models, for applications": ("ask", "batch", "page"),
+    "A stack, before it is there": ("plan", "cost", "base-model", "mirror", "preflight"),
+    "A stack, for operators": ("status", "smoke", "key", "usage", "loadtest", "gc", "doctor", "receipt", "leftovers"),
+    "Your shell": ("completion",),
+    "In the pods": ("agent", "gateway"),
+}
+
+
+class _ByUser(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As they are defined, not by the alphabet."""
-        return list(self.commands)
+        """By who uses them, not by the alphabet."""
+        return [name for _, names in self._sections() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole first sentence."""
+        for title, names in self._sections():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(200)) for name in names])
+
+    def _sections(self) -> list[tuple[str, list[str]]]:
+        named = {name for names in _FOR.values() for name in names}
+        others = [name for name in self.commands if name not in named]
+        return [(title, list(names)) for title, names in _FOR.items()] + ([("Others", others)] if others else [])
 
 
-@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_ByUser, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), prog_name=PROGRAM)
 def cli() -> None:
     """Serve many LoRA adapters on one base model."""
@@ -125,7 +148,7 @@ def status(context: str | None, namespace: str, as_json: bool) -> None:
 @click.option(
     "--url", envvar="OPENAI_BASE_URL", help="Of the API, ends in /v1 (default: the gateway, by `kubectl port-forward`)."
 )
-@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@key_option
 @context_option
 @_namespace
 @json_option
@@ -156,7 +179,7 @@ def _ask(url: str, key: str, model: str, prompt: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY to it.")
+@key_option
 @context_option
 @json_option
 def smoke(key: str, context: str | None, as_json: bool) -> int:

@@ -37,7 +37,7 @@ class Kubectl:
         except FileNotFoundError:
             raise _not_installed() from None
         if done.returncode:
-            raise KubectlFailed(f"kubectl {arguments[0]}: {done.stderr.strip()}")
+            raise KubectlFailed(f"kubectl {arguments[0]}: {_in_short(done.stderr)}")
         return done.stdout
 
     @contextmanager
@@ -69,9 +69,17 @@ def _listening(process: "subprocess.Popen[bytes]", log: Path) -> str:
         if address := re.search(r"127\.0\.0\.1:\d+", told):
             return f"http://{address[0]}"
         if process.poll() is not None:
-            raise KubectlFailed(f"kubectl port-forward: {told.strip()}")
+            raise KubectlFailed(f"kubectl port-forward: {_in_short(told)}")
         time.sleep(0.05)
     raise KubectlFailed(f"kubectl port-forward did not begin within {FORWARD_SECONDS} s; look with `loraserve status`")
+
+
+def _in_short(told: str) -> str:
+    """Without its log of every attempt; without a kubeconfig it tries this machine."""
+    said = re.sub(r"^[EWI]\d{4} .*\n?", "", told, flags=re.MULTILINE).strip() or told.strip()
+    if "localhost:8080" in said:
+        return f"{said} No cluster is chosen: `aws eks update-kubeconfig` makes a kubeconfig, KUBECONFIG names one."
+    return said
 
 
 def _not_installed() -> KubectlFailed:

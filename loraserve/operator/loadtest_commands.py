@@ -10,7 +10,7 @@ from rich.status import Status
 
 from loraserve.operator.application_commands import gateway, namespace_option, url_option
 from loraserve.operator.kubectl import context_option
-from loraserve.operator.terminal import add_row, json_option, print_json, print_table, table, tell
+from loraserve.operator.terminal import add_row, json_option, key_option, print_json, print_table, table, tell
 
 if TYPE_CHECKING:
     from loraserve.loadtest.client import Progress
@@ -52,7 +52,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="In front of a question with retrieved text; fewer for a model with a short context.",
             ),
             click.option("--report", type=click.Path(path_type=Path), help="Write an HTML page with plots here."),
-            click.option("--key", envvar="OPENAI_API_KEY", required=True, help="API key; better set OPENAI_API_KEY."),
+            key_option,
             url_option,
             context_option,
             namespace_option,

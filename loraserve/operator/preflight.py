@@ -56,7 +56,8 @@ def _tool(name: str, command: Sequence[str], why: str) -> Check:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        return Check(name, Verdict.FAIL, f"{error}; {why}")
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        return Check(name, Verdict.FAIL, f"`{' '.join(command)}` fails ({said}); {why}")
     return Check(name, Verdict.PASS, (done.stdout or done.stderr).strip().splitlines()[0])
 
 

@@ -20,6 +20,13 @@ PIPED_WIDTH = 200
 """Of a table that no terminal shows."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a machine.")
+key_option = click.option(
+    "--key",
+    envvar="OPENAI_API_KEY",
+    show_envvar=True,
+    required=True,
+    help="API key, such as `loraserve key` makes; better in the variable than here.",
+)
 
 
 def tell(text: str) -> None:

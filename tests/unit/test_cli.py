@@ -31,8 +31,9 @@ def test_every_command_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> 
     told = capsys.readouterr().out
     for name, command in cli.commands.items():
         assert command.help, name
-        assert f"\n  {name} " in told
+        assert told.count(f"\n  {name} ") == 1
         assert main([name, "--help"]) == 0
+    assert not [line for line in told.splitlines()[1:] if line.endswith("...")], "whole sentences"
 
 
 def test_wrong_usage_is_told_from_a_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -40,6 +41,15 @@ def test_wrong_usage_is_told_from_a_failure(capsys: pytest.CaptureFixture[str], 
     assert "Missing option '--bucket'" in capsys.readouterr().err
     assert main(["check", "folder", "--base", "{}", "--stack-file", "file"]) == 2
     assert main(["check", str(tmp_path / "no-folder")]) == 1
+    assert f"{tmp_path / 'no-folder'} is no folder" in capsys.readouterr().err
+
+
+def test_a_missing_key_names_the_variable_that_it_is_taken_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert main(["ask", "faq", "Hi"]) == 2
+    assert "Missing option '--key' (env var: 'OPENAI_API_KEY')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -154,11 +154,23 @@ def test_what_this_machine_lacks_is_told_with_what_to_install(
     assert main(["preflight", "--stack", "dev", "--address", "198.51.100.7"]) == 1
     lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["docker"].startswith("FAIL")
+    assert "docker is not installed; " in lines["docker"]
     assert "install Docker with buildx" in lines["docker"]
     assert lines["aws"].startswith("PASS")
     assert "198.51.100.7 is not within publicAccessCidrs (203.0.113.0/24): add 198.51.100.7/32" in lines["own"]
     assert lines["pulumi"].startswith("FAIL")
     assert "download-install" in lines["pulumi"]
+
+
+def test_a_tool_that_fails_is_told_in_its_own_words(
+    stack_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(stack_folder)
+    docker = 'echo "docker: unknown command: docker buildx" >&2; exit 1'
+    monkeypatch.setattr(os, "environ", programs(stack_folder, aws="echo aws-cli/2.31", docker=docker))
+    assert main(["preflight", "--stack", "dev", "--address", "203.0.113.9"]) == 1
+    told = capsys.readouterr().out.splitlines()[0]
+    assert "`docker buildx version` fails (docker: unknown command: docker buildx); the stack builds" in told
 
 
 def test_the_programs_findings_follow_those_of_the_machine(

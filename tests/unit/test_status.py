@@ -216,6 +216,21 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(
     assert capsys.readouterr().err.startswith("loraserve: kubectl get: Error from server")
 
 
+def test_without_a_kubeconfig_the_attempts_are_not_listed_and_the_fix_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = 'E1128 14:26:16.320895 15969 memcache.go:265] "Unhandled Error" err="connect: connection refused"\n'
+    last = "The connection to the server localhost:8080 was refused - did you specify the right host or port?"
+    executable = tmp_path / "kubectl"
+    executable.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{attempt * 5}{last}\nEND\nexit 1\n")
+    executable.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    assert main(["status"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"loraserve: kubectl get: {last} No cluster is chosen")
+
+
 def test_without_kubectl_the_fix_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
