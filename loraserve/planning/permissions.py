@@ -1,9 +1,10 @@
 """What `pulumi up`, `refresh` and `destroy` ask of AWS, so what whoever runs them must be allowed: the least, by resource type.
 
-Each type's actions were taken from the code behind it, named beside it: a file below `internal/service` of hashicorp/terraform-provider-aws
-(6.x, which pulumi-aws 7 wraps), for making, reading, changing, tagging and deleting with the properties that this project sets. What
-a service in turn does with its caller's rights (a role handed over, a service-linked role, a launch template's instances) is from
-the handlers' permissions in CloudFormation's schema of the same type. Not run against AWS.
+Each type's actions are those of the code behind it, named beside it: a file below `internal/service` of hashicorp/terraform-provider-aws, which
+pulumi-aws wraps, for making, reading, changing, tagging and deleting with the properties that this project sets. The large ones were read
+(VPC, subnet, address, instance, role, bucket, repository, balancer, attachment, cluster, add-on; not all at the wrapped version), and every row
+was held against two other tables: the handlers' permissions in CloudFormation's schema of the type, which also say what a service does with
+its caller's rights (a role handed over, a service-linked role, a launch template's instances), and JamesWoolfenden/pike's. Not run against AWS.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ BY_TYPE: Mapping[str, Needs] = {
     ),
     "aws:iam/role:Role": _needs(
         "iam/role.go",
-        iam="CreateRole DeleteRole GetRole ListAttachedRolePolicies ListInstanceProfilesForRole ListRolePolicies TagRole UntagRole "
-        "UpdateAssumeRolePolicy UpdateRole",
+        iam="CreateRole DeleteRole GetRole GetRolePolicy ListAttachedRolePolicies ListInstanceProfilesForRole ListRolePolicies "
+        "TagRole UntagRole UpdateAssumeRolePolicy UpdateRole UpdateRoleDescription",
     ),
     "aws:iam/rolePolicy:RolePolicy": _needs("iam/role_policy.go", iam="DeleteRolePolicy GetRolePolicy PutRolePolicy"),
     "aws:iam/rolePolicyAttachment:RolePolicyAttachment": _needs(

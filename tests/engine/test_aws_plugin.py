@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from local.stand_ins.aws.account import Account
 from local.stand_ins.aws.plugin import TYPES
 from local.stand_ins.aws.resource import AwsError
 from local.stand_ins.provider import UNKNOWN, InvalidInput, Properties
+from loraserve.planning.permissions import BY_TYPE
+from tests.aws_actions import actions_of
 from tests.engine.aws_world import ASSUMED_BY_EC2, REGION, Handler, World, in_place_changes, policy
 
 
@@ -24,9 +27,31 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         yield cloud
 
 
+STAND_INS_OWN = {
+    "autoscaling:DescribeLoadBalancerTargetGroups",  # for the provider's DescribeAutoScalingGroups
+    "iam:ListRoleTags",  # for its GetRole, which tells the tags in AWS, and not in moto
+}
+
+
+class Listening(Account):
+    """Keeps what was asked of AWS, in IAM's words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+    def _connect(self, service: str) -> Any:
+        client = super()._connect(service)
+        client.meta.events.register("before-call", self._hear)
+        return client
+
+    def _hear(self, model: Any, **_: object) -> None:
+        self.asked |= actions_of(model.service_model.service_name, model.name)
+
+
 @pytest.fixture(scope="module")
-def account(cloud: Cloud) -> Account:
-    account = Account()
+def account(cloud: Cloud) -> Listening:
+    account = Listening()
     account.configure({"region": REGION, "defaultTags": json.dumps({"tags": {"Project": "loraserve"}})})
     return account
 
@@ -37,8 +62,11 @@ def world(account: Account) -> World:
 
 
 @pytest.mark.parametrize("token", [kind.token for kind in TYPES])
-def test_a_type_does_what_the_engine_relies_on(world: World, token: str) -> None:
+def test_a_type_does_what_the_engine_relies_on_and_asks_no_more_than_whoever_runs_it_may(
+    world: World, account: Listening, token: str
+) -> None:
     inputs, change = in_place_changes(world)[token]
+    account.asked.clear()
     thing = Handler(world.account, token).create(**inputs)
     assert thing.drift() == {}, "a new object is read as it was made"
 
@@ -48,12 +76,14 @@ def test_a_type_does_what_the_engine_relies_on(world: World, token: str) -> None
     thing.update(**inputs | {key: change[key] for key in ("version",) if key in change})  # no way back from a version
     if thing.kind.taggable:
         assert thing.outputs["tagsAll"] == {"Project": "loraserve"}, "default tags stay when others go"
+    assert account.asked - BY_TYPE[token].actions <= STAND_INS_OWN
 
     if token.endswith(":BucketVersioning"):
         return  # it can only be suspended
     thing.delete()
     assert thing.gone
     thing.delete()
+    assert account.asked - BY_TYPE[token].actions <= STAND_INS_OWN
 
 
 @pytest.mark.parametrize(
