@@ -140,6 +140,13 @@ CHANGES: Mapping[str, Any] = {
 }
 
 
+TOGETHER = (
+    *("retainAdapters", "publicAccessCidrs", "privateAccessCidrs", "systemNodeCount"),
+    *("gpuIdleMinutes", "requestsPerReplica", "gatewayReplicas", "logFormat"),
+)
+"""Settings that an operator may change in one `up`: what they touch adds up."""
+
+
 def declared(**changes: Any) -> Program:
     """The program on the stack that stands, with these settings changed. Raises ConfigError."""
     secrets = [key for key in ("hubToken", "alerting", "remoteWrite") if key in changes]

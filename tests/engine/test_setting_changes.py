@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from infra.errors import ConfigError
 from loraserve.planning.stack_settings import Settings
-from tests.engine.setting_changes import CHANGES, REFUSED, declared, documented, touched
+from tests.engine.setting_changes import CHANGES, REFUSED, TOGETHER, declared, documented, touched
 from tests.unit.declared import Program
 
 ROWS = documented()
@@ -37,6 +37,12 @@ def test_a_change_of_one_setting_touches_what_its_row_says(stands: Program, sett
     for group, new_nodes in _NEW_NODES.items():
         announced = any(f"this replaces the {group} nodes" in message for message in changed.messages)
         assert announced is bool(re.search(new_nodes, ROWS[setting])), f"{group} nodes"
+
+
+def test_settings_that_change_together_touch_what_their_rows_say_and_nothing_else(stands: Program) -> None:
+    together = declared(**{setting: CHANGES[setting] for setting in TOGETHER})
+    rows = {word for setting in TOGETHER for word in ROWS[setting].split(", ")}
+    assert set(touched(stands, together).split(", ")) == rows
 
 
 def test_no_setting_replaces_or_ends_the_vpc_the_cluster_or_the_bucket() -> None:
