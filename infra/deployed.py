@@ -55,8 +55,17 @@ def _plain(value: Any) -> str:
 
 def refuse_to_replace(settings: Settings, region: str, last: Mapping[str, Any]) -> None:
     """Raises ConfigError for a change that would replace the VPC, and with it everything in it, or a disk in use."""
-    if problems := [*_other_place(settings, region, last), *_other_disk(settings, last)]:
+    if problems := [*_older_network(last), *_other_place(settings, region, last), *_other_disk(settings, last)]:
         raise ConfigError(problems)
+
+
+def _older_network(last: Mapping[str, Any]) -> Iterator[str]:
+    """Version 0.1.0 told nothing of its network."""
+    if "servingRole" in last and "vpcCidr" not in last:
+        yield (
+            "this stack was made by version 0.1.0, which divided the VPC otherwise: every subnet would be replaced under running nodes. Copy "
+            "what its bucket holds, `pulumi destroy` with that version, and `pulumi up` with this one"
+        )
 
 
 def _other_place(settings: Settings, region: str, last: Mapping[str, Any]) -> Iterator[str]:

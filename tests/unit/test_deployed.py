@@ -29,6 +29,15 @@ def test_a_change_that_would_replace_the_network_is_refused_before_anything_is_d
     assert program.resources == []
 
 
+def test_a_stack_of_the_first_release_is_refused_before_its_subnets_are_replaced() -> None:
+    """With what v0.1.0 put out."""
+    first = dict.fromkeys(("model", "adapterBucket", "catalogGcRole", "baseModel", "servingRole", "cluster"), "x")
+    program = Program()
+    with pytest.raises(ConfigError, match=r"made by version 0\.1\.0.*pulumi destroy"):
+        run("dev", last_outputs=first, program=program)
+    assert program.resources == []
+
+
 def test_another_size_of_a_disk_in_use_is_refused_with_the_way() -> None:
     last = {"prometheusVolumeGib": 50.0}
     with pytest.raises(ConfigError, match=r"of 50 GiB, cannot be resized: set it to 0 .* then to 80"):
