@@ -404,7 +404,7 @@ class World:
 
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key or self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False, **options)
 
     def post(self, body: dict[str, Any], key: str | None = None, **headers: str) -> httpx.Response:
         with self.client(key) as http:
