@@ -18,7 +18,7 @@ from local.engine.workspace import CHECKOUT
 from loraserve.operator.leftovers import State, find
 from tests.engine.deployed import Deployment, World
 
-KILLS = 4
+KILLS = int(os.environ.get("KILLS", "4"))
 SEED = 20261123
 
 
@@ -59,7 +59,7 @@ def recover(deployment: Deployment) -> None:
     assert refreshed.returncode == 0, refreshed.stdout + refreshed.stderr
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(225 * KILLS)
 def test_up_killed_at_random_points_converges(world: World) -> None:
     dev = Deployment(world, "dev")
     chance = random.Random(SEED)
