@@ -79,7 +79,16 @@ def check_vcpu_quotas(settings: Settings) -> Iterator[str]:
     )
     needs = {
         _GPU_QUOTAS[kind]: (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type}"),
-        _SYSTEM_QUOTA: (system, f"{settings.most_system_nodes} x {settings.system_instance_type} and the way out"),
+        **(
+            {}
+            if settings.cluster_stack
+            else {
+                _SYSTEM_QUOTA: (
+                    system,
+                    f"{settings.most_system_nodes} x {settings.system_instance_type} and the way out",
+                )
+            }
+        ),
     }
     if settings.gpu_spot:
         needs[_SPOT_QUOTAS[kind]] = (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type} of Spot")

@@ -127,8 +127,7 @@ class Addons(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         role = WorkloadRole(
             f"{cluster.name}-autoscaler",
-            provider=cluster.oidc_provider,
-            issuer=cluster.issuer,
+            tokens=cluster.tokens,
             namespace=SYSTEM_NAMESPACE,
             service_account=AUTOSCALER_SERVICE_ACCOUNT,
             inline_policy=autoscaler_policy(cluster.name),

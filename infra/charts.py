@@ -9,7 +9,7 @@ from typing import Any
 import pulumi
 from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 
-from infra.names import GPU_SELECTOR, GPU_TAINT
+from infra.names import GPU_NODE, GPU_TAINT
 from infra.pinned_images import with_digests
 from loraserve.planning.pod_resources import Requests
 from loraserve.planning.stack_settings import OCI
@@ -63,7 +63,7 @@ ALL = (CLUSTER_AUTOSCALER, DEVICE_PLUGIN, DCGM_EXPORTER, KUBE_PROMETHEUS_STACK, 
 
 def on_gpu_nodes() -> dict[str, Any]:
     """Values that put a DaemonSet on the GPU nodes and nowhere else."""
-    return {"nodeSelector": GPU_SELECTOR, "tolerations": [GPU_TAINT.toleration()]}
+    return {"nodeSelector": GPU_NODE, "tolerations": [GPU_TAINT.toleration()]}
 
 
 def bounded(requests: Requests, memory_limit_mib: int) -> dict[str, Any]:

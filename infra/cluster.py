@@ -13,7 +13,7 @@ import pulumi_eks as eks
 import pulumi_kubernetes as k8s
 
 from infra import versions
-from infra.iam import AUDIENCE, WorkloadRole
+from infra.iam import AUDIENCE, TokenIssuer, WorkloadRole
 from infra.names import EBS_CSI_SERVICE_ACCOUNT, GPU_TAINT, HTTPS_PORT, SYSTEM_NAMESPACE
 from infra.network import Network
 from infra.tags import stack_tag
@@ -27,6 +27,23 @@ _ACCESS_POLICIES = {
     "edit": "arn:aws:eks::aws:cluster-access-policy/AmazonEKSEditPolicy",
     "view": "arn:aws:eks::aws:cluster-access-policy/AmazonEKSViewPolicy",
 }
+
+
+def kubernetes_provider(cluster: str, kubeconfig: pulumi.Input[str], after: Sequence[pulumi.Resource]) -> k8s.Provider:
+    """Reaches the API of the cluster of this name. What it makes goes before `after` does."""
+    return k8s.Provider(
+        "kubernetes",
+        kubeconfig=kubeconfig,
+        cluster_identifier=cluster,
+        enable_server_side_apply=True,
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
+        # What is declared here wins over what others write; what they own (an autoscaler's fields) is not declared.
+        enable_patch_force=True,
+        # An update that was killed is taken up by the next one, which finds objects it has no record of.
+        upsert_existing_objects=True,
+        opts=pulumi.ResourceOptions(depends_on=list(after)),
+    )
 
 
 class Cluster(pulumi.ComponentResource):
@@ -82,10 +99,11 @@ class Cluster(pulumi.ComponentResource):
                 cidr_ipv4=str(cidr),
                 opts=child,
             )
-        self.issuer = self.eks.oidc_issuer
-        self.oidc_provider = aws.iam.OpenIdConnectProvider(
-            name, url=self.issuer.apply(lambda issuer: f"https://{issuer}"), client_id_lists=[AUDIENCE], opts=child
+        issuer = self.eks.oidc_issuer
+        provider = aws.iam.OpenIdConnectProvider(
+            name, url=issuer.apply(lambda issuer: f"https://{issuer}"), client_id_lists=[AUDIENCE], opts=child
         )
+        self.tokens = TokenIssuer(provider.arn, issuer)
         self.kubeconfig = self.eks.kubeconfig_json
         self.register_outputs({"name": name, "kubeconfig": self.kubeconfig})
 
@@ -107,8 +125,7 @@ class Cluster(pulumi.ComponentResource):
         """The EBS CSI driver with a role of its own, for stacks that ask for a volume."""
         role = WorkloadRole(
             f"{self.name}-ebs-csi",
-            provider=self.oidc_provider,
-            issuer=self.issuer,
+            tokens=self.tokens,
             namespace=SYSTEM_NAMESPACE,
             service_account=EBS_CSI_SERVICE_ACCOUNT,
             managed_policy_arn=_EBS_CSI_POLICY,
@@ -130,22 +147,6 @@ class Cluster(pulumi.ComponentResource):
             versions.NODE_MONITORING_AGENT,
             nodes,
             configuration={"dcgmAgent": gpu_part},
-        )
-
-    def kubernetes_provider(self, after: Sequence[pulumi.Resource]) -> k8s.Provider:
-        """Reaches the cluster's API. What it makes goes before `after` and the cluster do."""
-        return k8s.Provider(
-            "kubernetes",
-            kubeconfig=self.kubeconfig,
-            cluster_identifier=self.name,
-            enable_server_side_apply=True,
-            enable_config_map_mutable=True,
-            enable_secret_mutable=True,
-            # What is declared here wins over what others write; what they own (an autoscaler's fields) is not declared.
-            enable_patch_force=True,
-            # An update that was killed is taken up by the next one, which finds objects it has no record of.
-            upsert_existing_objects=True,
-            opts=pulumi.ResourceOptions(depends_on=[self, *after]),
         )
 
     def _install_addon(

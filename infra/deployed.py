@@ -10,7 +10,7 @@ from pulumi.runtime import invoke
 from pydantic.alias_generators import to_camel
 
 from infra.errors import ConfigError
-from infra.names import PROJECT
+from infra.names import PROJECT, cluster_name
 from loraserve.planning.stack_settings import Settings
 
 _SHAPES = {
@@ -69,8 +69,17 @@ def _older_network(last: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _other_place(settings: Settings, region: str, last: Mapping[str, Any]) -> Iterator[str]:
+    cluster = cluster_name(settings.cluster_stack or pulumi.get_stack())
+    if last.get("cluster") not in (None, cluster):
+        yield (
+            f"{PROJECT}:clusterStack {settings.cluster_stack or '(none)'}: this stack serves in the cluster {last['cluster']}, and would "
+            f"leave it for {cluster}: set it back; or make another stack; or `pulumi destroy` and then `pulumi up`"
+        )
+        return
     wanted = {f"{PROJECT}:vpcCidr": str(settings.vpc_cidr), "aws:region": region}
     stands = {f"{PROJECT}:vpcCidr": last.get("vpcCidr"), "aws:region": last.get("region")}
+    if settings.cluster_stack:  # the network is the other stack's
+        del wanted[f"{PROJECT}:vpcCidr"]
     for key, value in wanted.items():
         if stands[key] not in (None, value):
             yield (

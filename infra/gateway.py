@@ -24,11 +24,11 @@ from infra.names import (
     GATEWAY_TLS_PORT,
     HTTP_PORT_NAME,
     METRICS_PORT_NAME,
-    SERVING_NAMESPACE,
     VLLM_API_KEY,
     VLLM_PORT,
     VLLM_SERVICE,
 )
+from infra.place import serving_namespace
 from infra.pods import environment, grant, hardened, may_watch, of_pod, of_secret, probe, run_as, service_ports
 from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
@@ -52,7 +52,7 @@ def gateway_variables(
     """What the gateway is told."""
     someone_wakes_it = settings.scaling_enabled or settings.inference_replicas
     return GatewaySettings.variables(
-        kubernetes_namespace=SERVING_NAMESPACE,
+        kubernetes_namespace=serving_namespace(settings),
         vllm_service=VLLM_SERVICE,
         gateway_service=GATEWAY,
         desired_config_map=DESIRED_STATE,
@@ -77,14 +77,14 @@ def gateway_variables(
     )
 
 
-def how_to_call(client_namespaces: Sequence[str]) -> dict[str, str]:
+def how_to_call(namespace: str, client_namespaces: Sequence[str]) -> dict[str, str]:
     """How a person, and a pod of the same cluster, reach the models."""
     [(label, value)] = GATEWAY_CLIENT_LABELS.items()
     all_of = f", and all in the namespaces {', '.join(client_namespaces)}" if client_namespaces else ""
     return {
-        "forward": f"kubectl --namespace {SERVING_NAMESPACE} port-forward service/{GATEWAY} {GATEWAY_PORT}",
+        "forward": f"kubectl --namespace {namespace} port-forward service/{GATEWAY} {GATEWAY_PORT}",
         "url": f"http://localhost:{GATEWAY_PORT}/v1",
-        "urlInCluster": f"http://{GATEWAY}.{SERVING_NAMESPACE}:{GATEWAY_PORT}/v1",
+        "urlInCluster": f"http://{GATEWAY}.{namespace}:{GATEWAY_PORT}/v1",
         "podsThatMayCall": f"those with the label {label}={value}{all_of}",
         "newKeyCommand": "loraserve key <tenant>",
     }

@@ -166,11 +166,17 @@ def token_mount() -> core.VolumeMountArgsDict:
     return {"name": TOKEN_VOLUME, "mount_path": TOKEN_DIR, "read_only": True}
 
 
-def workload_trust(
-    provider: aws.iam.OpenIdConnectProvider, issuer: pulumi.Input[str], namespace: str, service_account: str
-) -> pulumi.Output[str]:
+@dataclass(frozen=True)
+class TokenIssuer:
+    """Who signs the tokens of a cluster's service accounts, as IAM knows it: the provider's ARN, and the issuer without its scheme."""
+
+    provider_arn: pulumi.Input[str]
+    issuer: pulumi.Input[str]
+
+
+def workload_trust(tokens: TokenIssuer, namespace: str, service_account: str) -> pulumi.Output[str]:
     """Lets the pods of one service account assume a role."""
-    return pulumi.Output.all(provider.arn, issuer).apply(
+    return pulumi.Output.all(tokens.provider_arn, tokens.issuer).apply(
         lambda values: service_account_trust(values[0], values[1], namespace, service_account)
     )
 
@@ -182,8 +188,7 @@ class WorkloadRole(pulumi.ComponentResource):
         self,
         name: str,
         *,
-        provider: aws.iam.OpenIdConnectProvider,
-        issuer: pulumi.Input[str],
+        tokens: TokenIssuer,
         namespace: str,
         service_account: str,
         inline_policy: pulumi.Input[str] | None = None,
@@ -192,7 +197,7 @@ class WorkloadRole(pulumi.ComponentResource):
     ) -> None:
         super().__init__("loraserve:infra:WorkloadRole", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
-        trust = workload_trust(provider, issuer, namespace, service_account)
+        trust = workload_trust(tokens, namespace, service_account)
         role = aws.iam.Role(name, assume_role_policy=trust, opts=child)
         if inline_policy is not None:
             aws.iam.RolePolicy(name, role=role.name, policy=inline_policy, opts=child)

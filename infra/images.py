@@ -80,10 +80,13 @@ def _keep_latest() -> str:
     return json.dumps({"rules": [rule]})
 
 
-def loraserve_image(configured: str | None, *, deletion_protection: bool) -> pulumi.Output[str]:
-    """The configured image, or one built and pushed by this update."""
-    if configured:
-        return pulumi.Output.from_input(configured)
+def loraserve_image(
+    configured: str | None, there: pulumi.Input[str] | None, *, deletion_protection: bool
+) -> pulumi.Output[str]:
+    """The configured image, or that which is there, or one built and pushed by this update."""
+    given = configured if configured else there
+    if given is not None:
+        return pulumi.Output.from_input(given)
     if deletion_protection:
         pulumi.log.warn(
             f"this stack builds an image of its own. Set {PROJECT}:loraserveImage to the output `image` of the stack that "

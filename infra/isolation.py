@@ -57,13 +57,13 @@ def create_namespace(name: str, level: str, opts: pulumi.ResourceOptions) -> pul
 class ApiServer:
     """Where pods reach the Kubernetes API: its addresses before and after the Service's translation."""
 
-    cidrs: tuple[str, ...]
+    cidrs: tuple[pulumi.Input[str], ...]
     port: int
 
 
-def eks_api_server(vpc_cidr: IPv4Network) -> ApiServer:
+def eks_api_server(vpc_cidr: pulumi.Input[str]) -> ApiServer:
     """EKS puts the API's interfaces into the VPC, and its Service into one of two ranges."""
-    return ApiServer((str(vpc_cidr), *_EKS_SERVICE_CIDRS), HTTPS_PORT)
+    return ApiServer((vpc_cidr, *_EKS_SERVICE_CIDRS), HTTPS_PORT)
 
 
 class _Policies(pulumi.ComponentResource):

@@ -60,6 +60,8 @@ GPU_NODE_GROUP = "gpu-vllm-nodes"
 SPOT_NODE_GROUP = f"{GPU_NODE_GROUP}-spot"
 SYSTEM_NODE_GROUP = "system-nodes"
 GPU_SELECTOR = {"workload": "gpu-vllm"}
+GPU_NODE = {"nvidia.com/gpu.present": "true"}
+"""On the GPU nodes of every stack in a cluster; the device plugin's chart looks for it."""
 GPU_PURPOSE_TAG = {"Purpose": "LLM Inference"}
 
 
@@ -91,17 +93,18 @@ class Taint:
 GPU_TAINT = Taint(GPU_RESOURCE, "true", "NoSchedule")
 
 
-def gpu_node_labels(accelerator: str) -> dict[str, str]:
-    """Labels of the GPU node group; `accelerator` is the GPU's name as in `nvidia-l4`.
+def gpu_node_labels(accelerator: str, suffix: str = "") -> dict[str, str]:
+    """Labels of the GPU node group; `accelerator` is the GPU's name as in `nvidia-l4`, `suffix` that of a stack's names.
 
     Cluster Autoscaler treats a node with the accelerator label as unready until its GPU is registered; without it, a
-    half-ready node is remembered as having none and scale-from-zero fails. The device plugin's chart looks for
-    `nvidia.com/gpu.present`.
+    half-ready node is remembered as having none and scale-from-zero fails.
     """
-    return GPU_SELECTOR | {
-        "k8s.amazonaws.com/accelerator": accelerator,
-        "nvidia.com/gpu.present": "true",
-    }
+    return with_suffix(GPU_SELECTOR, suffix) | {"k8s.amazonaws.com/accelerator": accelerator} | GPU_NODE
+
+
+def with_suffix(labels: dict[str, str], suffix: str) -> dict[str, str]:
+    """Labels that tell one stack's from those of another in the same cluster."""
+    return {key: f"{value}{suffix}" for key, value in labels.items()}
 
 
 GATEWAY_TLS_PORT = 8443

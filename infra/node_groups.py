@@ -11,7 +11,6 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import versions
-from infra.cluster import Cluster
 from infra.iam import service_trust
 from infra.names import (
     GPU_NODE_GROUP,
@@ -22,7 +21,7 @@ from infra.names import (
     SYSTEM_NODE_GROUP,
     gpu_node_labels,
 )
-from infra.network import Network
+from infra.place import Place
 from infra.standing import Group, Standing
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB, with_the_same_gpus
@@ -64,10 +63,10 @@ def gpu_node_spec(*, nvme_raid0: bool) -> dict[str, Any]:
     return spec
 
 
-def autoscaler_tags(settings: Settings) -> dict[str, str]:
+def autoscaler_tags(settings: Settings, suffix: str = "") -> dict[str, str]:
     """Tags by which Cluster Autoscaler knows an empty group's nodes, and how long an idle one is kept."""
     instance = settings.gpu_instance
-    labels = gpu_node_labels(instance.gpu.product)
+    labels = gpu_node_labels(instance.gpu.product, suffix)
     return {
         **{f"{_AUTOSCALER}/label/{key}": value for key, value in labels.items()},
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
@@ -113,33 +112,29 @@ def autoscaling_group_name(resources: Sequence[aws.eks.outputs.NodeGroupResource
     return groups[0].name
 
 
-class NodeGroups(pulumi.ComponentResource):
-    """Both managed node groups, their role and launch templates."""
+class GpuNodes(pulumi.ComponentResource):
+    """The GPU groups of one stack, their role and launch template."""
 
     def __init__(
         self,
         name: str,
         *,
         settings: Settings,
-        cluster: Cluster,
-        network: Network,
+        place: Place,
         standing: Standing | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:NodeGroups", name, None, opts)
         self._child = pulumi.ResourceOptions(parent=self)
-        self._cluster = cluster
-        self._network = network
+        self._place = place
         self._standing = standing
         self._role = aws.iam.Role(
             f"{name}-node", assume_role_policy=service_trust("ec2.amazonaws.com"), opts=self._child
         )
         attached = [self._attach(policy) for policy in _NODE_POLICIES]
         # Nodes leave before their role's policies, the CNI and the way out do: else network interfaces stay behind.
-        self._node_opts = pulumi.ResourceOptions(parent=self, depends_on=[*attached, cluster.eks, network])
-        self.system = self._create_system_group(settings)
-        template = self._create_gpu_template(settings)
-        zones = network.zones
+        self._node_opts = pulumi.ResourceOptions(parent=self, depends_on=[*attached, *place.needs])
+        template, zones = self._create_gpu_template(settings), place.zones
         self.gpu = self._create_gpu_group(GPU_NODE_GROUP, settings, template, zones.cluster, settings.gpu_min_size)
         if settings.gpu_spot:
             spot = {"capacity_type": "SPOT", "instance_types": with_the_same_gpus(settings.gpu_instance)}
@@ -151,23 +146,6 @@ class NodeGroups(pulumi.ComponentResource):
     def _attach(self, policy: str) -> aws.iam.RolePolicyAttachment:
         return aws.iam.RolePolicyAttachment(
             f"node-{policy}", role=self._role.name, policy_arn=f"arn:aws:iam::aws:policy/{policy}", opts=self._child
-        )
-
-    def _create_system_group(self, settings: Settings) -> aws.eks.NodeGroup:
-        template = self._create_template(
-            SYSTEM_NODE_GROUP,
-            volume=_volume(SYSTEM_VOLUME_GIB),
-            user_data=node_user_data({"kubelet": {"config": {"maxPods": SYSTEM_MAX_PODS}}}),
-            tags={},
-        )
-        return self._create_group(
-            SYSTEM_NODE_GROUP,
-            template,
-            zones=self._network.zones.cluster,
-            least=settings.system_node_count,
-            most=settings.most_system_nodes,
-            ami_type="AL2023_x86_64_STANDARD",
-            instance_types=[settings.system_instance_type],
         )
 
     def _create_gpu_template(self, settings: Settings) -> aws.ec2.LaunchTemplate:
@@ -189,6 +167,7 @@ class NodeGroups(pulumi.ComponentResource):
         capacity: Mapping[str, Any] | None = None,
     ) -> aws.eks.NodeGroup:
         """On demand, of the one type, where no other `capacity` is given; EKS keeps no warm pool of spot instances."""
+        name, suffix = f"{name}{self._place.suffix}", self._place.suffix
         on_demand = {
             "instance_types": [settings.gpu_instance_type],
             "warm_pool_config": {"max_group_prepared_capacity": 1} if settings.gpu_warm_pool else None,
@@ -202,11 +181,11 @@ class NodeGroups(pulumi.ComponentResource):
             node_group_name=name,
             ami_type="AL2023_x86_64_NVIDIA",
             **(capacity or on_demand),
-            labels=gpu_node_labels(settings.gpu_instance.gpu.product),
+            labels=gpu_node_labels(settings.gpu_instance.gpu.product, suffix),
             taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
             tags=GPU_PURPOSE_TAG,
         )
-        self._tag_for_autoscaler(name, group, autoscaler_tags(settings))
+        self._tag_for_autoscaler(name, group, autoscaler_tags(settings, suffix))
         return group
 
     def _create_group(
@@ -229,10 +208,10 @@ class NodeGroups(pulumi.ComponentResource):
         )
         return aws.eks.NodeGroup(
             name,
-            cluster_name=self._cluster.name,
+            cluster_name=self._place.cluster,
             node_role_arn=self._role.arn,
             # Those of its creation: EKS gives a group no others later.
-            subnet_ids=[self._network.private_subnets[zone] for zone in zones],
+            subnet_ids=[self._place.private_subnets[zone] for zone in zones],
             version=versions.KUBERNETES,
             release_version=versions.NODE_RELEASE,
             launch_template={"id": template.id, "version": template.latest_version.apply(str)},
@@ -251,7 +230,7 @@ class NodeGroups(pulumi.ComponentResource):
         user_data: str,
         tags: dict[str, str],
     ) -> aws.ec2.LaunchTemplate:
-        instance_tags = {"Name": f"{self._cluster.name}-{name}"} | stack_tag() | tags
+        instance_tags = {"Name": f"{self._place.cluster}-{name}"} | stack_tag() | tags
         return aws.ec2.LaunchTemplate(
             name,
             block_device_mappings=[{"device_name": "/dev/xvda", "ebs": volume}],
@@ -274,3 +253,25 @@ class NodeGroups(pulumi.ComponentResource):
                 tag={"key": key, "value": value, "propagate_at_launch": False},
                 opts=self._child,
             )
+
+
+class NodeGroups(GpuNodes):
+    """And the system group, of the stack whose cluster it is."""
+
+    def __init__(self, name: str, *, settings: Settings, place: Place, standing: Standing | None) -> None:
+        super().__init__(name, settings=settings, place=place, standing=standing)
+        template = self._create_template(
+            SYSTEM_NODE_GROUP,
+            volume=_volume(SYSTEM_VOLUME_GIB),
+            user_data=node_user_data({"kubelet": {"config": {"maxPods": SYSTEM_MAX_PODS}}}),
+            tags={},
+        )
+        self.system = self._create_group(
+            SYSTEM_NODE_GROUP,
+            template,
+            zones=place.zones.cluster,
+            least=settings.system_node_count,
+            most=settings.most_system_nodes,
+            ami_type="AL2023_x86_64_STANDARD",
+            instance_types=[settings.system_instance_type],
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import pulumi
 import pulumi_aws as aws
 
-from infra import account, deployed, evaluation_files, settings, standing, versions
+from infra import account, deployed, evaluation_files, place, settings, standing, versions
 from infra.errors import ConfigError
 from infra.names import GPU_NODE_GROUP, PROJECT, SYSTEM_NODE_GROUP, cluster_name
 from infra.network import Zones
@@ -55,15 +55,18 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
     caller = report.need("account", check_account, str)  # before AWS is asked for anything else
     region, last = aws.get_region().region, deployed.last_outputs()
     report.look("network", lambda: deployed.refuse_to_replace(config, region, last), f"{config.vpc_cidr} in {region}")
-    stands = standing.look(cluster_name(pulumi.get_stack()))
+    stands = standing.look(cluster_name(config.cluster_stack or pulumi.get_stack()), place.suffix(config))
+    if config.cluster_stack:
+        report.look("cluster", lambda: check_shared(config.cluster_stack, stands), f"that of {config.cluster_stack}")
     access = "nobody is named twice"
     report.look("access", lambda: check_first_access(config.cluster_access, caller, stands), access)
     report.look("vCPU quotas", lambda: account.check_vcpu_quotas(config), "enough for all nodes, or not readable")
     if stands:
-        report.look("Kubernetes", lambda: check_kubernetes(stands.kubernetes), f"{versions.KUBERNETES} already")
+        if not config.cluster_stack:
+            report.look("Kubernetes", lambda: check_kubernetes(stands.kubernetes), f"{versions.KUBERNETES} already")
         report.look("nodes", lambda: announce_other_nodes(config, stands), "none is replaced")
     zones = report.need("zones", lambda: find_zones(config, stands), lambda found: ", ".join(found.all))
-    if not stands:
+    if not stands and not config.cluster_stack:
         cluster = cluster_name(pulumi.get_stack())
         denied = "none is denied, or they are not readable"
         report.look("permissions", lambda: account.check_permissions(caller, cluster), denied)
@@ -93,6 +96,24 @@ def check_account() -> str:
     if caller.account_id != allowed:
         raise ConfigError([f"{_other_account(allowed)} (they are for {caller.account_id})"])
     return caller.arn
+
+
+def check_shared(stack: str, stands: Standing | None) -> None:
+    """Raises ConfigError where there is no such cluster, or another Kubernetes than this program's in it."""
+    if not stands:
+        raise ConfigError(
+            [
+                f"{PROJECT}:clusterStack {stack}: there is no cluster {cluster_name(stack)} in this account and region: "
+                f"`pulumi up --stack {stack}` first"
+            ]
+        )
+    if stands.kubernetes != versions.KUBERNETES:
+        raise ConfigError(
+            [
+                f"{PROJECT}:clusterStack {stack}: its cluster runs Kubernetes {stands.kubernetes}, and infra/versions.py pins "
+                f"{versions.KUBERNETES}: run both stacks from one version of this project, that one first"
+            ]
+        )
 
 
 def check_first_access(access: Sequence[ClusterAccess], caller: str, stands: Standing | None) -> None:
@@ -146,7 +167,7 @@ def announce_other_nodes(config: Settings, stands: Standing) -> Iterator[str]:
     for name, group in sorted(stands.groups.items()):
         if group.release != versions.NODE_RELEASE and group.desired:
             yield f"this replaces the nodes of {name} one by one: AMI {group.release} -> {versions.NODE_RELEASE}"
-    most = {GPU_NODE_GROUP: config.gpu_max_size, SYSTEM_NODE_GROUP: config.most_system_nodes}
+    most = {f"{GPU_NODE_GROUP}{place.suffix(config)}": config.gpu_max_size, SYSTEM_NODE_GROUP: config.most_system_nodes}
     for name, allowed in most.items():
         group = stands.group(name)
         if group and group.desired > allowed:
@@ -162,6 +183,9 @@ def find_zones(config: Settings, stands: Standing | None) -> Zones:
     offered = {zone for zone in hosting.names if re.fullmatch(rf"{region}[a-g]", zone)}
     for instance_type in (config.gpu_instance_type, config.system_instance_type):
         offered &= _zones_of(instance_type)
+    if config.cluster_stack and stands:  # which has no say in another stack's network
+        there = len(stands.zones) + len(stands.added_zones)
+        config = config.model_copy(update={"availability_zones": (), "availability_zone_count": there})
     return choose_zones(config, offered, region, stands)
 
 

@@ -11,8 +11,8 @@ import pulumi
 import pulumi_aws as aws
 
 from infra import iam
-from infra.cluster import Cluster
 from infra.names import ADAPTER_PREFIX, CATALOG_PREFIXES, DESIRED_STATE, PROJECT
+from infra.place import Place
 from infra.pods import grant_to_group, may_watch, rbac
 from loraserve.contract.addresses import EVALUATION_PREFIX, GATEWAY_KEYS, LINEAGE_PREFIX
 
@@ -107,7 +107,7 @@ class Roles(pulumi.ComponentResource):
         name: str,
         *,
         account: str,
-        cluster: Cluster,
+        place: Place,
         bucket_arn: pulumi.Input[str],
         namespace: pulumi.Input[str],
         publisher: bool,
@@ -118,7 +118,7 @@ class Roles(pulumi.ComponentResource):
         super().__init__("loraserve:infra:Roles", name, None, opts)
         self._name = name
         self._account = account
-        self._cluster = cluster
+        self._place = place
         self._namespace = namespace
         self._child = pulumi.ResourceOptions(parent=self)
         bucket = pulumi.Output.from_input(bucket_arn)
@@ -128,7 +128,7 @@ class Roles(pulumi.ComponentResource):
             **({"publisher": self._create("publisher", publishing)} if publisher else {}),
             "operator": self._create(
                 "operator",
-                bucket.apply(lambda arn: operator_policy(arn, account, cluster.name)),
+                bucket.apply(lambda arn: operator_policy(arn, account, place.cluster)),
                 OPERATORS,
                 _operating(),
             ),
@@ -152,12 +152,13 @@ class Roles(pulumi.ComponentResource):
         name = f"{self._name}-{who}"
         role = iam.account_role(name, self._account, self._bucket, policy, self._child)
         if group:
+            group += self._place.suffix
             aws.eks.AccessEntry(
                 name,
-                cluster_name=self._cluster.name,
+                cluster_name=self._place.cluster,
                 principal_arn=role.arn,
                 kubernetes_groups=[group],
-                opts=pulumi.ResourceOptions(parent=self, depends_on=[self._cluster]),
+                opts=pulumi.ResourceOptions(parent=self, depends_on=list(self._place.needs)),
             )
             grant_to_group(group, {"name": group, "namespace": self._namespace}, group, rules, self._child)
         return role.arn

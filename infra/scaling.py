@@ -8,7 +8,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.charts import KEDA, bounded
-from infra.names import GATEWAY, GATEWAY_METRICS_PORT, SERVING_NAMESPACE, SYSTEM_NAMESPACE, VLLM
+from infra.names import GATEWAY, GATEWAY_METRICS_PORT, SYSTEM_NAMESPACE, VLLM
+from infra.place import serving_namespace
 from loraserve.planning.pod_resources import Requests
 from loraserve.planning.stack_settings import Settings
 
@@ -46,6 +47,7 @@ def keda_values() -> dict[str, Any]:
 
 def scaled_object_spec(settings: Settings) -> dict[str, Any]:
     """What KEDA does with vLLM's Deployment. Any request, waiting or running, keeps it from going to zero."""
+    namespace = serving_namespace(settings)
     return {
         "scaleTargetRef": {"name": VLLM},
         "minReplicaCount": settings.inference_replicas,
@@ -53,15 +55,21 @@ def scaled_object_spec(settings: Settings) -> dict[str, Any]:
         "pollingInterval": POLLING_SECONDS,
         "cooldownPeriod": cooldown_seconds(settings),
         "triggers": [
-            *(_trigger(signal, settings.requests_per_replica) for signal in _REQUESTS),
+            *(_trigger(namespace, signal, settings.requests_per_replica) for signal in _REQUESTS),
             # Of all gateways, which see the same pods. It never wakes or keeps awake: usage is no more than 1.
-            _trigger(_KV_CACHE, _KV_CACHE_TARGET, aggregation="max", activation=1, kind="Value"),
+            _trigger(namespace, _KV_CACHE, _KV_CACHE_TARGET, aggregation="max", activation=1, kind="Value"),
         ],
     }
 
 
 def _trigger(
-    signal: str, target: float, *, aggregation: str = "sum", activation: int = 0, kind: str = "AverageValue"
+    namespace: str,
+    signal: str,
+    target: float,
+    *,
+    aggregation: str = "sum",
+    activation: int = 0,
+    kind: str = "AverageValue",
 ) -> dict[str, Any]:
     """One number of the gateway's, of all its replicas, without Prometheus in between: a trigger that fails while nothing
     runs would keep KEDA from scaling to zero. `kind`: the target is each pod's part of the number, or the number's own."""
@@ -70,7 +78,7 @@ def _trigger(
         "metricType": kind,
         "metadata": {
             # The port is the pods' own: KEDA asks each endpoint of the Service that the host names.
-            "url": f"http://{GATEWAY}.{SERVING_NAMESPACE}.svc.cluster.local:{GATEWAY_METRICS_PORT}/scale",
+            "url": f"http://{GATEWAY}.{namespace}.svc.cluster.local:{GATEWAY_METRICS_PORT}/scale",
             "valueLocation": signal,
             "targetValue": str(target),
             "activationTargetValue": str(activation),
@@ -95,7 +103,7 @@ class Scaling(pulumi.ComponentResource):
     ) -> None:
         super().__init__("loraserve:infra:Scaling", name, None, opts)
         keda: list[pulumi.Resource] = []
-        if settings.addons_enabled:
+        if settings.addons_enabled and not settings.cluster_stack:
             mirror = settings.chart_repository
             keda = [KEDA.install(mirror=mirror, namespace=SYSTEM_NAMESPACE, values=keda_values(), parent=self)]
         k8s.apiextensions.CustomResource(

@@ -10,7 +10,16 @@ import pulumi_kubernetes as k8s
 
 from infra.agent_container import agent_container, agent_volumes
 from infra.iam import PodIdentity
-from infra.names import ADAPTERS_VOLUME, BASE_VOLUME, GPU_SELECTOR, GPU_TAINT, SERVING_SERVICE_ACCOUNT, TMP_VOLUME
+from infra.names import (
+    ADAPTERS_VOLUME,
+    BASE_VOLUME,
+    GPU_SELECTOR,
+    GPU_TAINT,
+    SERVING_SERVICE_ACCOUNT,
+    TMP_VOLUME,
+    with_suffix,
+)
+from infra.place import suffix
 from infra.pods import run_as
 from infra.vllm_container import PRESTOP_SECONDS, vllm_container, vllm_volumes
 from loraserve.planning import pod_resources
@@ -43,7 +52,8 @@ def serving_pod(settings: Settings, surroundings: Surroundings) -> core.PodSpecA
         "service_account_name": SERVING_SERVICE_ACCOUNT,
         "automount_service_account_token": False,
         "enable_service_links": False,
-        "node_selector": GPU_SELECTOR,
+        # One node for all pods is that of every stack.
+        "node_selector": GPU_SELECTOR if settings.local.single_node else with_suffix(GPU_SELECTOR, suffix(settings)),
         "tolerations": [cast(core.TolerationArgsDict, GPU_TAINT.toleration())],
         "termination_grace_period_seconds": grace_seconds(settings.longest_generation_seconds),
         "security_context": run_as(_USER_ID),

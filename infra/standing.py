@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import pulumi_aws as aws
 
+OF = "-of-"
+"""In the names of what a stack has in another one's cluster, before its own name."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -38,8 +41,8 @@ class Standing:
         return next((group for key, group in sorted(self.groups.items()) if generated.fullmatch(key)), None)
 
 
-def look(cluster_name: str) -> Standing | None:
-    """None before the first cluster, and after `destroy`."""
+def look(cluster_name: str, suffix: str = "") -> Standing | None:
+    """None before the first cluster, and after `destroy`. Of its groups those of one stack, told by the end of their names."""
     if cluster_name not in aws.eks.get_clusters().names:
         return None
     cluster = aws.eks.get_cluster(name=cluster_name)
@@ -55,7 +58,11 @@ def look(cluster_name: str) -> Standing | None:
         kubernetes=cluster.version,
         zones=tuple(sorted(zones)),
         added_zones=tuple(sorted(set(subnets.values()) - zones)),
-        groups={name: _group(cluster_name, name) for name in aws.eks.get_node_groups(cluster_name=cluster_name).names},
+        groups={
+            name: _group(cluster_name, name)
+            for name in aws.eks.get_node_groups(cluster_name=cluster_name).names
+            if name.endswith(suffix) and OF not in name.removesuffix(suffix)
+        },
     )
 
 

@@ -177,6 +177,12 @@ def forwards() -> dict[str, str]:
     return {name: f"{_KUBECTL} port-forward service/{service} {port}" for name, (service, port) in services.items()}
 
 
+def watch_serving(namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:
+    """Has Prometheus ask vLLM and the gateway of a namespace; the operator that knows this kind is there."""
+    service_monitor(VLLM, VLLM_SELECTOR, namespace, opts)
+    service_monitor(GATEWAY, GATEWAY_SELECTOR, namespace, opts)
+
+
 class Monitoring(pulumi.ComponentResource):
     """Everything in the monitoring namespace."""
 
@@ -234,8 +240,7 @@ class Monitoring(pulumi.ComponentResource):
         )
         # Custom resources come after the operator that knows their kind, and go before it.
         after_operator = pulumi.ResourceOptions(parent=self, depends_on=[operator])
-        service_monitor(VLLM, VLLM_SELECTOR, serving_namespace, after_operator)
-        service_monitor(GATEWAY, GATEWAY_SELECTOR, serving_namespace, after_operator)
+        watch_serving(serving_namespace, after_operator)
         prometheus_rule(rule_groups, serving_namespace, after_operator)
         if autoscaler:
             monitor_autoscaling(keda, after_operator)

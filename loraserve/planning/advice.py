@@ -21,7 +21,7 @@ def advice(settings: Settings) -> Iterator[str]:
     yield from _widening(settings)
     if settings.envelope and (fault := known_fault(settings.model_shape)):
         yield f"{settings.base_model}: {fault}"
-    if settings.monitoring_enabled and not settings.alerting.reaches_somebody:
+    if settings.monitoring_enabled and not (settings.alerting.reaches_somebody or settings.cluster_stack):
         yield "alerts reach nobody: name an SNS topic, Slack, e-mail or a webhook in alerting (docs/alerting.md)"
     if settings.gpu_hours_per_day and (settings.inference_replicas or not settings.scaling_enabled):
         yield (

@@ -64,6 +64,8 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
     prices = PRICES.get(region)
     if not prices or settings.system_instance_type not in prices.instances:
         return None
+    if settings.cluster_stack:
+        return {f"the rest is of stack {settings.cluster_stack}": 0.0}
     nodes = settings.system_node_count
     parts = {
         "control plane": HOURS * _CONTROL_PLANE_HOURLY,

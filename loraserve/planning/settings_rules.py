@@ -123,8 +123,37 @@ def a_node_in_the_volumes_zone(settings: Settings) -> Iterator[str]:
 # Safety.
 
 
+_OF_THE_CLUSTER = (
+    "cluster_access",
+    "private_access_cidrs",
+    "gateway_certificate_arn",
+    "alerting",
+    "remote_write",
+    "objectives",
+)
+"""What a stack has for its whole cluster, or once in it."""
+
+
+@_rule
+def settings_of_a_cluster_of_ones_own(settings: Settings) -> Iterator[str]:
+    """Those that would seem to be in force."""
+    if not settings.cluster_stack:
+        return
+    chosen = {field: getattr(settings, field) for field in _OF_THE_CLUSTER}
+    set_here = [
+        to_camel(field) for field, value in chosen.items() if value and value != Settings.model_fields[field].default
+    ]
+    if set_here:
+        yield (
+            f"{PROJECT}:clusterStack {settings.cluster_stack}: {', '.join(set_here)} belong to the stack whose cluster it is: set "
+            "them there, or remove clusterStack for a cluster of this stack's own"
+        )
+
+
 @_rule
 def reachable_api(settings: Settings) -> Iterator[str]:
+    if settings.cluster_stack:
+        return
     if not settings.public_access_cidrs and not settings.private_access_cidrs:
         yield (
             f"{PROJECT}:publicAccessCidrs is empty, so nobody reaches the cluster's API, this program included: list your "
@@ -135,6 +164,7 @@ def reachable_api(settings: Settings) -> Iterator[str]:
 @_rule
 def closed_api_in_production(settings: Settings) -> Iterator[str]:
     wide = [str(cidr) for cidr in settings.public_access_cidrs if cidr.prefixlen < _WIDEST_CIDR_IN_PRODUCTION]
+    wide = [] if settings.cluster_stack else wide
     if settings.environment == "production" and wide:
         yield (
             f"{PROJECT}:publicAccessCidrs opens the cluster's API to {', '.join(wide)}: list your own address ranges, "

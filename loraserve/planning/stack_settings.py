@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from loraserve.contract.addresses import SERVING_NAMESPACE
+from loraserve.contract.addresses import SERVING_NAMESPACE, stack_name_problem
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.document import AdapterName, HubId
@@ -100,6 +100,12 @@ def _certificate(arn: str | None) -> str | None:
     if arn and not re.fullmatch(r"arn:aws[a-z-]*:acm:[a-z0-9-]+:\d{12}:certificate/.+", arn):
         raise ValueError("give the ARN of an ACM certificate, or leave it empty for no load balancer")
     return arn
+
+
+def _stack(name: str | None) -> str | None:
+    if name and (problem := stack_name_problem(name)):
+        raise ValueError(problem)
+    return name
 
 
 def _bucket_or_folder(state: str | None) -> str | None:
@@ -257,6 +263,7 @@ class Settings(_Section):
     deletion_protection: bool
     retain_adapters: bool
 
+    cluster_stack: Annotated[OptionalText, AfterValidator(_stack)]
     vpc_cidr: Annotated[IPv4Network, AfterValidator(_roomy_vpc)]
     availability_zone_count: Annotated[int, Field(ge=2, le=3)]
     availability_zones: Annotated[tuple[str, ...], AfterValidator(_two_or_three_zones)] = ()
@@ -445,7 +452,7 @@ class Settings(_Section):
     @property
     def needs_volume_driver(self) -> bool:
         """Whether anything in the cluster asks for an EBS volume."""
-        return self.monitoring_enabled and self.prometheus_volume_gib > 0
+        return self.monitoring_enabled and self.prometheus_volume_gib > 0 and not self.cluster_stack
 
     @property
     def levers(self) -> Levers:

@@ -60,6 +60,7 @@ CHANGES: Mapping[str, Any] = {
     "publisherRole": True,
     "stateBucket": "state/team",
     "stateKeyArn": "arn:aws:kms:eu-central-1:123456789012:key/0123",
+    "clusterStack": "prod",
     "vpcCidr": "10.8.0.0/16",
     "availabilityZoneCount": 3,
     "availabilityZones": ["eu-central-1a", "eu-central-1b"],

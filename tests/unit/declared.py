@@ -91,7 +91,9 @@ class _Aws(mocks.Mocks):
         retained: Sequence[str],
         published: Mapping[str, str],
         denied: Sequence[str],
+        host: Mapping[str, Any] | None,
     ) -> None:
+        self._host = host
         self._standing = standing
         self._quotas = quotas
         self._nat_gateways = list(nat_gateways)
@@ -156,6 +158,8 @@ class _Aws(mocks.Mocks):
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str, dict[str, Any]]:
         outputs = {"name": args.name, "arn": f"arn:aws:mock:::{args.name}"} | args.inputs
         match args.typ:
+            case "pulumi:pulumi:StackReference":
+                outputs |= {"outputs": self._host or {}, "secretOutputNames": []}
             case "eks:index:Cluster":
                 outputs |= {"kubeconfigJson": "{}", "oidcIssuer": ISSUER, "clusterSecurityGroupId": "sg-1"}
             case "aws:eks/nodeGroup:NodeGroup":
@@ -227,6 +231,7 @@ def run(
     retained: Sequence[str] = (),
     published: Mapping[str, str] | None = None,
     denied: Sequence[str] = (),
+    host: Mapping[str, Any] | None = None,
     secrets: Sequence[str] = (),
     named: str | None = None,
     program: Program | None = None,
@@ -236,11 +241,15 @@ def run(
     AWS with its node groups; `published` are the digests of manifests in the bucket, by key, `denied`
     the actions that IAM's simulator denies; `quotas` are those of the account that are not 64, by code, `nat_gateways` what each zone has; `changes` are config values.
 
+    `host` are the outputs of the stack in whose cluster this one serves.
+
     The stack has the name of its file, or is `named`. A given `program` is filled, and so tells what was declared before an error.
     """
     program = program or Program()
     offered = ZONES if offering is None else offering
-    answers = _Aws(last_outputs or {}, standing, offered, quotas or {}, nat_gateways, retained, published or {}, denied)
+    answers = _Aws(
+        last_outputs or {}, standing, offered, quotas or {}, nat_gateways, retained, published or {}, denied, host
+    )
     logger = logging.getLogger(f"program-{id(program)}")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Recorder(program))

@@ -252,9 +252,11 @@ def test_a_namespace_of_clients_adds_its_pods_to_those_with_the_label_and_nobody
 
 
 def test_the_outputs_say_which_pods_may_call() -> None:
-    assert how_to_call([])["urlInCluster"] == "http://gateway.ml-models:8080/v1"
-    assert how_to_call([])["podsThatMayCall"] == "those with the label loraserve-client=true"
-    assert how_to_call(["team-a", "team-b"])["podsThatMayCall"].endswith(", and all in the namespaces team-a, team-b")
+    assert how_to_call("ml-models", [])["urlInCluster"] == "http://gateway.ml-models:8080/v1"
+    assert how_to_call("ml-models", [])["podsThatMayCall"] == "those with the label loraserve-client=true"
+    assert how_to_call("ml-models", ["team-a", "team-b"])["podsThatMayCall"].endswith(
+        ", and all in the namespaces team-a, team-b"
+    )
 
 
 def test_a_load_balancer_adds_its_own_port_for_nodes_and_nothing_else() -> None:

@@ -54,7 +54,7 @@ def told_to_agent(program: Program) -> AgentSettings:
 
 def restarts_announced(**changes: Any) -> list[str]:
     """What a preview says where an adapter of a larger rank was declared."""
-    last = {"cluster": "c", "envelope": {"slots": 4, "rank": 8, "target_modules": ["k_proj"]}}
+    last = {"cluster": "loraserve-dev", "envelope": {"slots": 4, "rank": 8, "target_modules": ["k_proj"]}}
     program = declare("dev", preview=True, last_outputs=last, adapters=[adapter(rank=64)], **changes)
     return [message for message in program.messages if "restarts" in message]
 
