@@ -56,8 +56,8 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
     region, last = aws.get_region().region, deployed.last_outputs()
     report.look("network", lambda: deployed.refuse_to_replace(config, region, last), f"{config.vpc_cidr} in {region}")
     stands = standing.look(cluster_name(config.cluster_stack or pulumi.get_stack()), place.suffix(config))
-    if config.cluster_stack:
-        report.look("cluster", lambda: check_shared(config.cluster_stack, stands), f"that of {config.cluster_stack}")
+    if host := config.cluster_stack:
+        report.look("cluster", lambda: check_shared(host, stands), f"that of {host}")
     access = "nobody is named twice"
     report.look("access", lambda: check_first_access(config.cluster_access, caller, stands), access)
     report.look("vCPU quotas", lambda: account.check_vcpu_quotas(config), "enough for all nodes, or not readable")
