@@ -14,7 +14,14 @@ import pulumi_aws as aws
 
 from infra import versions
 from infra.errors import ConfigError
-from loraserve.contract.addresses import ADAPTER_PREFIX, BASE_MODEL_PREFIX, MANIFEST_FILE, version_key
+from loraserve.contract.addresses import (
+    ADAPTER_PREFIX,
+    BASE_MODEL_PREFIX,
+    MANIFEST_FILE,
+    START_CACHE_PREFIX,
+    VLLM,
+    version_key,
+)
 from loraserve.planning import permissions
 from loraserve.planning.instance_types import SYSTEM_INSTANCE_TYPES
 from loraserve.planning.stack_settings import Settings
@@ -223,6 +230,8 @@ def _declared_versions(settings: Settings) -> dict[str, str]:
     }
     if mirror := settings.base_model_mirror:
         found[version_key(BASE_MODEL_PREFIX, settings.base_model, mirror.version, MANIFEST_FILE)] = mirror.digest
+    if cache := settings.start_cache:
+        found[version_key(START_CACHE_PREFIX, VLLM, cache.version, MANIFEST_FILE)] = cache.digest
     return found
 
 

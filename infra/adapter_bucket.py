@@ -12,7 +12,7 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.errors import ConfigError
-from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX, USAGE_PREFIX
+from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX, START_CACHE_PREFIX, USAGE_PREFIX
 from infra.tags import retained_tag, stack_tag
 from loraserve.contract.addresses import TRAINING_PREFIX
 
@@ -24,20 +24,22 @@ USAGE_DAYS = 800
 """Two whole years and some weeks: at most 2 GB for each gateway replica that is never idle."""
 
 
-def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str) -> str:
+def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str, start_cache_writer: str) -> str:
     """TLS only; published objects can be created once, not overwritten, and deleted by the clean-up role alone.
 
-    Verdicts of evaluations are written by the pipeline's role alone. A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
+    Verdicts of evaluations are written by the pipeline's role alone, start caches by that of their Job (`start_cache_writer`: a
+    pattern of its ARN), which mostly does not exist. A write must say `If-None-Match`; parts of a multipart upload are exempt, its completion is not. Nobody deletes for
     good: the clean-up role's deletions hide an object, whose bytes the lifecycle rule removes much later.
     """
     prefixes = (*CATALOG_PREFIXES, LINEAGE_PREFIX, EVALUATION_PREFIX, USAGE_PREFIX)
     published = [f"{bucket_arn}/{prefix}/*" for prefix in prefixes]
+    start_caches = f"{bucket_arn}/{START_CACHE_PREFIX}/*"
     return iam.policy(
         _deny("TlsOnly", "s3:*", [bucket_arn, f"{bucket_arn}/*"], {"Bool": {"aws:SecureTransport": "false"}}),
         _deny(
             "NoOverwrite",
             "s3:PutObject",
-            published,
+            [*published, start_caches],
             {"Null": {"s3:if-none-match": "true"}, "Bool": {"s3:ObjectCreationOperation": "true"}},
         ),
         _deny(
@@ -45,6 +47,12 @@ def bucket_policy(bucket_arn: str, gc_role_arn: str, evaluator_role_arn: str) ->
             "s3:PutObject",
             [f"{bucket_arn}/{EVALUATION_PREFIX}/*"],
             {"ArnNotEquals": {"aws:PrincipalArn": evaluator_role_arn}},
+        ),
+        _deny(
+            "StartCachesOfTheirWriterOnly",
+            "s3:PutObject",
+            [start_caches],
+            {"ArnNotLike": {"aws:PrincipalArn": start_cache_writer}},
         ),
         _deny("NoDelete", "s3:DeleteObject", published, {"ArnNotEquals": {"aws:PrincipalArn": gc_role_arn}}),
         _deny("NoDeleteForGood", "s3:DeleteObjectVersion", published),
@@ -119,6 +127,7 @@ class AdapterBucket(pulumi.ComponentResource):
         name: str,
         *,
         account: str,
+        start_cache_writer: str,
         deletion_protection: bool,
         retain: bool,
         retained: str | None,
@@ -127,7 +136,8 @@ class AdapterBucket(pulumi.ComponentResource):
     ) -> None:
         """`retain`: `destroy` keeps it; `retained`: the bucket that one has kept, to be taken back.
 
-        `evaluators`: a trust policy that lets pods, too, assume the evaluator's role.
+        `evaluators`: a trust policy that lets pods, too, assume the evaluator's role. `start_cache_writer`: how the name of the one
+        role begins that may write start caches.
         """
         super().__init__("loraserve:infra:AdapterBucket", name, None, opts)
         child = pulumi.ResourceOptions(parent=self, retain_on_delete=retain)
@@ -175,7 +185,9 @@ class AdapterBucket(pulumi.ComponentResource):
             name,
             bucket=bucket,
             policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn, self.evaluator_role.arn).apply(
-                lambda arns: bucket_policy(*arns)
+                lambda arns: bucket_policy(
+                    *arns, f"arn:{arns[0].split(':')[1]}:iam::{account}:role/{start_cache_writer}-*"
+                )
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[private], retain_on_delete=retain),
         )

@@ -14,6 +14,8 @@ from infra.names import (
     AGENT_PORT,
     BASE_DIR,
     BASE_VOLUME,
+    CACHE_DIR,
+    CACHE_VOLUME,
     DESIRED_STATE,
     DESIRED_STATE_DIR,
     DESIRED_STATE_FILE,
@@ -23,7 +25,7 @@ from infra.names import (
     VLLM_PORT,
 )
 from infra.pods import api_credentials, environment, hardened, of_pod, of_secret, probe
-from infra.vllm_container import base_folder
+from infra.vllm_container import base_folder, start_cache_version
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.environment import CREDENTIALS_DIR
 from loraserve.planning import pod_resources
@@ -39,7 +41,7 @@ def agent_container(
     settings: Settings, *, image: pulumi.Input[str], secret: pulumi.Input[str], identity: PodIdentity
 ) -> core.ContainerArgsDict:
     """`secret` names the Secret that holds vLLM's key."""
-    mirrored = bool(settings.base_model_mirror)
+    mirrored, on_cpu = bool(settings.base_model_mirror), settings.local.vllm_device == "cpu"
     return {
         "name": "agent",
         "image": image,
@@ -59,6 +61,7 @@ def agent_container(
             {"name": _DESIRED_STATE_VOLUME, "mount_path": DESIRED_STATE_DIR, "read_only": True},
             {"name": ADAPTERS_VOLUME, "mount_path": ADAPTER_DIR},
             *([{"name": BASE_VOLUME, "mount_path": BASE_DIR}] if mirrored else []),
+            *([] if on_cpu else [{"name": CACHE_VOLUME, "mount_path": CACHE_DIR}]),
             {"name": TMP_VOLUME, "mount_path": "/tmp", "sub_path": "agent"},
             token_mount(),
             {"name": _API_VOLUME, "mount_path": str(CREDENTIALS_DIR), "read_only": True},
@@ -76,6 +79,7 @@ def agent_volumes(desired_state: pulumi.Input[str]) -> list[core.VolumeArgsDict]
 
 
 def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
+    compiles = start_cache_version(settings)
     return AgentSettings.variables(
         desired_file=f"{DESIRED_STATE_DIR}/{DESIRED_STATE_FILE}",
         kubernetes_config_map=DESIRED_STATE,
@@ -84,6 +88,8 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         kubernetes_pod_uid=of_pod("metadata.uid"),
         adapter_dir=ADAPTER_DIR,
         base_folder=base_folder(settings),
+        cache_dir=CACHE_DIR if compiles else None,
+        start_cache_version=compiles,
         adapter_disk_bytes=pod_resources.adapter_disk_bytes(settings.adapters),
         adapters_held=settings.adapters_held,
         port=AGENT_PORT,

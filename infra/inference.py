@@ -90,7 +90,7 @@ class Inference(pulumi.ComponentResource):
         desired_state = self._create_desired_state()
         self._let_the_agent_follow()
         files = vllm_files(settings)
-        surroundings = Surroundings(
+        self.surroundings = surroundings = Surroundings(
             image=loraserve_image,
             identity=identity,
             secret=self.api_key_secret.metadata.name,
@@ -125,6 +125,7 @@ class Inference(pulumi.ComponentResource):
                 region=self._identity.region,
                 adapters=self._settings.adapters,
                 envelope=self._settings.envelope,
+                start_cache=self._settings.start_cache,
             ).to_json()
         )
         return core.ConfigMap(

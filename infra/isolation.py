@@ -24,6 +24,7 @@ from infra.names import (
     KEDA_OPERATOR_LABELS,
     MONITORING_NAMESPACE,
     PROMETHEUS_PORT,
+    START_CACHE_WRITER_LABELS,
     SYSTEM_NAMESPACE,
     VLLM_PORT,
     VLLM_SELECTOR,
@@ -154,11 +155,15 @@ class Isolation(_Policies):
         client_namespaces: Sequence[str] = (),
         load_balancer_cidr: IPv4Network | None = None,
         evaluations: bool = False,
+        start_cache_writer: bool = False,
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("Isolation", name, namespace, opts)
         self._guard_vllm()
+        if start_cache_writer:  # what vLLM's pod may, and nobody enters
+            out: net.NetworkPolicyEgressRuleArgsDict = {"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}
+            self._create("start-cache-writer-out", START_CACHE_WRITER_LABELS, egress=[out])
         self._guard_gateway(api_server, client_namespaces, load_balancer_cidr)
         reach_aws = [VLLM_SELECTOR, GATEWAY_SELECTOR]
         if evaluations:

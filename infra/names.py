@@ -20,6 +20,7 @@ from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT
 from loraserve.contract.addresses import PROMETHEUS_SERVICE as PROMETHEUS_SERVICE
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
+from loraserve.contract.addresses import START_CACHE_PREFIX as START_CACHE_PREFIX
 from loraserve.contract.addresses import USAGE_PREFIX as USAGE_PREFIX
 from loraserve.contract.addresses import VLLM as VLLM
 from loraserve.contract.addresses import VLLM_PORT as VLLM_PORT
@@ -46,6 +47,8 @@ GATEWAY_ENDPOINT = "gateway-endpoint"
 """The node port behind the internal load balancer."""
 
 SERVING_SERVICE_ACCOUNT = "workflow-sa"
+START_CACHE_WRITER = "start-cache-writer"
+START_CACHE_WRITER_LABELS = {"app": START_CACHE_WRITER}
 KEDA_OPERATOR = "keda-operator"
 KEDA_OPERATOR_LABELS = {"app": KEDA_OPERATOR}
 AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
@@ -121,4 +124,7 @@ BASE_DIR = "/mnt/base"
 """Mirrored base weights; like the adapters shared with vLLM under the same path."""
 ADAPTERS_VOLUME, BASE_VOLUME, TMP_VOLUME = "adapters", "base", "tmp"
 """What agent and vLLM both mount."""
+CACHE_DIR = "/cache"
+"""What vLLM compiles, and what it fetches from a hub."""
+CACHE_VOLUME = "cache"
 DESIRED_STATE_DIR = "/etc/loraserve"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pulumi
 
@@ -29,6 +29,7 @@ from infra.place import own as own_place
 from infra.preflight import Checked
 from infra.roles import Roles
 from infra.scaling import Scaling
+from infra.start_cache import StartCacheWriter, announce_start_cache, writer_policy
 from loraserve.monitoring import rules
 from loraserve.planning import cost
 from loraserve.planning.advice import advice
@@ -45,6 +46,7 @@ def deploy() -> None:
     deployed.announce_new_node_shapes(config, zones.cluster, last)
     for sentence in advice(config):
         pulumi.log.warn(sentence)
+    announce_start_cache(config)
     if not config.base.has_chat_template:
         pulumi.log.warn(
             f"{config.base.name} has no chat template, so it answers no conversations: set chatTemplateFile"
@@ -53,9 +55,11 @@ def deploy() -> None:
     # AWS: network, cluster and nodes, or those of another stack; adapters and who may read them.
     ground = another_ones_ground(checked) if config.cluster_stack else own_ground(checked)
     place, namespace = ground.place, serving_namespace(config)
+    start_cache_role = f"{cluster_name}-start-cache"
     adapters = AdapterBucket(
         f"{cluster_name}-adapters",
         account=settings.allowed_account(),
+        start_cache_writer=start_cache_role,
         deletion_protection=config.deletion_protection,
         retain=config.retain_adapters,
         retained=checked.retained,
@@ -66,7 +70,9 @@ def deploy() -> None:
         tokens=place.tokens,
         namespace=namespace,
         service_account=names.SERVING_SERVICE_ACCOUNT,
-        inline_policy=adapters.bucket.arn.apply(lambda arn: read_prefixes(arn, names.CATALOG_PREFIXES)),
+        inline_policy=adapters.bucket.arn.apply(
+            lambda arn: read_prefixes(arn, (*names.CATALOG_PREFIXES, names.START_CACHE_PREFIX))
+        ),
     )
     gateway_role = WorkloadRole(
         f"{cluster_name}-gateway",
@@ -106,6 +112,7 @@ def deploy() -> None:
         client_namespaces=config.gateway_client_namespaces,
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
         evaluations=bool(config.evaluations),
+        start_cache_writer=config.start_cache_writer,
         emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
     )
@@ -117,6 +124,22 @@ def deploy() -> None:
         loraserve_image=image,
         opts=in_cluster,
     )
+    if config.start_cache_writer:
+        writer_role = WorkloadRole(
+            start_cache_role,
+            tokens=place.tokens,
+            namespace=namespace,
+            service_account=names.START_CACHE_WRITER,
+            inline_policy=adapters.bucket.arn.apply(writer_policy),
+        )
+        identity = PodIdentity(adapters.bucket.id, writer_role.arn, region)
+        StartCacheWriter(
+            names.START_CACHE_WRITER,
+            settings=config,
+            namespace=in_namespace,
+            surroundings=replace(inference.surroundings, identity=identity),
+            opts=in_cluster,
+        )
     tolerations = [names.GPU_TAINT.toleration()] if config.local.single_node else []
     gateway = Gateway(
         "gateway",

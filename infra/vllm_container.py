@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pulumi
@@ -13,6 +15,8 @@ from infra.names import (
     ADAPTERS_VOLUME,
     BASE_DIR,
     BASE_VOLUME,
+    CACHE_DIR,
+    CACHE_VOLUME,
     HTTP_PORT_NAME,
     HUB_TOKEN,
     TMP_VOLUME,
@@ -29,7 +33,6 @@ core = k8s.core.v1
 
 PRESTOP_SECONDS = 15
 """The endpoint leaves every kube-proxy before vLLM is told to stop."""
-_CACHE_DIR = "/cache"
 _FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GUARD_MODULE = "loraserve_guard"
@@ -41,6 +44,18 @@ _PLUGINS = {
 }
 """As an installed package announces it; vLLM takes our metrics in the place of its own."""
 _PLUGINS_DIR = "loraserve_vllm_plugins-1.dist-info"
+_NOT_COMPILED = (
+    "--port",
+    "--shutdown-timeout",
+    "--scheduling-policy",
+    "--middleware",
+    "--chat-template",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+    "--reasoning-parser",
+    "--max-cpu-loras",
+)
+"""Flags that change nothing of what is compiled."""
 _CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # Its image has no compiler; without this, the first request for log-probabilities ends the engine.
@@ -60,7 +75,7 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
     disk = pod_resources.pod_disk_gib(settings.adapters, settings.weights_bytes)
     disk = {"ephemeral-storage": f"{pod_resources.CPU_DISK_GIB if on_cpu else disk}Gi"}
     variables = {
-        **(_CPU_ENVIRONMENT if on_cpu else {}),
+        **(_CPU_ENVIRONMENT if on_cpu else _gpu_environment(instance.gpus)),
         **vllm_environment(lora=bool(settings.envelope), offline=mirrored),
         # The official image sets none: nothing of it is hidden.
         "PYTHONPATH": _FILES_DIR,
@@ -69,7 +84,7 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
     }
     return {
         "name": VLLM,
-        "image": settings.vllm_image or pinned_images.pinned(pinned_images.VLLM),
+        "image": _image(settings),
         "command": ["vllm", "serve"],
         "args": vllm_flags(settings),
         "env": environment(variables),
@@ -86,12 +101,29 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
         "volume_mounts": [
             {"name": ADAPTERS_VOLUME, "mount_path": ADAPTER_DIR, "read_only": True},
             *([{"name": BASE_VOLUME, "mount_path": BASE_DIR, "read_only": True}] if mirrored else []),
-            {"name": "cache", "mount_path": _CACHE_DIR},
+            {"name": CACHE_VOLUME, "mount_path": CACHE_DIR},
             {"name": TMP_VOLUME, "mount_path": "/tmp", "sub_path": VLLM},
             {"name": "shared-memory", "mount_path": "/dev/shm"},
             {"name": "files", "mount_path": _FILES_DIR, "read_only": True},
         ],
     }
+
+
+def start_cache_version(settings: Settings) -> str | None:
+    """Names all that decides what vLLM compiles; None on the CPU build, which compiles nothing.
+
+    vLLM's own key has more in it (`VllmConfig.compute_hash`, `envs.compile_factors`); what it does not know is a miss.
+    """
+    if settings.local.vllm_device == "cpu":
+        return None
+    flags = [flag for flag in vllm_flags(settings) if not flag.startswith(_NOT_COMPILED)]
+    gpus = settings.gpu_instance
+    decides = [_image(settings), gpus.gpu.product, flags, _gpu_environment(gpus.gpus)]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+
+def _image(settings: Settings) -> str:
+    return settings.vllm_image or pinned_images.pinned(pinned_images.VLLM)
 
 
 def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.VolumeArgsDict]:
@@ -102,7 +134,7 @@ def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.Volu
         {"key": key, "path": f"{_PLUGINS_DIR}/{key}" if key in _PLUGINS else key} for key in vllm_files(settings)
     ]
     return [
-        {"name": "cache", "empty_dir": {"size_limit": f"{pod_resources.COMPILE_CACHE_GIB + base}Gi"}},
+        {"name": CACHE_VOLUME, "empty_dir": {"size_limit": f"{pod_resources.COMPILE_CACHE_GIB + base}Gi"}},
         {"name": "files", "config_map": {"name": files, "items": items}},
         {"name": "shared-memory", "empty_dir": {"medium": "Memory", "size_limit": f"{shared}Gi"}},
     ]
@@ -160,6 +192,19 @@ def base_folder(settings: Settings) -> str | None:
     return f"{BASE_DIR}/{mirror.folder_name}" if mirror else None
 
 
+def _gpu_environment(gpus: int) -> dict[str, str]:
+    """What makes a start shorter; docs/cold-start.md has how much."""
+    return {
+        # The official image has no compiled modules (vllm-project/vllm#55422), and its root cannot be written to.
+        "PYTHONPYCACHEPREFIX": f"{CACHE_DIR}/pyc",
+        # The size of the KV cache is measured once for each set of flags; another, or less free memory, measures anew.
+        "VLLM_ENABLE_STARTUP_PLAN": "1",
+        # The engine's process inherits all imports; where CUDA was touched before, vLLM spawns it all the same. Several
+        # GPUs have further processes, which were not measured so.
+        **({"VLLM_WORKER_MULTIPROC_METHOD": "fork"} if gpus == 1 else {}),
+    }
+
+
 def vllm_environment(*, lora: bool, offline: bool) -> dict[str, str]:
     """No telemetry; every path that vLLM, Triton, Inductor and the hub client write to lies on the cache volume."""
     return {
@@ -167,17 +212,17 @@ def vllm_environment(*, lora: bool, offline: bool) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
         **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora else {}),
-        "HOME": f"{_CACHE_DIR}/home",
+        "HOME": f"{CACHE_DIR}/home",
         # PyTorch asks for the user's name, and an arbitrary user id has none.
         "USER": VLLM,
-        "HF_HOME": f"{_CACHE_DIR}/huggingface",
-        "XDG_CACHE_HOME": f"{_CACHE_DIR}/xdg",
-        "XDG_CONFIG_HOME": f"{_CACHE_DIR}/config",
-        "VLLM_CACHE_ROOT": f"{_CACHE_DIR}/vllm",
-        "VLLM_CONFIG_ROOT": f"{_CACHE_DIR}/config/vllm",
-        "TRITON_CACHE_DIR": f"{_CACHE_DIR}/triton",
-        "TORCHINDUCTOR_CACHE_DIR": f"{_CACHE_DIR}/inductor",
-        "FLASHINFER_WORKSPACE_BASE": f"{_CACHE_DIR}/flashinfer",
-        "CUDA_CACHE_PATH": f"{_CACHE_DIR}/cuda",
-        "NUMBA_CACHE_DIR": f"{_CACHE_DIR}/numba",
+        "HF_HOME": f"{CACHE_DIR}/huggingface",
+        "XDG_CACHE_HOME": f"{CACHE_DIR}/xdg",
+        "XDG_CONFIG_HOME": f"{CACHE_DIR}/config",
+        "VLLM_CACHE_ROOT": f"{CACHE_DIR}/vllm",
+        "VLLM_CONFIG_ROOT": f"{CACHE_DIR}/config/vllm",
+        "TRITONCACHE_DIR": f"{CACHE_DIR}/triton",
+        "TORCHINDUCTORCACHE_DIR": f"{CACHE_DIR}/inductor",
+        "FLASHINFER_WORKSPACE_BASE": f"{CACHE_DIR}/flashinfer",
+        "CUDA_CACHE_PATH": f"{CACHE_DIR}/cuda",
+        "NUMBACACHE_DIR": f"{CACHE_DIR}/numba",
     }

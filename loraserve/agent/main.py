@@ -17,6 +17,7 @@ from loraserve.agent.events import Events, PodReference
 from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import OnQuarantine, Reconciler
 from loraserve.agent.server import AgentApi, serve
+from loraserve.agent.start_cache import StartCaches
 from loraserve.agent.vllm import Vllm
 from loraserve.agent.working_set import WorkingSet
 from loraserve.catalog.adapters import remove_partial_downloads
@@ -53,10 +54,11 @@ def run(settings: AgentSettings) -> None:
         on_loaded=wake.set,
     )
     base_weights = BaseWeights(settings.base_folder, lambda: desired.value)
-    metrics.follow(lambda: reconciler.report)
+    start_caches = StartCaches(settings.cache_dir, settings.start_cache_version, lambda: desired.value)
+    metrics.follow(lambda: reconciler.report, lambda: start_caches.use)
     try:
         key = settings.vllm_api_key
-        api = AgentApi(reconciler, metrics, VllmMetrics(vllm), base_weights, api_key=key, vital=vital)
+        api = AgentApi(reconciler, metrics, VllmMetrics(vllm), (base_weights, start_caches), api_key=key, vital=vital)
         server = serve(api, settings.port)
     except OSError as error:
         raise InvalidEnvironment(f"cannot listen on AGENT_PORT {settings.port}: {error.strerror}") from None

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from loraserve.agent.start_cache import CacheUse
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 
@@ -41,9 +42,9 @@ class Metrics:
             registry=self._registry,
         )
 
-    def follow(self, state: Callable[[], AgentState]) -> None:
-        """Exports, at every scrape, what `state` then returns."""
-        self._registry.register(_StateCollector(state))
+    def follow(self, state: Callable[[], AgentState], start_cache: Callable[[], CacheUse]) -> None:
+        """Exports, at every scrape, what these then return."""
+        self._registry.register(_StateCollector(state, start_cache))
 
     def exposition(self) -> str:
         """All of the agent's metrics in the Prometheus text format."""
@@ -83,14 +84,19 @@ class VllmMetrics:
 
 
 class _StateCollector(Collector):
-    def __init__(self, state: Callable[[], AgentState]) -> None:
+    def __init__(self, state: Callable[[], AgentState], start_cache: Callable[[], CacheUse]) -> None:
         self._state = state
+        self._start_cache = start_cache
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         state = self._state()
         followed = state.base is not None and state.problem is None
         yield _gauge("loraserve_desired_followed", "1 if the newest desired state is in force.", followed)
         yield _gauge("loraserve_vllm_up", "1 if vLLM answered the agent's last question.", state.loaded is not None)
+        uses = GaugeMetricFamily("loraserve_start_cache", "1 for what became of the start cache.", labels=("use",))
+        for use in CacheUse:
+            uses.add_metric([use], float(use is self._start_cache()))
+        yield uses
         if state.slots:
             yield _gauge("loraserve_slots", "Adapters that vLLM holds on the GPU at once.", state.slots.total)
             yield _gauge("loraserve_slots_used", "Adapter versions that vLLM holds.", state.slots.used)

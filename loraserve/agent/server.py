@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import ValidationError
 
-from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.contract.agent_state import DEMAND_PATH, SETTLED, AdapterStatus, Demand, State
@@ -74,13 +74,20 @@ def _what_it_does(adapter: AdapterStatus) -> str:
     return f"{adapter.served_name} is {adapter.state}"
 
 
+class Forerunner(Protocol):
+    """What vLLM's container waits for."""
+
+    @property
+    def obstacle(self) -> str | None: ...
+
+
 class AgentApi:
     def __init__(
         self,
         reconciler: Reconciler,
         metrics: Metrics,
         vllm_metrics: VllmMetrics,
-        base_weights: BaseWeights,
+        forerunners: Sequence[Forerunner],
         *,
         api_key: str | None = None,
         vital: Sequence[threading.Thread] = (),
@@ -91,7 +98,7 @@ class AgentApi:
         self._reconciler = reconciler
         self._metrics = metrics
         self._vllm_metrics = vllm_metrics
-        self._base_weights = base_weights
+        self._forerunners = forerunners
         self._api_key = api_key
         self._vital = vital
         self._clock = clock
@@ -128,7 +135,8 @@ class AgentApi:
 
     def startupz(self) -> Answer:
         """Whether vLLM may start."""
-        return _unless(self._base_weights.obstacle, "started")
+        obstacles = [one.obstacle for one in self._forerunners]
+        return _unless("; ".join(filter(None, obstacles)) or None, "started")
 
     def readyz(self) -> Answer:
         return _unless(self._readiness.obstacle(), "ready")

@@ -90,9 +90,14 @@ class Vllm:
             raise VllmRefused("vLLM returned no log-probabilities of the probe prompts; they need two tokens or more")
         return [entry["logprob"] for token in tokens for entry in token.values()]
 
-    def prewarm(self, model: str) -> None:
-        """Has one short request answered."""
-        body = {"model": model, "prompt": "Hello", "max_tokens": PREWARM_TOKENS, "temperature": 0}
+    def base_model(self) -> str:
+        """The name under which it is served."""
+        models = self._ask("GET", "/v1/models").json()["data"]
+        return next(model["id"] for model in models if not model.get("parent"))
+
+    def prewarm(self, model: str, words: int = 1) -> None:
+        """Has one request answered; a prompt of many words runs the kernels that no CUDA graph has."""
+        body = {"model": model, "prompt": " ".join(["Hello"] * words), "max_tokens": PREWARM_TOKENS, "temperature": 0}
         self._ask("POST", "/v1/completions", body, COMPLETION_SECONDS)
 
     def load_now(self) -> VllmLoad:

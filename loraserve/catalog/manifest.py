@@ -14,7 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, fiel
 from loraserve.catalog.files import FileEntry, UnsafeFile, digest_of
 from loraserve.catalog.gate import FILE_LIMITS, AdapterFacts, UnsafeAdapter
 from loraserve.contract.addresses import MANIFEST_FILE as MANIFEST_FILE
-from loraserve.contract.base_model import Mirror
+from loraserve.contract.base_model import Mirror, StartCache
 from loraserve.contract.desired_state import Adapter, InvalidDesiredState
 from loraserve.contract.document import Document, HubId, PathSegment, explain
 
@@ -24,6 +24,8 @@ BASE_CONFIG_FILE = "config.json"
 WEIGHTS_SUFFIX = ".safetensors"
 DATA_SUFFIXES = {WEIGHTS_SUFFIX, ".json", ".jinja", ".txt", ".model", ".tiktoken"}
 """What vLLM reads of a base model and nothing runs: pickles and Python files are no data."""
+
+START_CACHE_FILE = "start-cache.tar"
 
 MAX_PROBE_PROMPTS = 8
 ProbePrompts = Annotated[
@@ -147,3 +149,18 @@ class BaseManifest(Manifest):
     def entry(self, digest: str) -> Mirror:
         """What the stack config is to say of this version."""
         return Mirror(version=self.version, digest=digest, size_bytes=self.size_bytes)
+
+
+class StartCacheManifest(Manifest):
+    version: PathSegment
+
+    @field_validator("files")
+    @classmethod
+    def _one_archive(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        if list(files) != [START_CACHE_FILE]:
+            raise ValueError(f"must name {START_CACHE_FILE} and nothing else")
+        return files
+
+    def entry(self, digest: str) -> StartCache:
+        """What the stack config is to say of it."""
+        return StartCache(version=self.version, digest=digest, size_bytes=self.size_bytes)

@@ -26,6 +26,10 @@ class AgentSettings(ProcessSettings):
     """Shared with vLLM, under the same path."""
     base_folder: Path | None = None
     """Where vLLM looks for mirrored base weights; None: it takes them from the hub."""
+    cache_dir: Path | None = None
+    """Where vLLM keeps what it compiles; None: nothing is brought there."""
+    start_cache_version: str | None = None
+    """What vLLM's flags, image and GPU make it compile: a start cache of another version is of no use."""
     adapter_disk_bytes: Count = 10 << 30
     """What versions may take there in all."""
     adapters_held: Count | None = None

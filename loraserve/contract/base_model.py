@@ -38,6 +38,10 @@ class Mirror(Document):
         return f"{self.version}@{self.digest.removeprefix('sha256:')[:12]}"
 
 
+class StartCache(Mirror):
+    """What a start of vLLM compiles, as `start-cache-writer` prints it. Its version says for which flags, image and GPU."""
+
+
 class Base(Document):
     """The base model all adapters share."""
 

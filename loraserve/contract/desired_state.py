@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from loraserve.contract.base_model import Base
+from loraserve.contract.base_model import Base, StartCache
 from loraserve.contract.document import AdapterName, BucketName, Digest, Document, PathSegment, Rank, TargetModules
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
@@ -80,6 +80,8 @@ class DesiredState(Document):
     adapters: tuple[Adapter, ...] = ()
     envelope: Envelope | None = None
     """What a vLLM started for this document has; None where LoRA is off."""
+    start_cache: StartCache | None = None
+    """Where what vLLM compiles lies in the bucket; None: it compiles."""
 
     @field_validator("adapters")
     @classmethod

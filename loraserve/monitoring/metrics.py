@@ -134,6 +134,7 @@ ALL = {
         *_family(Source.AGENT, "loraserve_slots", "loraserve_slots_used", "loraserve_adapter_swaps_total"),
         *_family(Source.AGENT, "loraserve_adapter_evictions_total"),
         *_family(Source.AGENT, "loraserve_reconcile_errors_total"),
+        *_family(Source.AGENT, "loraserve_start_cache", labels="use"),
         *_family(Source.AGENT, "loraserve_adapter_state", labels="adapter version state"),
         *_family(Source.AGENT, "loraserve_adapter_quarantined", labels="adapter version cause"),
         *_family(Source.AGENT, "loraserve_adapter_last_used_timestamp_seconds", labels="adapter version"),

@@ -259,6 +259,12 @@ def _vllm() -> tuple[Alert, ...]:
             Severity.CRITICAL,
         ),
         Alert(
+            "StartCacheMissed",
+            'max by (use) (loraserve_start_cache{use=~"miss|other|refused|unavailable"}) > 0',
+            "A vLLM has compiled anew, some two minutes of its start: the start cache is a case of '{{ $labels.use }}'.",
+            "1m",
+        ),
+        Alert(
             "KvCacheSaturated",
             "max (vllm:kv_cache_usage_perc) > 0.95",
             "The KV cache is {{ $value | humanizePercentage }} full: requests wait or start again.",

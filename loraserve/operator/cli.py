@@ -33,6 +33,7 @@ from loraserve.operator.terminal import (
     print_json,
     print_table,
     stack_config_entry,
+    stack_config_setting,
     tell,
 )
 
@@ -77,7 +78,7 @@ _FOR = {
     "A stack, before it is there": ("plan", "cost", "base-model", "mirror", "preflight"),
     "A stack, for operators": ("status", "smoke", "key", "usage", "loadtest", "gc", "doctor", "receipt", "leftovers"),
     "Your shell": ("completion",),
-    "In the pods": ("agent", "gateway"),
+    "In the pods": ("agent", "gateway", "start-cache-writer"),
 }
 
 
@@ -337,6 +338,18 @@ def agent() -> None:
     settings = AgentSettings.from_environment(os.environ)
     log.configure(settings.log_format, "agent")
     run(settings)
+
+
+@cli.command()
+def start_cache_writer() -> None:
+    """Publish what one vLLM has compiled, and print the stack-config entry (settings come from the environment)."""
+    from loraserve.agent.start_cache_writer import write
+    from loraserve.catalog.bucket import Bucket
+    from loraserve.contract.start_cache_settings import StartCacheSettings
+
+    settings = StartCacheSettings.from_environment(os.environ)
+    log.configure(settings.log_format, "start-cache-writer")
+    click.echo(stack_config_setting("startCache", write(settings, Bucket(settings.bucket))))
 
 
 @cli.command()

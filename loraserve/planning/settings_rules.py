@@ -254,6 +254,12 @@ def known_shape(settings: Settings) -> Iterator[str]:
 
 
 @_rule
+def start_cache_on_gpu(settings: Settings) -> Iterator[str]:
+    if settings.start_cache_writer and settings.local.vllm_device == "cpu":
+        yield f"{PROJECT}:startCacheWriter: the CPU build of vLLM compiles nothing: leave it false"
+
+
+@_rule
 def mirror_with_a_name(settings: Settings) -> Iterator[str]:
     if settings.base_model_mirror and not is_hub_id(settings.base_model):
         yield f"{PROJECT}:baseModelMirror: {settings.base_model!r} is no hub id: set baseModel to what was mirrored"

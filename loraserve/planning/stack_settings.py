@@ -6,6 +6,7 @@ Defaults of scalar keys stand in Pulumi.yaml, those of structured keys here. Rul
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Network
@@ -25,7 +26,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from loraserve.contract.addresses import SERVING_NAMESPACE, stack_name_problem
-from loraserve.contract.base_model import Base, Mirror
+from loraserve.contract.base_model import Base, Mirror, StartCache
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.document import AdapterName, HubId
 from loraserve.contract.evaluation import BaseIdentity
@@ -34,7 +35,7 @@ from loraserve.planning import cold_start
 from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
 from loraserve.planning.extra_args import Levers, read_levers
-from loraserve.planning.gpu_memory import Serving, within_memory
+from loraserve.planning.gpu_memory import GRAPH_SIZES, Serving, within_memory
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES, GpuInstanceType
 from loraserve.planning.known_models import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS
 from loraserve.planning.model_shapes import ModelShape
@@ -291,6 +292,8 @@ class Settings(_Section):
     base_model_revision: Text
     base_model_shape: ModelShape | None = None
     base_model_mirror: Mirror | None = None
+    start_cache: StartCache | None = None
+    start_cache_writer: bool
     accepted_base_ids: tuple[str, ...] = ()
     training_base: TrainingBase | None = None
     max_model_len: Annotated[int, Field(ge=16)]
@@ -484,8 +487,10 @@ class Settings(_Section):
     def memory_flags(self) -> list[str]:
         """vLLM's start-up flags for the GPUs: how many there are, and what it may take of each."""
         gpus = self.gpu_instance.gpus
+        graphs = json.dumps({"cudagraph_capture_sizes": GRAPH_SIZES})
         return [
             f"--gpu-memory-utilization={self.serving.utilization}",
+            f"--compilation-config={graphs}",
             *([f"--tensor-parallel-size={gpus}"] if gpus > 1 else []),
         ]
 

@@ -91,6 +91,8 @@ CHANGES: Mapping[str, Any] = {
         "vocabSize": 32000,
         "weightsGib": 4.1,
     },
+    "startCache": {"version": "v1", "digest": "sha256:" + "b" * 64, "sizeBytes": 180 * 1024**2},
+    "startCacheWriter": True,
     "baseModelMirror": {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3},
     "acceptedBaseIds": ["mistralai/Mistral-7B-v0.1"],
     "trainingBase": {"name": "mistralai/Mistral-7B-v0.1", "revision": "f" * 40},

@@ -12,10 +12,11 @@ from botocore.exceptions import ClientError
 
 from infra.adapter_bucket import bucket_policy, evaluator_policy, gc_policy
 from infra.iam import account_trust, read_prefixes, service_account_trust
-from infra.names import CATALOG_PREFIXES
+from infra.names import CATALOG_PREFIXES, START_CACHE_PREFIX
 from infra.roles import publisher_policy
+from infra.start_cache import writer_policy
 from local.engine.cloud import ACCOUNT_ID, Cloud
-from loraserve.catalog import adapters, lineage
+from loraserve.catalog import adapters, lineage, start_cache
 from loraserve.catalog.bucket import Bucket, VersionExists
 from loraserve.catalog.listing import find, verify
 from loraserve.catalog.versions import VersionId
@@ -36,11 +37,15 @@ def roles(cloud: Cloud) -> dict[str, str]:
     granted = {
         "pod": (
             service_account_trust(provider, ISSUER, "ml-models", "workflow-sa"),
-            read_prefixes(BUCKET_ARN, CATALOG_PREFIXES),
+            read_prefixes(BUCKET_ARN, (*CATALOG_PREFIXES, START_CACHE_PREFIX)),
         ),
         "gc": (account_trust(ACCOUNT_ID, "aws"), gc_policy(BUCKET_ARN)),
         "evaluator": (account_trust(ACCOUNT_ID, "aws"), evaluator_policy(BUCKET_ARN)),
         "publisher": (account_trust(ACCOUNT_ID, "aws"), publisher_policy(BUCKET_ARN)),
+        "start-cache-1": (
+            service_account_trust(provider, ISSUER, "ml-models", "start-cache-writer"),
+            writer_policy(BUCKET_ARN),
+        ),
     }
     arns = {}
     for name, (trust, policy) in granted.items():
@@ -49,7 +54,8 @@ def roles(cloud: Cloud) -> dict[str, str]:
     s3.create_bucket(Bucket=BUCKET)
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     s3.put_object(Bucket=BUCKET, Key="elsewhere/file", Body=b"x")
-    s3.put_bucket_policy(Bucket=BUCKET, Policy=bucket_policy(BUCKET_ARN, arns["gc"], arns["evaluator"]))
+    writers = arns["start-cache-1"].removesuffix("1") + "*"
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=bucket_policy(BUCKET_ARN, arns["gc"], arns["evaluator"], writers))
     return arns
 
 
@@ -78,8 +84,12 @@ def _large_shapes() -> dict[str, list[int]]:
 @pytest.fixture
 def pod(cloud: Cloud, roles: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """An S3 client with the pod's credentials, which the environment then holds too."""
+    return _as_a_pod(cloud, roles["pod"], monkeypatch)
+
+
+def _as_a_pod(cloud: Cloud, role: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     given = cloud.client("sts").assume_role_with_web_identity(
-        RoleArn=roles["pod"], RoleSessionName="pod", WebIdentityToken="token"
+        RoleArn=role, RoleSessionName="pod", WebIdentityToken="token"
     )["Credentials"]
     credentials = {
         "aws_access_key_id": given["AccessKeyId"],
@@ -110,6 +120,28 @@ def test_the_pod_does_nothing_else(adapter: Adapter, pod: Any) -> None:
     assert refused(lambda: pod.delete_object(Bucket=BUCKET, Key=WEIGHTS))
     assert refused(lambda: pod.get_bucket_policy(Bucket=BUCKET))
     assert refused(lambda: pod.list_buckets())
+
+
+def test_the_start_cache_writer_adds_start_caches_and_the_pod_reads_them(
+    cloud: Cloud, adapter: Adapter, roles: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = tmp_path / "writer/vllm/torch_compile_cache/torch_aot_compile/k1"
+    compiled.mkdir(parents=True)
+    (compiled / "model").write_bytes(b"x" * 100)
+    writer = _as_a_pod(cloud, roles["start-cache-1"], monkeypatch)
+    wanted = start_cache.publish(Bucket(BUCKET), tmp_path / "writer", "v1")
+    key = "start-caches/vllm/v1/start-cache.tar"
+    for forbidden in (
+        lambda: writer.put_object(Bucket=BUCKET, Key=key, Body=b"poison"),
+        lambda: writer.put_object(Bucket=BUCKET, Key="llm-models/rag-qa/v2/x", Body=b"x", IfNoneMatch="*"),
+        lambda: writer.get_object(Bucket=BUCKET, Key="elsewhere/file"),
+    ):
+        assert refused(forbidden)
+    pod = _as_a_pod(cloud, roles["pod"], monkeypatch)
+    assert refused(lambda: pod.put_object(Bucket=BUCKET, Key="start-caches/vllm/v2/x", Body=b"x", IfNoneMatch="*"))
+    (tmp_path / "cache").mkdir()
+    start_cache.fetch(Bucket(BUCKET), wanted, tmp_path / "cache")
+    assert start_cache.compiled(tmp_path / "cache") == ["k1"]
 
 
 def test_a_publisher_publishes_and_does_nothing_else(
@@ -147,6 +179,7 @@ def test_not_even_an_administrator_overwrites_or_deletes(cloud: Cloud, adapter: 
     assert refused(lambda: s3.put_object(Bucket=BUCKET, Key=WEIGHTS, Body=b"x"))
     assert refused(lambda: s3.delete_object(Bucket=BUCKET, Key=WEIGHTS))
     assert refused(lambda: s3.delete_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version))
+    assert refused(lambda: s3.put_object(Bucket=BUCKET, Key="start-caches/vllm/v1/x", Body=b"code", IfNoneMatch="*"))
     verify(Bucket(BUCKET), find(Bucket(BUCKET), "rag-qa", "v1"), lambda *_: None)
 
 

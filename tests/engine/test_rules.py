@@ -172,6 +172,19 @@ CASES = (
         silent=(19, 22, 40),
     ),
     Case(
+        "StartCacheMissed",
+        "one pod compiled although there is a start cache",
+        {'loraserve_start_cache{use="miss"}': "0x10 1x20", 'loraserve_start_cache{use="hit"}': "1x10 0x20"},
+        silent=(9,),
+        firing=(13,),
+    ),
+    Case(
+        "StartCacheMissed",
+        "one started with it, another stack has none",
+        {'loraserve_start_cache{use="hit"}': "1x20", 'loraserve_start_cache{use="none"}': "1x20"},
+        silent=(19,),
+    ),
+    Case(
         "DocumentRefused",
         "keys that cannot be read",
         {'loraserve_gateway_document_refused{document="keys"}': "0x5 1x20"},

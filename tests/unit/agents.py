@@ -7,7 +7,6 @@ from typing import Any
 
 from moto.server import ThreadedMotoServer
 
-from loraserve.agent.base_weights import BaseWeights
 from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
@@ -15,6 +14,7 @@ from loraserve.agent.drain import DrainTimes
 from loraserve.agent.metrics import Metrics, VllmMetrics
 from loraserve.agent.reconciler import Reconciler
 from loraserve.agent.server import AgentApi
+from loraserve.agent.start_cache import CacheUse
 from loraserve.agent.vllm import Vllm
 from loraserve.agent.working_set import WorkingSet
 from loraserve.catalog.bucket import Bucket
@@ -75,13 +75,13 @@ class Agent:
             on_loaded=self._done.set,
             clock=clock,
         )
-        self.metrics.follow(lambda: self.reconciler.report)
+        self.metrics.follow(lambda: self.reconciler.report, lambda: CacheUse.NONE)
         self.vital: list[threading.Thread] = []
         self.api = AgentApi(
             self.reconciler,
             self.metrics,
             VllmMetrics(client, clock),
-            BaseWeights(None, lambda: None),
+            (),
             api_key=vllm.api_key,
             vital=self.vital,
             clock=clock,

@@ -12,6 +12,8 @@ from tests.unit.declared import Program, declare, run
 
 GC_ROLE = "arn:aws:iam::123456789012:role/gc"
 EVALUATOR_ROLE = "arn:aws:iam::123456789012:role/eval"
+START_CACHES = "arn:aws:s3:::adapters/start-caches/*"
+START_CACHE_ROLES = "arn:aws:iam::123456789012:role/start-cache-*"
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,9 @@ def test_two_buckets_to_take_back_are_refused() -> None:
 
 
 def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
-    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE))["Statement"]
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE, START_CACHE_ROLES))[
+        "Statement"
+    ]
     denied = {statement["Sid"]: statement for statement in statements}
     assert all(statement["Effect"] == "Deny" and statement["Principal"] == "*" for statement in statements)
     assert denied["TlsOnly"]["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
@@ -95,7 +99,7 @@ def test_the_bucket_refuses_plain_http_overwriting_and_deleting() -> None:
     for sid in ("NoOverwrite", "NoDelete", "NoDeleteForGood"):
         prefixes = ("llm-models", "base-models", "lineage", "evaluations", "usage")
         kept = [f"arn:aws:s3:::adapters/{prefix}/*" for prefix in prefixes]
-        assert denied[sid]["Resource"] == kept
+        assert denied[sid]["Resource"] == [*kept, *([START_CACHES] if sid == "NoOverwrite" else [])]
 
 
 def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev: Program) -> None:
@@ -110,8 +114,21 @@ def test_the_clean_up_role_hides_and_never_reads_writes_or_deletes_for_good(dev:
     assert not any("lineage" in resource for statement in policy["Statement"] for resource in statement["Resource"])
 
 
+def test_start_caches_are_written_by_their_job_alone() -> None:
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE, START_CACHE_ROLES))[
+        "Statement"
+    ]
+    [denied] = [statement for statement in statements if statement["Sid"] == "StartCachesOfTheirWriterOnly"]
+    assert (denied["Action"], denied["Resource"]) == ("s3:PutObject", [START_CACHES])
+    assert denied["Condition"] == {"ArnNotLike": {"aws:PrincipalArn": START_CACHE_ROLES}}
+    declared = declare("dev").one("s3/bucketPolicy:BucketPolicy").inputs["policy"]
+    assert "role/loraserve-dev-start-cache-*" in declared
+
+
 def test_verdicts_are_written_by_the_pipelines_role_alone(dev: Program) -> None:
-    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE))["Statement"]
+    statements = json.loads(bucket_policy("arn:aws:s3:::adapters", GC_ROLE, EVALUATOR_ROLE, START_CACHE_ROLES))[
+        "Statement"
+    ]
     [denied] = [statement for statement in statements if statement["Sid"] == "VerdictsOfThePipelineOnly"]
     assert denied["Action"] == "s3:PutObject"
     assert denied["Resource"] == ["arn:aws:s3:::adapters/evaluations/*"]

@@ -20,6 +20,7 @@ EVERYTHING: dict[str, Any] = {
     "gpuNvmeRaid0": False,
     "gpuWarmPool": True,
     "gpuSpot": True,
+    "startCacheWriter": True,
     "privateAccessCidrs": ["192.168.0.0/24"],
     "prometheusVolumeGib": 10,
     "systemNodeCount": 2,

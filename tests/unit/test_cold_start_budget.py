@@ -8,7 +8,16 @@ from local.paths import CHECKOUT
 from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.cold_start import PHASES
 from loraserve.monitoring.rules import groups
-from loraserve.planning.cold_start import BUDGET, FROM_ZERO, HOLD_SECONDS, ON_WARM_NODE, PATIENCE_SECONDS
+from loraserve.planning.cold_start import (
+    BUDGET,
+    CACHED_FROM_ZERO,
+    CACHED_ON_WARM_NODE,
+    FROM_ZERO,
+    HOLD_SECONDS,
+    ON_WARM_NODE,
+    PATIENCE_SECONDS,
+    WITH_START_CACHE,
+)
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import stack_values
 
@@ -16,9 +25,9 @@ from tests.stack_values import stack_values
 def test_the_document_is_the_table() -> None:
     text = (CHECKOUT / "docs/cold-start.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \| (\d+-\d+) \| (\w+) \| (.+) \|$", text, re.MULTILINE)
-    assert rows == [(p.name, f"{p.low:g}-{p.high:g}", p.kind, p.source) for p in BUDGET]
-    for words in (f"**{FROM_ZERO.low:g}-{FROM_ZERO.high:g}**", f"**{ON_WARM_NODE.low:g}-{ON_WARM_NODE.high:g}**"):
-        assert words in text
+    assert rows == [(p.name, f"{p.low:g}-{p.high:g}", p.kind, p.source) for p in (*BUDGET, WITH_START_CACHE)]
+    for sums in ((FROM_ZERO, CACHED_FROM_ZERO), (ON_WARM_NODE, CACHED_ON_WARM_NODE)):
+        assert " | ".join(f"**{one.low:g}-{one.high:g}**" for one in sums) in text
     assert f"holds a request for {HOLD_SECONDS} s" in text
 
 

@@ -57,8 +57,8 @@ USE = Use(hours_per_day=4, starts_per_day=3, tenants=30)
 
 def test_a_start_costs_the_node_until_it_answers_its_idle_end_and_what_passes_a_nat_gateway() -> None:
     dev = estimate(parse(stack_values("dev")), "us-east-1", USE).start
-    assert dev.until_first_token_low == pytest.approx(311 / 3600 * 0.8048)
-    assert dev.until_first_token_high == pytest.approx(615 / 3600 * 0.8048)
+    assert dev.until_first_token_low == pytest.approx(266 / 3600 * 0.8048)
+    assert dev.until_first_token_high == pytest.approx(540 / 3600 * 0.8048)
     assert dev.idle_at_its_end == pytest.approx(10 / 60 * 0.8048)
     assert dev.transfer == 0, "a NAT instance takes nothing for it"
     behind_gateway = estimate(parse(stack_values("dev", nat="gateway")), "us-east-1", USE).start

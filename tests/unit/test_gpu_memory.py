@@ -10,7 +10,14 @@ import pytest
 
 from infra import pinned_images
 from loraserve.contract.desired_state import Envelope
-from loraserve.planning.gpu_memory import MEASURED_VLLM, Serving, largest_utilization, memory_problem, plan_memory
+from loraserve.planning.gpu_memory import (
+    MEASURED_VLLM,
+    Serving,
+    default_graph_sizes,
+    largest_utilization,
+    memory_problem,
+    plan_memory,
+)
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, Gpu
 from loraserve.planning.known_models import MISTRAL_7B_AWQ
 from loraserve.planning.model_shapes import ModelShape
@@ -59,6 +66,7 @@ def test_kv_cache_tokens_are_within_5_percent_of_the_measured_ones(row: dict[str
             instance=card,
             gpu_memory_utilization=row["utilization"],
             max_num_seqs=row["max_num_seqs"],
+            graph_sizes=default_graph_sizes(row["max_num_seqs"]),
             max_num_batched_tokens=row["max_num_batched_tokens"],
             specialize_active_lora=row.get("extra", {}).get("specialize_active_lora", False),
         )
@@ -74,7 +82,8 @@ def test_rows_were_kept_back_when_the_model_was_fitted() -> None:
 
 @pytest.mark.parametrize(("slots", "measured"), [(200, 93_024), (64, 109_328), (32, 112_816)])
 def test_a_server_started_on_an_h100_is_within_5_percent(slots: int, measured: int) -> None:
-    planned = plan_memory(serving(Envelope(slots=slots, rank=8, target_modules=ATTENTION)))
+    slots_around = Envelope(slots=slots, rank=8, target_modules=ATTENTION)
+    planned = plan_memory(serving(slots_around, graph_sizes=default_graph_sizes(256)))
     assert planned.kv_tokens == pytest.approx(measured, rel=0.05)
 
 

@@ -47,8 +47,10 @@ def test_the_serving_role_lists_and_reads_the_catalog_and_nothing_else(prod: Pro
     actions = [statement["Action"] for statement in policy["Statement"]]
     assert actions == ["s3:ListBucket", "s3:GetObject"]
     listing, reading = policy["Statement"]
-    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["llm-models/*", "base-models/*"]}}
-    assert all(resource.endswith(("/llm-models/*", "/base-models/*")) for resource in reading["Resource"])
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["llm-models/*", "base-models/*", "start-caches/*"]}}
+    assert all(
+        resource.endswith(("/llm-models/*", "/base-models/*", "/start-caches/*")) for resource in reading["Resource"]
+    )
 
 
 def gateway_grants(**changes: Any) -> dict[str, tuple[Any, Any]]:

@@ -13,6 +13,7 @@ from infra import names
 from infra.serving_pod import grace_seconds
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import Envelope
+from loraserve.planning.gpu_memory import GRAPH_SIZES
 from tests.stack_values import CHECKOUT, adapter
 from tests.unit.declared import Program, declare, environment_in_pod
 
@@ -82,6 +83,19 @@ def test_the_pod_tolerates_and_selects_exactly_the_gpu_group(program: Program) -
         {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": "NoSchedule"}
     ]
     assert pod(program)["nodeSelector"].items() <= group["labels"].items()
+
+
+def test_a_gpu_start_compiles_no_module_twice_and_few_graphs(dev: Program) -> None:
+    told = environment(vllm(dev))
+    (cache,) = (mount for mount in vllm(dev)["volumeMounts"] if mount["name"] == "cache")
+    assert told["PYTHONPYCACHEPREFIX"].startswith(cache["mountPath"] + "/")
+    assert told["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    (compilation,) = (flag for flag in vllm(dev)["args"] if flag.startswith("--compilation-config="))
+    assert json.loads(compilation.partition("=")[2]) == {"cudagraph_capture_sizes": list(GRAPH_SIZES)}
+
+
+def test_the_cpu_build_uses_the_modules_that_its_image_has_compiled() -> None:
+    assert "PYTHONPYCACHEPREFIX" not in environment(vllm(declare("local", adapters=[adapter()])))
 
 
 def test_kubernetes_objects_go_before_nodes_dns_and_cluster(dev: Program) -> None:

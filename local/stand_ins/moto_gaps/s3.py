@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from typing import Any
 
@@ -52,6 +53,7 @@ def _holds(condition: dict[str, dict[str, str]]) -> bool:
     tests = {
         "Bool": lambda key, wanted: values[key] == wanted,
         "ArnNotEquals": lambda key, wanted: values[key] != wanted,
+        "ArnNotLike": lambda key, wanted: not fnmatch.fnmatchcase(str(values[key]), wanted),
         "Null": lambda key, wanted: str(values[key] is None).lower() == wanted,
     }
     return all(tests[operator](key, wanted) for operator, pairs in condition.items() for key, wanted in pairs.items())

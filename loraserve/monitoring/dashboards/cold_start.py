@@ -31,6 +31,13 @@ DASHBOARD = Dashboard(
             warn=ON_WARM_NODE.high,
         ),
         Panel(
+            "What became of the start cache",
+            Unit.COUNT,
+            (Query("sum by (use) (loraserve_start_cache)", "{{use}}"),),
+            "Pods by how their vLLM started. `hit`: with what an earlier one compiled. `none`: the stack has none.",
+            look=Look.STACKED,
+        ),
+        Panel(
             "GPU nodes",
             Unit.COUNT,
             (
