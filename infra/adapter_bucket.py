@@ -186,7 +186,10 @@ class AdapterBucket(pulumi.ComponentResource):
             bucket=bucket,
             policy=pulumi.Output.all(self.bucket.arn, self.gc_role.arn, self.evaluator_role.arn).apply(
                 lambda arns: bucket_policy(
-                    *arns, f"arn:{arns[0].split(':')[1]}:iam::{account}:role/{start_cache_writer}-*"
+                    arns[0],
+                    arns[1],
+                    arns[2],
+                    f"arn:{arns[0].split(':')[1]}:iam::{account}:role/{start_cache_writer}-*",
                 )
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=[private], retain_on_delete=retain),
