@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ $(UV):
 
 lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
 	@$(PY) -m local.tools lock $(NAMES)
+
+scan: install $(UV) ## checkov over the objects of several stacks and the Containerfiles; what it finds stands in docs/scanners.md
+	@$(PY) -m tests.scan
 
 sbom: $(UV) ## List the Python packages of our image (CycloneDX), as sbom.json
 	@$(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements images/loraserve/requirements.txt --output-file sbom.json
