@@ -15,19 +15,15 @@ from loraserve.operator.cli import main
 from loraserve.planning import permissions
 from tests.aws_actions import actions_of
 from tests.aws_types import EKS_COMPONENT
-from tests.unit.declared import Program, declare
+from tests.unit.declared import declare
 from tests.unit.test_aws_types import EVERYTHING
+from tests.unit.test_place import SECOND
 
 SERVICES = (
     *("autoscaling", "budgets", "ec2", "ecr", "eks", "elbv2", "iam", "logs", "resourcegroupstaggingapi"),
     *("s3", "s3control", "service-quotas", "ssm"),
 )
 NO_OPERATION = {"iam:PassRole"}
-
-
-@pytest.fixture(scope="module")
-def everything() -> Program:
-    return declare("dev", **EVERYTHING)
 
 
 def test_every_type_that_a_stack_emits_has_its_actions_and_their_source() -> None:
@@ -58,12 +54,14 @@ def test_what_is_made_can_also_be_read_and_unmade() -> None:
         assert {f"Delete{thing}", f"Delete{thing}s"} & verbs, made
 
 
-def test_the_named_resources_are_those_of_the_policy(everything: Program) -> None:
-    scopes = {scope.sid: scope for scope in permissions.scopes(cluster_name("dev"))}
+@pytest.mark.parametrize(("stack", "options"), [("dev", EVERYTHING), ("chat", SECOND)])
+def test_the_named_resources_are_those_of_the_policy(stack: str, options: dict[str, Any]) -> None:
+    scopes = {scope.sid: scope for scope in permissions.scopes(cluster_name(stack))}
+    program = declare("dev", **options)
     made = {"Roles": ("aws:iam/role:Role", "role/"), "Bucket": ("aws:s3/bucket:Bucket", ":::")}
     for sid, (kind, before) in made.items():
         pattern = scopes[sid].resource.rpartition(before)[2]
-        names = [resource.name for resource in everything.resources if resource.type == kind]
+        names = [resource.name for resource in program.resources if resource.type == kind]
         assert names
         assert [name for name in names if not fnmatchcase(f"{name}-0123456", pattern)] == []
     assert fnmatchcase("loraserve-prod-adapters", scopes["Bucket"].resource) is False
