@@ -17,7 +17,7 @@ from infra.roles import publisher_policy
 from infra.start_cache import writer_policy
 from local.engine.cloud import ACCOUNT_ID, Cloud
 from loraserve.catalog import adapters, lineage, start_cache
-from loraserve.catalog.bucket import Bucket, VersionExists
+from loraserve.catalog.bucket import Bucket, CatalogUnavailable, VersionExists
 from loraserve.catalog.listing import find, verify
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.desired_state import Adapter
@@ -147,9 +147,7 @@ def test_the_start_cache_writer_adds_start_caches_and_the_pod_reads_them(
 def test_a_publisher_publishes_and_does_nothing_else(
     cloud: Cloud, adapter: Adapter, roles: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cloud.enforce_iam(False)  # moto does not know that an account's root stands for everybody in it
     given = cloud.client("sts").assume_role(RoleArn=roles["publisher"], RoleSessionName="publisher")["Credentials"]
-    cloud.enforce_iam()
     names = {"AccessKeyId": "AWS_ACCESS_KEY_ID", "SecretAccessKey": "AWS_SECRET_ACCESS_KEY"}
     for name, variable in (names | {"SessionToken": "AWS_SESSION_TOKEN"}).items():
         monkeypatch.setenv(variable, given[name])
@@ -186,9 +184,7 @@ def test_not_even_an_administrator_overwrites_or_deletes(cloud: Cloud, adapter: 
 def test_the_clean_up_role_hides_a_version_and_its_bytes_stay(
     cloud: Cloud, adapter: Adapter, roles: dict[str, str]
 ) -> None:
-    cloud.enforce_iam(False)  # moto does not know that an account's root stands for everybody in it
     s3, tidy = cloud.client("s3"), Bucket(BUCKET, role=roles["gc"])
-    cloud.enforce_iam()
     version = s3.head_object(Bucket=BUCKET, Key=WEIGHTS)["VersionId"]
     assert refused(lambda: tidy._s3.delete_object(Bucket=BUCKET, Key=WEIGHTS, VersionId=version))
     assert refused(lambda: tidy._s3.get_object(Bucket=BUCKET, Key=WEIGHTS))
@@ -203,7 +199,11 @@ def test_only_the_pipelines_role_adds_verdicts_and_it_changes_none(
     cloud: Cloud, adapter: Adapter, roles: dict[str, str], pod: Any
 ) -> None:
     key = "evaluations/rag-qa/v1/0.json"
-    cloud.enforce_iam(False)  # as above
+    with pytest.raises(
+        CatalogUnavailable, match="cannot be assumed"
+    ):  # by the pod, whose credentials stand in the environment
+        Bucket(BUCKET, role=roles["evaluator"])
+    cloud.enforce_iam(False)
     publisher, pipeline = cloud.client("s3"), Bucket(BUCKET, role=roles["evaluator"])
     cloud.enforce_iam()
     for other in (publisher, pod):

@@ -245,5 +245,25 @@ def test_enforced_iam_keeps_a_role_to_its_prefix(cloud: Cloud) -> None:
         cloud.enforce_iam(False)
 
 
+def test_enforced_iam_takes_an_accounts_root_for_all_of_it_that_may_assume_the_role(cloud: Cloud) -> None:
+    iam = cloud.client("iam")
+    roles: list[str] = []
+    for account in (ACCOUNT_ID, "111111111111"):
+        trust = {"Effect": "Allow", "Principal": {"AWS": f"arn:aws:iam::{account}:root"}, "Action": "sts:AssumeRole"}
+        document = json.dumps(_document(trust))
+        roles.append(iam.create_role(RoleName=f"of-{account}", AssumeRolePolicyDocument=document)["Role"]["Arn"])
+    iam.create_user(UserName="nobody")
+    key = iam.create_access_key(UserName="nobody")["AccessKey"]
+    nobody = cloud.client("sts", aws_access_key_id=key["AccessKeyId"], aws_secret_access_key=key["SecretAccessKey"])
+    administrator, (ours, theirs) = cloud.client("sts"), roles
+    cloud.enforce_iam()
+    try:
+        assert administrator.assume_role(RoleArn=ours, RoleSessionName="ci")["AssumedRoleUser"]
+        assert refusal(lambda: administrator.assume_role(RoleArn=theirs, RoleSessionName="ci")) == "AccessDenied"
+        assert refusal(lambda: nobody.assume_role(RoleArn=ours, RoleSessionName="ci")) == "AccessDenied"
+    finally:
+        cloud.enforce_iam(False)
+
+
 def _document(statement: dict[str, Any]) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": [statement]}

@@ -1,4 +1,4 @@
-"""IAM, with policies enforced: signatures that moto gets wrong, a condition and a resource that it does not know.
+"""IAM, with policies enforced: signatures that moto gets wrong, a condition, a resource and a principal that it does not know.
 
 moto recomputes each call's signature, and for calls without a body gets another one. Keys must be known and policies must
 allow the action; the signature itself is not checked.
@@ -13,7 +13,8 @@ from moto.iam.access_control import IAMPolicyStatement, IAMRequestBase
 
 
 def install() -> None:
-    """Takes every signature for right; looks at the prefix that a bucket may be listed under, and at which parameter is read."""
+    """Takes every signature for right; looks at the prefix that a bucket may be listed under, at which parameter is read, and
+    at the account that a role trusts."""
     IAMRequestBase.check_signature = lambda self: None
     check_others = IAMPolicyStatement._check_conditions
 
@@ -35,3 +36,12 @@ def install() -> None:
         check_action(self, resource)
 
     IAMRequestBase.check_action_permitted = check_of_resource
+    names = IAMPolicyStatement._check_principal
+
+    def names_account(self: IAMPolicyStatement, principal: str) -> bool:
+        """An account's root stands for everybody in it whose own policies allow the call."""
+        _, partition, _, _, account, _ = principal.split(":", 5)
+        trusted = (self._statement.get("Principal") or {}).get("AWS")
+        return trusted == f"arn:{partition}:iam::{account}:root" or names(self, principal)
+
+    IAMPolicyStatement._check_principal = names_account
