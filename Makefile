@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask install test check quick unit fuzz mutants engine images e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask dashboard install test check quick unit fuzz mutants engine images e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ logs: install ## Show the logs of vLLM and its agent as they come
 
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
+
+dashboard: install ## Watch the local stack by a Prometheus of its own, and draw what it sees in a browser
+	@$(PY) -m local dashboard
 
 # Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time.
 test: quick tools images ## Everything: format, lint, types; unit, engine and end-to-end tests

@@ -1,4 +1,4 @@
-"""This project's `local` stack on one machine: `make up`, `down`, `status`, `logs` and `ask`.
+"""This project's `local` stack on one machine: `make up`, `down`, `status`, `logs`, `ask` and `dashboard`.
 
 State lives in one folder, `$LORASERVE_STATE` or `$XDG_STATE_HOME/loraserve`.
 """
@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from infra.names import SERVING_NAMESPACE, VLLM
@@ -21,6 +22,10 @@ from local.processes import ProcessError, locked
 from local.progress import console, say, step
 from local.stack import LocalStack, state_folder
 from local.tools.toolchain import Tool, ensure
+from loraserve.errors import LoraserveError
+from loraserve.operator.application_commands import DASHBOARD_PORT
+from loraserve.operator.dashboard_server import DashboardServer
+from loraserve.operator.prometheus import Prometheus
 
 _ATTEMPTS = 15
 
@@ -113,6 +118,17 @@ def ask(stack: LocalStack, model: str, prompt: str) -> None:
         print(served.ask(model, prompt))
 
 
+def dashboard(stack: LocalStack, port: int) -> None:
+    """Prometheus and Alertmanager, which stay until `down`, and a page of what they know, until Ctrl-C."""
+    with step("Prometheus and Alertmanager (found, or built once)"):
+        monitoring = stack.monitor()
+    console.print(f"  Prometheus:   {monitoring.prometheus}\n  Alertmanager: {monitoring.alertmanager}")
+    with DashboardServer(Prometheus(monitoring.prometheus), port) as server:
+        console.print(f"  Open {server.url} (Ctrl-C ends the page; first lines come after two looks, a minute)")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 def _kubeconfig(stack: LocalStack) -> Path:
     """Of the cluster that serves. Raises ProcessError."""
     if not stack.place.running:
@@ -130,6 +146,7 @@ def main() -> None:
     asking = verbs.add_parser("ask")
     asking.add_argument("--model", required=True)
     asking.add_argument("--prompt", required=True)
+    verbs.add_parser("dashboard").add_argument("--port", type=int, default=DASHBOARD_PORT)
     options = parser.parse_args()
     stack = LocalStack(state_folder())
     try:
@@ -145,9 +162,11 @@ def main() -> None:
                 status(stack)
             case "logs":
                 logs(stack)
+            case "dashboard":
+                dashboard(stack, options.port)
             case _:
                 ask(stack, options.model, options.prompt)
-    except (ProcessError, CloudLostError) as error:
+    except (ProcessError, CloudLostError, LoraserveError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -16,16 +16,19 @@ import yaml
 from infra import names
 from local import models
 from local.asking import Endpoint, endpoint
+from local.cluster.keda import METRICS_FILE
 from local.cluster.machine import Machine
 from local.cluster.place import Images, Place
 from local.cluster.user_cluster import UserCluster
 from local.engine import plugins, receipt, workspace
 from local.engine.cloud import Cloud, CloudLostError
 from local.engine.pulumi_cli import PulumiCli
+from local.monitoring import Monitoring, Watched
 from local.processes import ProcessError
 from local.progress import console, say, step
 from loraserve.contract.keys import EVERY_MODEL, create_key
 from loraserve.contract.served_name import ServedName
+from loraserve.planning.alerting import Alerting
 
 STACK = "local"
 BASE_VERSION = "v1"
@@ -90,6 +93,30 @@ class LocalStack:
         if not self.place.running or not self.key_file.exists():
             raise ProcessError("The local stack does not run; `make up` starts it.")
         return endpoint(self.place.kubeconfig, self.key_file.read_text())
+
+    @property
+    def monitoring(self) -> Monitoring:
+        """Prometheus and Alertmanager, where `monitor` has started them."""
+        return Monitoring(self.state / "monitoring")
+
+    def monitor(self, alerting: Alerting | None = None) -> Monitoring:
+        """Has them watch the running stack and tell its alerts to whom `alerting` names. Raises ProcessError."""
+        place = self.place
+        if not place.running:
+            raise ProcessError("The local stack does not run; `make up` starts it.")
+        if not isinstance(place, Machine):
+            raise ProcessError(
+                "Pods of a cluster of your own cannot be reached from here. With a Prometheus in that cluster: "
+                f"`loraserve dashboard --context {place.context}`, or `--prometheus URL`."
+            )
+        watched = Watched(
+            kubeconfig=place.kubeconfig,
+            keda=place.keda_state / METRICS_FILE,
+            stack_file=self.state / "project" / f"Pulumi.{STACK}.yaml",
+            region=workspace.shipped_config(STACK)["aws:region"],
+        )
+        self.monitoring.start(watched, alerting or Alerting())
+        return self.monitoring
 
     def up(self, context: str | None = None) -> None:
         """Starts what is missing and applies the program. Safe to repeat, also after a crash or a reboot.
@@ -233,6 +260,7 @@ class LocalStack:
 
     def _stop(self, place: Place) -> list[str]:
         """Ends everything; returns what is left."""
+        self.monitoring.stop()
         plugins.end(self.state / "pulumi")
         if cloud := self.cloud:
             cloud.stop()

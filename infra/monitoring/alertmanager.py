@@ -21,6 +21,8 @@ from loraserve.planning.pod_resources import Requests
 _CONFIG = f"alertmanager-{KUBE_PROMETHEUS_STACK.name}-alertmanager"
 """The Secret in which the operator looks, by the name that the chart gives to the Alertmanager."""
 _SECRETS = "alertmanager-receivers"
+SECRETS_FOLDER = f"/etc/alertmanager/secrets/{_SECRETS}"
+"""Where the operator mounts them."""
 _RESOURCES, _MEMORY_LIMIT_MIB = Requests(10, 64), 256
 _OPERATORS, _NOBODY, _WATCHDOG = "operators", "nobody", "watchdog"
 _SLACK_TEXT = (
@@ -126,8 +128,7 @@ def _webhook(secret: str, *, resolved: bool) -> dict[str, Any]:
 
 
 def _file(secret: str) -> str:
-    """Where the operator mounts it."""
-    return f"/etc/alertmanager/secrets/{_SECRETS}/{secret}"
+    return f"{SECRETS_FOLDER}/{secret}"
 
 
 def create_secrets(

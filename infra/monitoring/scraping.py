@@ -9,8 +9,8 @@ import pulumi_kubernetes as k8s
 
 from infra.charts import CLUSTER_AUTOSCALER, KEDA
 from infra.names import AUTOSCALER_SERVICE_ACCOUNT, KEDA_OPERATOR, METRICS_PORT_NAME, SYSTEM_NAMESPACE
+from loraserve.monitoring.metrics import SCRAPE_SECONDS
 
-SCRAPE_SECONDS = 30
 _TIMEOUT_SECONDS = 10
 
 

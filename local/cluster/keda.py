@@ -8,6 +8,7 @@ from the adapter.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import string
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ PARTS = (Tool.KEDA, Tool.KEDA_ADAPTER)
 """Each a process of its name, in the order of their start."""
 _AUTHORITY = f"keda-operator.{_NAMESPACE}.svc"
 """The operator's name in its certificate."""
+METRICS_FILE = "metrics.json"
+"""In its state folder: where the operator shows its metrics, as a file of Prometheus' file_sd_configs."""
 _RESTARTED = ("sh", "-c", 'while true; do "$@"; sleep 1; done', "sh")
 """As a pod would be: when the operator has made its certificates, it ends."""
 
@@ -59,6 +62,7 @@ def start(state: Path, control_plane: ControlPlane) -> None:
     )
     operator.wait_until(lambda: _mount_certificates(control_plane, certificates))
     operator.wait_until(lambda: _is_ready(health))
+    (state / METRICS_FILE).write_text(json.dumps([{"targets": [f"127.0.0.1:{metrics}"]}]))
     uses = ("lister", "authentication", "authorization")
     adapting = _start(
         Tool.KEDA_ADAPTER,

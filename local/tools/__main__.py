@@ -1,5 +1,6 @@
-"""`python -m local.tools`: builds every tool that is missing, but for the bench's own. `python -m local.tools lock [NAME ...]`: pins anew what the
-modules of these names are built from, after a version in versions.py was changed."""
+"""`python -m local.tools`: builds every tool that is missing, but for the bench's own and what watches a stack.
+`python -m local.tools lock [NAME ...]`: pins anew what the modules of these names are built from, after a version in
+versions.py was changed."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 
 from local.processes import ProcessError
 from local.progress import say
-from local.tools.toolchain import Tool, crds, ensure, kwok_stages, write_locks
+from local.tools.toolchain import OF_MONITORING, Tool, crds, ensure, kwok_stages, write_locks
 
 
 def main(words: list[str]) -> None:
@@ -15,7 +16,7 @@ def main(words: list[str]) -> None:
         if words[:1] == ["lock"]:
             write_locks(words[1:], say)
             return
-        for tool, path in ensure(*(tool for tool in Tool if tool is not Tool.VEGETA)).items():
+        for tool, path in ensure(*(tool for tool in Tool if tool not in (Tool.VEGETA, *OF_MONITORING))).items():
             print(f"{tool:<28} {path}")
         crds()
         kwok_stages()

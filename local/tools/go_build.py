@@ -49,6 +49,8 @@ class GoModule:
     """What to leave out, in the module's own words."""
     embedded: tuple[str, ...] = ()
     """Files of the module that its main.go embeds."""
+    lacking: tuple[str, ...] = ()
+    """Files that the module embeds and was published without: empty ones take their place."""
     files: tuple[str, ...] = ()
     """Files of the module that are kept beside the programs."""
 
@@ -159,10 +161,13 @@ def _fetch(go: _Go, module: GoModule) -> None:
     """The sources of its programs and its files, into a folder to build in."""
     source = _build_folder(go, module)
     shutil.copytree(module.lock, source, dirs_exist_ok=True)
-    if module.embedded or module.files:
+    if module.embedded or module.files or module.lacking:
         origin = Path(json.loads(go.run("mod", "download", "-json", module.path, cwd=source))["Dir"])
         for name in module.embedded:
             shutil.copy(origin / name, source)
+        for name in module.lacking:
+            (origin / name).parent.mkdir(parents=True, exist_ok=True)
+            (origin / name).touch()
         _put(module, (origin / name for name in module.files))
     if module.programs:
         go.run("list", *_tags(module), "-deps", *module.programs.values(), cwd=source)

@@ -43,10 +43,13 @@ class Tool(StrEnum):
     KWOK = "kwok"
     KUBECTL = "kubectl"
     PROMTOOL = "promtool"
+    PROMETHEUS = "prometheus"
+    ALERTMANAGER = "alertmanager"
     VEGETA = "vegeta"
 
 
-OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA)
+OF_MONITORING = (Tool.PROMETHEUS, Tool.ALERTMANAGER)
+OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA, *OF_MONITORING)
 """What `make up` needs none of."""
 _KEDA_RESOURCES = (
     "keda.sh_scaledobjects",
@@ -140,10 +143,19 @@ _PROMETHEUS = GoModule(
     "prometheus",
     "github.com/prometheus/prometheus",
     versions.PROMETHEUS,
-    programs={Tool.PROMTOOL: "github.com/prometheus/prometheus/cmd/promtool"},
-    minutes=3,
+    programs={tool: f"github.com/prometheus/prometheus/cmd/{tool}" for tool in (Tool.PROMTOOL, Tool.PROMETHEUS)},
+    minutes=4,
     # Its ways to find targets bring the SDK of every cloud.
-    tags=("remove_all_sd",),
+    tags=("remove_all_sd", "enable_kubernetes_sd"),
+)
+_ALERTMANAGER = GoModule(
+    "alertmanager",
+    "github.com/prometheus/alertmanager",
+    versions.ALERTMANAGER,
+    programs={Tool.ALERTMANAGER: "github.com/prometheus/alertmanager/cmd/alertmanager"},
+    minutes=3,
+    # Its pages are built apart and are not in the module; the API needs none.
+    lacking=("ui/app/dist/index.html",),
 )
 _VEGETA = GoModule(
     "vegeta",
@@ -163,6 +175,7 @@ MODULES = (
     _KWOK,
     _PROMETHEUS_OPERATOR,
     _PROMETHEUS,
+    _ALERTMANAGER,
     _VEGETA,
 )
 """In the order in which they are built: CoreDNS's image is made beside the other builds."""

@@ -24,6 +24,8 @@ PULUMI_KUBERNETES: Final = "v4.0.0-20260115033456-f47bc2d6f199"
 PROMETHEUS_OPERATOR: Final = "v0.85.0"
 PROMETHEUS: Final = "v0.311.2"
 """3.11.2, which the chart of infra.charts.KUBE_PROMETHEUS_STACK installs, as a Go module."""
+ALERTMANAGER: Final = "v0.32.0"
+"""Of the same chart."""
 VEGETA: Final = "v12.13.0"
 """The load that `bench.gateway` makes; nothing else needs it."""
 

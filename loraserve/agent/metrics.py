@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -12,6 +12,7 @@ from loraserve.agent.start_cache import CacheUse
 from loraserve.agent.vllm import Vllm, VllmRefused, VllmUnreachable
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 
+disable_created_metrics()  # a second series for each counter, which nothing reads
 VLLM_METRICS_SECONDS = 10.0
 """vLLM writes them out between two tokens of its streams."""
 FETCH_BUCKETS_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)

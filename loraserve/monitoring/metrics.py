@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+SCRAPE_SECONDS = 30
+"""Between two looks of Prometheus at a target, and at the rules."""
+
 
 class Source(StrEnum):
     VLLM = "vLLM 0.32.0, vllm/v1/metrics/loggers.py"
@@ -68,6 +71,8 @@ FAILURES = (
 )
 """Outcomes of requests that failed through no fault of the caller."""
 OK = "ok"
+OVER_LIMIT = "rate_limit_exceeded"
+"""The outcome of a request beyond what its tenant may ask."""
 
 FIRST_TOKEN = "loraserve_gateway_time_to_first_token_seconds"
 INTER_TOKEN = "loraserve_gateway_inter_token_latency_seconds"

@@ -11,7 +11,7 @@ from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPAC
 from loraserve.operator.kubectl import Kubectl, context_option
 from loraserve.operator.terminal import json_option, key_option, print_json, tell
 
-PAGE_PORT = 8090
+PAGE_PORT, DASHBOARD_PORT = 8090, 8091
 
 namespace_option = click.option(
     "--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where the gateway runs."

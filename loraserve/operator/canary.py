@@ -17,7 +17,7 @@ from typing import Any
 
 from loraserve.errors import LoraserveError
 from loraserve.monitoring.metrics import CANARY, DURATION, quantile
-from loraserve.operator.prometheus import query
+from loraserve.operator.prometheus import Prometheus
 
 FEWEST_CALLERS = 10
 """On each side, below which a variance between callers says little."""
@@ -173,23 +173,24 @@ def _student(freedom: int) -> float:
     return _Z + sum(term / (4 * freedom) / (4 * freedom) ** at for at, term in enumerate(terms))
 
 
-def read(url: str, name: str, stable: str, canary: str, window: str) -> tuple[Side, Side]:
-    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged, NoAnswer."""
+def read(prometheus: Prometheus, name: str, stable: str, canary: str, window: str) -> tuple[Side, Side]:
+    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged and NoAnswer."""
     where = f"{{model={json.dumps(name)}}}"
     sums: dict[str, dict[str, float]] = {stable: {}, canary: {}}
-    for labels, value in query(url, f"sum by (version, moment) ({CANARY}{where})"):
-        sums.setdefault(labels["version"], {})[labels["moment"]] = value
+    for each in prometheus.now(f"sum by (version, moment) ({CANARY}{where})"):
+        sums.setdefault(each.labels["version"], {})[each.labels["moment"]] = each.latest
     for version in (stable, canary):
         if not sums[version].get("requests"):
             raise NotJudged(
                 f"Prometheus knows no request of {name}@{version} beside the other version: has it run as a canary, and "
                 "has anybody called it?"
             )
-    gateways = max((int(value) for _, value in query(url, f"count(count by (pod) ({CANARY}{where}))")), default=1)
+    counted = prometheus.now(f"count(count by (pod) ({CANARY}{where}))")
+    gateways = max((int(each.latest) for each in counted), default=1)
     slow = {
-        labels["version"]: value
-        for labels, value in query(url, quantile(0.95, DURATION, "version", where=where, window=window))
-        if not math.isnan(value)
+        each.labels["version"]: each.latest
+        for each in prometheus.now(quantile(0.95, DURATION, "version", where=where, window=window))
+        if not math.isnan(each.latest)
     }
     one, other = (Side(version, sums[version], gateways, slow.get(version)) for version in (stable, canary))
     return one, other

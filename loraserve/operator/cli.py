@@ -39,7 +39,7 @@ from loraserve.operator.terminal import (
 
 PROGRAM = "loraserve"
 _COMPLETION_VARIABLE = "_LORASERVE_COMPLETE"
-_EXTRAS = {"jsonschema": "evaluate"} | dict.fromkeys(
+_EXTRAS = {"jsonschema": "evaluate", "plotly": "dashboard"} | dict.fromkeys(
     ("torch", "transformers", "peft", "accelerate", "bitsandbytes"), "train"
 )
 """Which extra of the package brings a library; the others come with `server`."""
@@ -76,7 +76,18 @@ _FOR = {
     "Releases": ("evaluate", "promote", "rollback", "canary", "export", "import", "release"),
     "Models, for applications": ("ask", "batch", "page"),
     "A stack, before it is there": ("plan", "cost", "base-model", "mirror", "preflight"),
-    "A stack, for operators": ("status", "smoke", "key", "usage", "loadtest", "gc", "doctor", "receipt", "leftovers"),
+    "A stack, for operators": (
+        "status",
+        "smoke",
+        "dashboard",
+        "key",
+        "usage",
+        "loadtest",
+        "gc",
+        "doctor",
+        "receipt",
+        "leftovers",
+    ),
     "Your shell": ("completion",),
     "In the pods": ("agent", "gateway", "start-cache-writer"),
 }
@@ -191,6 +202,31 @@ def smoke(key: str, context: str | None, as_json: bool) -> int:
     from loraserve.operator import smoke as checks
 
     return _show(checks.run(Kubectl(context), key), as_json)
+
+
+@cli.command()
+@click.option(
+    "--prometheus", "url", metavar="URL", help="Of any Prometheus (default: the stack's, by `kubectl port-forward`)."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=application_commands.DASHBOARD_PORT,
+    show_default=True,
+    help="Of this machine.",
+)
+@context_option
+def dashboard(url: str | None, port: int, context: str | None) -> None:
+    """Serve Grafana's dashboards, and the alerts that fire, as a page in a browser, without Grafana.
+
+    It is served on this machine only, until Ctrl-C.
+    """
+    from loraserve.operator.dashboard_server import DashboardServer
+    from loraserve.operator.prometheus import reached
+
+    with reached(url, context) as prometheus, DashboardServer(prometheus, port) as server:
+        tell(f"Open {server.url} (Ctrl-C ends it)")
+        server.serve_forever()
 
 
 @cli.command()

@@ -6,12 +6,11 @@ the one that was typed into it.
 
 import json
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import urllib3
 
-from loraserve.errors import LoraserveError
+from loraserve.operator.local_page import LocalHandler, LocalServer
 from loraserve.planning.cold_start import PATIENCE_SECONDS
 
 _FILES = {
@@ -22,66 +21,33 @@ _FILES = {
 _PASSED_ON = {("GET", "/v1/models"), ("POST", "/v1/chat/completions")}
 _SENT_ON = ("Authorization", "Content-Type")
 _SENT_BACK = ("Content-Type", "X-Request-Id", "X-Loraserve-Model", "X-Loraserve-Fallback")
-_PROTECTION = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 
 
-class PortTaken(LoraserveError):
-    """Another process listens there."""
-
-
-class PageServer(ThreadingHTTPServer):
-    """Listens on this machine only. `gateway` is its URL, without /v1; port 0 takes a free one. Raises PortTaken."""
-
-    daemon_threads = True
+class PageServer(LocalServer):
+    """`gateway` is its URL, without /v1. Raises PortTaken."""
 
     def __init__(self, gateway: str, port: int) -> None:
         self.gateway = gateway
         self.http = urllib3.PoolManager(
             maxsize=8, retries=False, timeout=urllib3.Timeout(connect=10, read=PATIENCE_SECONDS)
         )
-        try:
-            super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise PortTaken(f"cannot listen on port {port} ({error.strerror}); name another --port") from None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
+        super().__init__(port, _Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
     server: PageServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
-        if self._is_ours():
+        if self.is_ours():
             if self.path in _FILES:
-                self._send_file(*_FILES[self.path])
+                name, kind = _FILES[self.path]
+                self.send_content(Path(__file__).with_name("page").joinpath(name).read_bytes(), kind)
             else:
                 self._pass_on()
 
     def do_POST(self) -> None:
-        if self._is_ours():
+        if self.is_ours():
             self._pass_on()
-
-    def _is_ours(self) -> bool:
-        """A page whose name was made to point at this machine calls it by that name."""
-        port = self.server.server_port
-        if self.headers.get("Host") in (f"127.0.0.1:{port}", f"localhost:{port}"):
-            return True
-        self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
-        return False
-
-    def _send_file(self, name: str, kind: str) -> None:
-        content = Path(__file__).with_name("page").joinpath(name).read_bytes()
-        self.send_response(HTTPStatus.OK)
-        for header, value in {"Content-Type": f"{kind}; charset=utf-8", **_PROTECTION}.items():
-            self.send_header(header, value)
-        self.end_headers()
-        self.wfile.write(content)
 
     def _pass_on(self) -> None:
         if (self.command, self.path) not in _PASSED_ON:
@@ -113,6 +79,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(json.dumps({"error": {"message": message}}).encode())
-
-    def log_message(self, format: str, *args: object) -> None:
-        """A person reads this terminal."""

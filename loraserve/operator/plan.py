@@ -9,7 +9,7 @@ from typing import Any
 
 from loraserve.errors import LoraserveError
 from loraserve.monitoring import metrics
-from loraserve.operator.prometheus import query
+from loraserve.operator.prometheus import Prometheus
 from loraserve.planning import pod_resources
 from loraserve.planning.advice import advice
 from loraserve.planning.cost import PRICES
@@ -84,13 +84,13 @@ def adapters_at_once(url: str, namespace: str, window: str) -> int:
 
     Raises NoTraffic, NoAnswer.
     """
-    found = [value for _, value in query(url, metrics.adapters_at_once(0.95, namespace, window))]
+    found = Prometheus(url).now(metrics.adapters_at_once(0.95, namespace, window))
     if not found:
         raise NoTraffic(
             f"Prometheus knows no request to an adapter in {namespace} within {window}: look at the namespace, or at a longer "
             "--window"
         )
-    return math.ceil(found[0])
+    return math.ceil(found[0].latest)
 
 
 def plan(settings: Settings, region: str, at_once: int | None = None) -> Plan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraserve.contract.addresses import MONITORING_NAMESPACE, PROMETHEUS_PORT, PROMETHEUS_SERVICE
-from loraserve.operator.kubectl import Kubectl, context_option
+from loraserve.operator.kubectl import context_option
 from loraserve.operator.pulumi import Pulumi, PulumiFailed
 from loraserve.operator.terminal import add_row, json_option, plain, print_json, print_table, progress_bars, table, tell
 
@@ -207,14 +205,14 @@ def canary(
     Intervals are of callers, who are assigned to a version, not of requests. Exit code 0: promote; 3: roll back; 4: wait.
     """
     from loraserve.operator import canary as canaries
+    from loraserve.operator.prometheus import reached
     from loraserve.planning import stack_file as stack_files
 
     named = [entry for entry in stack_files.read(stack_file).adapters if entry.name == name]
     split = {entry.canary_percent is not None: entry.version for entry in named}
     if len(split) < 2:
         raise canaries.NotJudged(f"{stack_file} names no canary of {name}: `loraserve promote … --canary 10` makes one")
-    forward = Kubectl(context).forward(MONITORING_NAMESPACE, f"service/{PROMETHEUS_SERVICE}", PROMETHEUS_PORT)
-    with nullcontext(url) if url else forward as prometheus:
+    with reached(url, context) as prometheus:
         stable, candidate = canaries.read(prometheus, name, split[False], split[True], window)
     found = canaries.judge(stable, candidate, canaries.Margins(error_margin, latency_margin))
     if as_json:

@@ -149,7 +149,7 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Metrics], None]:
     """Answers queries of what a gateway exports."""
 
     def serve(metrics: Metrics) -> None:
-        def answer(address: str, **_: Any) -> Any:
+        def answer(_: object, address: str, **__: Any) -> Any:
             query = parse_qs(urlparse(address).query)["query"][0]
             if query.startswith("sum by (version, moment)"):
                 assert query == f'sum by (version, moment) ({CANARY}{{model="faq"}})'
@@ -165,7 +165,7 @@ def prometheus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Metrics], None]:
             result = [{"metric": labels, "value": [0, str(value)]} for labels, value in series]
             return _Answer(json.dumps({"data": {"result": result}}).encode())
 
-        monkeypatch.setattr("urllib.request.urlopen", answer)
+        monkeypatch.setattr("urllib.request.OpenerDirector.open", answer)
 
     return serve
 

@@ -95,8 +95,7 @@ def exported(text: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                found.setdefault(sample.name, set()).update(sample.labels)
+            found.setdefault(sample.name, set()).update(sample.labels)
     return found
 
 
@@ -122,6 +121,34 @@ def test_the_agent_exports_what_is_said_of_it() -> None:
     assert real.keys() <= said
 
 
+def scrape(adapters: int, tenants: int) -> tuple[int, int]:
+    """Series and bytes of a gateway whose tenants have used every adapter."""
+    metrics = Metrics()
+    names = [f"adapter-{number:02}" for number in range(adapters)]
+    callers = [f"tenant-{number:02}" for number in range(tenants)]
+    metrics.declare({name: ["v1"] for name in names} | {"organisation/base": []}, callers)
+    metrics.follow(lambda: Counter(names), lambda: 1)
+    for name in names:
+        metrics.wait.labels(name)
+        for histogram in (metrics.first_token, metrics.inter_token, metrics.duration):
+            histogram.labels(name, "v1")
+        for caller in callers:
+            for direction in ("in", "out"):
+                metrics.tokens.labels(caller, name, "v1", direction)
+    text = metrics.exposition().decode()
+    return sum(1 for line in text.splitlines() if not line.startswith("#")), len(text)
+
+
+def test_a_scrape_is_bounded_by_what_is_declared() -> None:
+    """docs/alerting.md states the numbers."""
+    series, size = scrape(50, 20)
+    assert series < 8_000
+    assert size < 750_000
+    for adapters, tenants, most in ((1, 0, 150), (0, 1, 115)):
+        fewer, still_fewer = (scrape(50 - step * adapters, 20 - step * tenants)[0] for step in (1, 2))
+        assert series - fewer == fewer - still_fewer <= most
+
+
 def test_failures_are_exactly_the_errors_that_are_not_the_callers() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ApiError)]
     assert {kind.code for kind in kinds if kind.status >= 500} | {"vllm_500"} == set(FAILURES)
@@ -139,6 +166,10 @@ def test_what_alerts_count_is_there_at_zero_and_goes_with_its_declaration() -> N
     for outcome in (OK, *FAILURES):
         assert f'requests_total{{model="faq",outcome="{outcome}",version="v1"}} 0.0' in before
         assert f'tenant_requests_total{{outcome="{outcome}",tenant="acme"}} 0.0' in before
+    assert f'tenant_requests_total{{outcome="{errors.RateLimited.code}",tenant="acme"}} 0.0' in before
+    for model, version in (("faq", "v1"), ("base", "base")):
+        assert f'time_to_first_token_seconds_count{{model="{model}",version="{version}"}} 0.0' in before
+        assert f'time_to_first_token_seconds_bucket{{le="5.0",model="{model}",version="{version}"}} 0.0' in before
     metrics.requests.labels("faq", "v1", "rate_limit_exceeded").inc()
 
     metrics.declare({"faq": ["v2"], "base": []}, ["umbrella"])

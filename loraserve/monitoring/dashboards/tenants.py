@@ -1,6 +1,6 @@
 """Who asks, how much, and who is refused."""
 
-from loraserve.monitoring.metrics import rate
+from loraserve.monitoring.metrics import OVER_LIMIT, rate
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
 
 _REQUESTS = "loraserve_gateway_tenant_requests_total"
@@ -19,7 +19,7 @@ DASHBOARD = Dashboard(
         Panel(
             "Refused for a limit (429)",
             Unit.REQUESTS_PER_SECOND,
-            (Query(rate(_REQUESTS, "tenant", where='{outcome="rate_limit_exceeded"}'), "{{tenant}}"),),
+            (Query(rate(_REQUESTS, "tenant", where=f'{{outcome="{OVER_LIMIT}"}}'), "{{tenant}}"),),
             "The tenant asks more than its key allows: raise the limit, or talk to it.",
         ),
         Panel(

@@ -1,0 +1,44 @@
+"""The dashboards in a real browser, as `test_page_in_browser`."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from loraserve.monitoring import dashboards
+from loraserve.operator.dashboard_server import DashboardServer
+from loraserve.operator.prometheus import Prometheus
+from tests.unit.test_dashboard import Answers
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: apt install chromium")
+
+
+def test_every_page_is_painted_without_a_word_from_elsewhere(tmp_path: Path) -> None:
+    problems: list[str] = []
+    playwright.expect.set_options(timeout=60_000)  # a busy machine takes its time over plotly.js
+    with DashboardServer(cast(Prometheus, Answers()), 0) as server, playwright.sync_playwright() as browsers:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.on(
+            "request", lambda asked: asked.url.startswith((server.url, "data:", "blob:")) or problems.append(asked.url)
+        )
+        for board in dashboards.ALL:
+            page.goto(f"{server.url}#{board.uid}")
+            playwright.expect(page.locator("section")).to_have_count(len(board.panels))
+            playwright.expect(page.locator("section").locator(".main-svg, dl")).not_to_have_count(0)
+            playwright.expect(page.get_by_text("no data")).to_have_count(0)
+            playwright.expect(page.locator("a[aria-current]")).to_have_text(board.title)
+            page.screenshot(path=tmp_path / f"{board.uid}.png", full_page=True)
+        playwright.expect(page.locator("#alerts li")).to_have_count(1)
+        browser.close()
+        server.shutdown()
+    assert not problems
