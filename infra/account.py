@@ -99,6 +99,11 @@ def check_vcpu_quotas(settings: Settings) -> Iterator[str]:
     }
     if settings.gpu_spot:
         needs[_SPOT_QUOTAS[kind]] = (gpu, f"{settings.gpu_max_size} x {settings.gpu_instance_type} of Spot")
+    if settings.training:
+        quota, needed = _GPU_QUOTAS[settings.training.instance.quota], settings.training.instance.vcpus
+        others, what = needs.get(quota, (0, ""))
+        own = f"1 x {settings.training.instance_type} to train on"
+        needs[quota] = (others + needed, f"{what} and {own}" if what else own)
     for quota, (needed, what) in needs.items():
         allowed = _allowed(quota)
         if allowed is not None and allowed < needed:

@@ -1,4 +1,4 @@
-"""The image of our own code, built from one Containerfile."""
+"""The images of our own code: one for the pods that serve, and where something is trained one that has torch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from infra import pinned_images
 from infra.names import PROJECT
 
 CONTAINERFILE = "images/loraserve/Containerfile"
-_BUILD_CONTEXT = Path(".build/loraserve")
-_BUILD_READS = ("loraserve", "images/loraserve")
+TRAINING_CONTAINERFILE = "images/training/Containerfile"
+_BUILD_CONTEXTS = Path(".build")
 _KEPT_IMAGES = 20
 
 
 class LoraserveImage(pulumi.ComponentResource):
-    """Our image in a registry of the stack's own; pods run it by digest."""
+    """An image of ours in a registry of the stack's own; pods run it by digest."""
 
-    def __init__(self, name: str, *, deletion_protection: bool, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        containerfile: str = CONTAINERFILE,
+        deletion_protection: bool,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("loraserve:infra:LoraserveImage", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         repository = aws.ecr.Repository(
@@ -31,8 +38,8 @@ class LoraserveImage(pulumi.ComponentResource):
         credentials = aws.ecr.get_authorization_token_output(registry_id=repository.registry_id)
         image = docker_build.Image(
             name,
-            context={"location": str(build_context(Path()))},
-            dockerfile={"location": CONTAINERFILE},
+            context={"location": str(build_context(Path(), Path(containerfile).parent))},
+            dockerfile={"location": containerfile},
             build_args={"BASE": pinned_images.pinned(pinned_images.PYTHON)},
             platforms=[docker_build.Platform.LINUX_AMD64],
             push=True,
@@ -50,14 +57,14 @@ class LoraserveImage(pulumi.ComponentResource):
         self.register_outputs({"ref": self.ref})
 
 
-def build_context(checkout: Path) -> Path:
+def build_context(checkout: Path, image: Path = Path(CONTAINERFILE).parent) -> Path:
     """A copy of what the build reads, with the same file modes everywhere.
 
     The provider's hash of a build covers them (pulumi-docker-build, `hashFile`): a checkout under another umask would be
     another image, and restart every pod that runs it.
     """
-    context = checkout / _BUILD_CONTEXT
-    sources = [path for folder in _BUILD_READS for path in (checkout / folder).rglob("*") if path.is_file()]
+    context = checkout / _BUILD_CONTEXTS / image.name
+    sources = [path for folder in (PROJECT, image) for path in (checkout / folder).rglob("*") if path.is_file()]
     wanted = {context / path.relative_to(checkout): path for path in sources if "__pycache__" not in path.parts}
     for left in [path for path in context.rglob("*") if path.is_file() and path not in wanted]:
         left.unlink()
@@ -93,3 +100,11 @@ def loraserve_image(
             "tried it out, and the same bytes run here (docs/operations.md)"
         )
     return LoraserveImage(PROJECT, deletion_protection=deletion_protection).ref
+
+
+def training_image(configured: str | None, *, deletion_protection: bool) -> pulumi.Output[str]:
+    """The same, of what trains: gigabytes, so only where something does."""
+    if configured:
+        return pulumi.Output.from_input(configured)
+    name = f"{PROJECT}-training"
+    return LoraserveImage(name, containerfile=TRAINING_CONTAINERFILE, deletion_protection=deletion_protection).ref

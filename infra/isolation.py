@@ -26,6 +26,7 @@ from infra.names import (
     PROMETHEUS_PORT,
     START_CACHE_WRITER_LABELS,
     SYSTEM_NAMESPACE,
+    TRAINING_LABELS,
     VLLM_PORT,
     VLLM_SELECTOR,
 )
@@ -156,6 +157,7 @@ class Isolation(_Policies):
         load_balancer_cidr: IPv4Network | None = None,
         evaluations: bool = False,
         start_cache_writer: bool = False,
+        training: bool = False,
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -169,6 +171,9 @@ class Isolation(_Policies):
         if evaluations:
             reach_aws.append(EVALUATOR_SELECTOR)
             self._guard_evaluator()
+        if training:  # S3, STS and the hub; nobody comes in
+            reach_aws.append(TRAINING_LABELS)
+            self._create("training-out", TRAINING_LABELS, egress=[{"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}])
         if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
             for selector in reach_aws:
                 self._create(f"{selector['app']}-to-local-servers", selector, egress=[{"to": [_internet()]}])

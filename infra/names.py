@@ -65,6 +65,12 @@ SYSTEM_NODE_GROUP = "system-nodes"
 GPU_SELECTOR = {"workload": "gpu-vllm"}
 GPU_NODE = {"nvidia.com/gpu.present": "true"}
 """On the GPU nodes of every stack in a cluster; the device plugin's chart looks for it."""
+TRAINING = "training"
+TRAINING_NODE_GROUP = "gpu-training-nodes"
+TRAINING_SELECTOR = {"workload": "gpu-training"}
+"""Neither group's pods go to the other's nodes, whose taint is the same."""
+TRAINING_LABELS = {"app": TRAINING}
+TRAINING_PURPOSE_TAG = {"Purpose": "LLM Training"}
 GPU_PURPOSE_TAG = {"Purpose": "LLM Inference"}
 
 
@@ -96,13 +102,13 @@ class Taint:
 GPU_TAINT = Taint(GPU_RESOURCE, "true", "NoSchedule")
 
 
-def gpu_node_labels(accelerator: str, suffix: str = "") -> dict[str, str]:
-    """Labels of the GPU node group; `accelerator` is the GPU's name as in `nvidia-l4`, `suffix` that of a stack's names.
+def gpu_node_labels(accelerator: str, suffix: str = "", selector: dict[str, str] = GPU_SELECTOR) -> dict[str, str]:
+    """Labels of a GPU node group; `accelerator` is the GPU's name as in `nvidia-l4`, `suffix` that of a stack's names.
 
     Cluster Autoscaler treats a node with the accelerator label as unready until its GPU is registered; without it, a
     half-ready node is remembered as having none and scale-from-zero fails.
     """
-    return with_suffix(GPU_SELECTOR, suffix) | {"k8s.amazonaws.com/accelerator": accelerator} | GPU_NODE
+    return with_suffix(selector, suffix) | {"k8s.amazonaws.com/accelerator": accelerator} | GPU_NODE
 
 
 def with_suffix(labels: dict[str, str], suffix: str) -> dict[str, str]:

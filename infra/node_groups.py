@@ -19,14 +19,17 @@ from infra.names import (
     GPU_TAINT,
     SPOT_NODE_GROUP,
     SYSTEM_NODE_GROUP,
+    TRAINING_NODE_GROUP,
+    TRAINING_PURPOSE_TAG,
+    TRAINING_SELECTOR,
     gpu_node_labels,
 )
 from infra.place import Place
 from infra.standing import Group, Standing
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB, with_the_same_gpus
-from loraserve.planning.pod_resources import USABLE_DISK
-from loraserve.planning.stack_settings import Settings
+from loraserve.planning.pod_resources import TRAINING_NODE_DISK_GIB, USABLE_DISK
+from loraserve.planning.stack_settings import EMPTY_NODE_MINUTES, Settings, TrainingGroup
 
 SYSTEM_MAX_PODS = 110
 """With prefix delegation; without it a t3-class node holds 17 pods, about what the system pods alone need."""
@@ -65,15 +68,18 @@ def gpu_node_spec(*, nvme_raid0: bool) -> dict[str, Any]:
 
 def autoscaler_tags(settings: Settings, suffix: str = "") -> dict[str, str]:
     """Tags by which Cluster Autoscaler knows an empty group's nodes, and how long an idle one is kept."""
-    instance = settings.gpu_instance
-    labels = gpu_node_labels(instance.gpu.product, suffix)
+    labels = gpu_node_labels(settings.gpu_instance.gpu.product, suffix)
+    return _autoscaler_tags(labels, settings.gpu_instance.gpus, settings.gpu_node_disk_gib, settings.node_idle_minutes)
+
+
+def _autoscaler_tags(labels: Mapping[str, str], gpus: int, disk_gib: int, idle_minutes: int) -> dict[str, str]:
     return {
         **{f"{_AUTOSCALER}/label/{key}": value for key, value in labels.items()},
         f"{_AUTOSCALER}/taint/{GPU_TAINT.key}": GPU_TAINT.autoscaler_value,
-        f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": str(instance.gpus),
-        f"{_AUTOSCALER}/resources/ephemeral-storage": f"{int(settings.gpu_node_disk_gib * USABLE_DISK)}Gi",
-        f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{settings.node_idle_minutes}m0s",
-        f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{settings.node_idle_minutes}m0s",
+        f"{_AUTOSCALER}/resources/{GPU_RESOURCE}": str(gpus),
+        f"{_AUTOSCALER}/resources/ephemeral-storage": f"{int(disk_gib * USABLE_DISK)}Gi",
+        f"{_AUTOSCALER}/autoscaling-options/scaledownunneededtime": f"{idle_minutes}m0s",
+        f"{_AUTOSCALER}/autoscaling-options/scaledownunreadytime": f"{idle_minutes}m0s",
     }
 
 
@@ -141,6 +147,8 @@ class GpuNodes(pulumi.ComponentResource):
             self._create_gpu_group(SPOT_NODE_GROUP, settings, template, zones.cluster, 0, spot)
         for zone in zones.added:
             self._create_gpu_group(f"{GPU_NODE_GROUP}-{zone[-1]}", settings, template, [zone], 0)
+        if settings.training:
+            self._create_training_group(settings.training, zones.cluster)
         self.register_outputs({"gpu": self.gpu.node_group_name})
 
     def _attach(self, policy: str) -> aws.iam.RolePolicyAttachment:
@@ -187,6 +195,32 @@ class GpuNodes(pulumi.ComponentResource):
         )
         self._tag_for_autoscaler(name, group, autoscaler_tags(settings, suffix))
         return group
+
+    def _create_training_group(self, training: TrainingGroup, zones: Sequence[str]) -> None:
+        """At most one node, and none while nothing is trained."""
+        name, suffix = f"{TRAINING_NODE_GROUP}{self._place.suffix}", self._place.suffix
+        labels = gpu_node_labels(training.instance.gpu.product, suffix, TRAINING_SELECTOR)
+        template = self._create_template(
+            TRAINING_NODE_GROUP,
+            volume=_volume(TRAINING_NODE_DISK_GIB, _GPU_VOLUME_MIBPS),
+            user_data=node_user_data(gpu_node_spec(nvme_raid0=False)),
+            tags=TRAINING_PURPOSE_TAG,
+        )
+        group = self._create_group(
+            name,
+            template,
+            zones=zones,
+            least=0,
+            most=1,
+            node_group_name=name,
+            ami_type="AL2023_x86_64_NVIDIA",
+            instance_types=[training.instance_type],
+            labels=labels,
+            taints=[{"key": GPU_TAINT.key, "value": GPU_TAINT.value, "effect": GPU_TAINT.eks_effect}],
+            tags=TRAINING_PURPOSE_TAG,
+        )
+        tags = _autoscaler_tags(labels, training.instance.gpus, TRAINING_NODE_DISK_GIB, EMPTY_NODE_MINUTES)
+        self._tag_for_autoscaler(name, group, tags)
 
     def _create_group(
         self,

@@ -181,7 +181,7 @@ def find_zones(config: Settings, stands: Standing | None) -> Zones:
         exclude_zone_ids=_ZONES_WITHOUT_EKS, filters=[{"name": "opt-in-status", "values": ["opt-in-not-required"]}]
     )
     offered = {zone for zone in hosting.names if re.fullmatch(rf"{region}[a-g]", zone)}
-    for instance_type in (config.gpu_instance_type, config.system_instance_type):
+    for instance_type in config.instance_types:
         offered &= _zones_of(instance_type)
     if config.cluster_stack and stands:  # which has no say in another stack's network
         there = len(stands.zones) + len(stands.added_zones)
@@ -200,7 +200,7 @@ def choose_zones(config: Settings, offering: Collection[str], region: str, stand
     """Pure part of `find_zones`. Raises ConfigError where zones lack the types, are too few, or would be given up."""
     lived_in = [*stands.zones, *stands.added_zones] if stands else []
     wanted = _wanted_zones(config, offering, region, lived_in)
-    types = f"{config.gpu_instance_type} with {config.system_instance_type}"
+    types = " with ".join(config.instance_types)
     if lacking := [zone for zone in wanted if zone not in offering]:
         key = f"{PROJECT}:availabilityZones {', '.join(lacking)} do"
         if not config.availability_zones:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pulumi
 
@@ -16,7 +17,7 @@ from infra.endpoint import InternalEndpoint
 from infra.evaluations import Evaluations
 from infra.gateway import Gateway, how_to_call
 from infra.iam import PodIdentity, WorkloadRole, gateway_policy, read_prefixes, workload_trust
-from infra.images import loraserve_image
+from infra.images import loraserve_image, training_image
 from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
 from infra.monitoring.alertmanager import publish_to
@@ -30,6 +31,7 @@ from infra.preflight import Checked
 from infra.roles import Roles
 from infra.scaling import Scaling
 from infra.start_cache import StartCacheWriter, announce_start_cache, writer_policy
+from infra.training import Training, training_policy
 from loraserve.monitoring import rules
 from loraserve.planning import cost
 from loraserve.planning.advice import advice
@@ -113,6 +115,7 @@ def deploy() -> None:
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
         evaluations=bool(config.evaluations),
         start_cache_writer=config.start_cache_writer,
+        training=config.training is not None,
         emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
     )
@@ -169,6 +172,25 @@ def deploy() -> None:
             namespace=in_namespace,
             deployment=inference.deployment,
             gateway=gateway.service,
+            opts=in_cluster,
+        )
+    if config.training:
+        training_role = WorkloadRole(
+            f"{cluster_name}-training",
+            tokens=place.tokens,
+            namespace=namespace,
+            service_account=names.TRAINING,
+            inline_policy=adapters.bucket.arn.apply(partial(training_policy, jobs=config.training.jobs)),
+        )
+        Training(
+            names.TRAINING,
+            settings=config,
+            group=config.training,
+            namespace=in_namespace,
+            image=training_image(config.training.image, deletion_protection=config.deletion_protection),
+            hub_secret=inference.api_key_secret.metadata.name,
+            identity=PodIdentity(adapters.bucket.id, training_role.arn, region),
+            suffix=place.suffix,
             opts=in_cluster,
         )
     if config.gateway_certificate_arn and ground.own:

@@ -24,11 +24,12 @@ from loraserve.operator.terminal import busy, json_option, plain, print_json, pr
 from loraserve.planning import checkout
 from loraserve.planning import stack_file as stack_files
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
-from loraserve.planning.stack_settings import Settings
+from loraserve.planning.training_target import TrainingTarget
 
 if TYPE_CHECKING:
+    from loraserve.contract.training import Training
     from loraserve.planning.training_memory import TrainingRun
-    from loraserve.training.definition import Training
+    from loraserve.training.definition import evaluated, read
     from loraserve.training.labels import Encoder, Tokens
     from loraserve.training.rows import Rows
     from loraserve.training.trainer import Weights
@@ -47,6 +48,9 @@ _PATH = click.Path(path_type=Path)
     default=Path("Pulumi.dev.yaml"),
     show_default=True,
     help="Of the stack that will serve it: its base model, chat template and GPU.",
+)
+@click.option(
+    "--target", type=_PATH, metavar="FILE", help="The same as JSON, as `pulumi up` writes it for its own Job."
 )
 @click.option(
     "--weights", type=_PATH, metavar="FOLDER", help="The training base's files (default: mirror, or the hub)."
@@ -73,6 +77,7 @@ _PATH = click.Path(path_type=Path)
 def train(
     file: Path,
     stack_file: Path,
+    target: Path | None,
     weights: Path | None,
     output: Path | None,
     instance: str | None,
@@ -100,12 +105,12 @@ def train(
         raise click.UsageError("--keep-checkpoints needs --bucket")
     bucket = Bucket(bucket_name) if bucket_name else None
     folder = output or file.with_name(f"{file.stem}.training")
-    prepared = _prepare(file, stack_files.read(stack_file), folder, bucket, weights, instance, cpu)
+    prepared = _prepare(file, _target(stack_file, target, instance), folder, bucket, weights, cpu)
     _tell_of(prepared, show)
     if dry_run:
         return
     adapter, losses = _train(prepared, bucket if keep_checkpoints else None)
-    facts = inspect(adapter, prepared.settings.base)
+    facts = inspect(adapter, prepared.target.base)
     origin = lineage.Origin(
         data=prepared.rows.digest,
         code=checkout.commit(file.parent),
@@ -124,7 +129,7 @@ def train(
         return
     with progress_bars() as progress:
         entry = adapters.publish(
-            bucket, adapter, model, version, name, progress, base=prepared.settings.base, probe_prompts=prompts
+            bucket, adapter, model, version, name, progress, base=prepared.target.base, probe_prompts=prompts
         )
     lineage.published(bucket, VersionId.of_adapter(entry), entry.digest, origin)
     if as_json:
@@ -139,7 +144,7 @@ class _Prepared:
     """All that is known before the first step."""
 
     training: Training
-    settings: Settings
+    target: TrainingTarget
     rows: Rows
     tokens: list[Tokens]
     left_out: list[str]
@@ -152,50 +157,49 @@ class _Prepared:
 
     @cached_property
     def digest(self) -> str:
-        return self.training.run_digest(self.rows.digest, self.base_identity)
+        from loraserve.training.definition import run_digest
+
+        return run_digest(self.training, self.rows.digest, self.base_identity)
+
+
+def _target(stack_file: Path, given: Path | None, instance: str | None) -> TrainingTarget:
+    from loraserve.training.rows import InvalidTraining
+
+    if not given:
+        return TrainingTarget.of(stack_files.read(stack_file), instance)
+    target = TrainingTarget.parse(given.read_text(encoding="utf-8"), lambda why: InvalidTraining(f"{given}:\n{why}"))
+    return target.model_copy(update={"instance": instance}) if instance else target
 
 
 def _prepare(
     file: Path,
-    settings: Settings,
+    target: TrainingTarget,
     output: Path,
     bucket: Bucket | None,
     folder: Path | None,
-    instance: str | None,
     cpu: bool,
 ) -> _Prepared:
     """Raises InvalidTraining, and what reading rows and weights raises."""
     from loraserve.evaluation.rows import refuse
     from loraserve.planning.training_memory import TrainingRun, training_problem
-    from loraserve.training.definition import Training
     from loraserve.training.labels import within
     from loraserve.training.rows import InvalidTraining, Rows, leaks
 
-    training = Training.read(file)
-    memory = TrainingRun(
-        settings.model_shape,
-        GPU_INSTANCE_TYPES[instance] if instance else settings.gpu_instance,
-        training.rank,
-        training.target_modules,
-        training.batch_size,
-        training.accumulation,
-        training.max_length,
-        training.method,
-    )
+    training = read(file)
+    memory = TrainingRun.of(training, target.model_shape, target.instance)
     if not cpu and (problem := training_problem(memory)):
         raise InvalidTraining(problem)
     output.mkdir(parents=True, exist_ok=True)
     path = _rows_path(training.rows, file, output)
     rows = Rows.read(path, training.form, training.system)
-    for name, plan in training.evaluated(file):
-        evaluated = (*plan.rows.rows, *(plan.general.rows if plan.general else ()))
-        if leaked := list(leaks(rows.examples, evaluated)):
+    for name, plan in evaluated(training, file):
+        asked = (*plan.rows.rows, *(plan.general.rows if plan.general else ()))
+        if leaked := list(leaks(rows.examples, asked)):
             refuse(path, [f"{leak} ({name})" for leak in leaked], InvalidTraining)
-    weights, identity = _weights(settings, folder, bucket, output)
-    template = settings.chat_template
-    encoder = weights.encoder(template.read_text(encoding="utf-8") if template else None)
+    weights, identity = _weights(target, folder, bucket, output)
+    encoder = weights.encoder(target.chat_template)
     tokens, left_out = within(encoder.encode(rows.examples), training.max_length, training.skip_long)
-    return _Prepared(training, settings, rows, tokens, left_out, encoder, weights, identity, memory, output, cpu)
+    return _Prepared(training, target, rows, tokens, left_out, encoder, weights, identity, memory, output, cpu)
 
 
 def _rows_path(rows: str, file: Path, output: Path) -> Path:
@@ -208,12 +212,12 @@ def _rows_path(rows: str, file: Path, output: Path) -> Path:
     return target
 
 
-def _weights(settings: Settings, folder: Path | None, bucket: Bucket | None, output: Path) -> tuple[Weights, str]:
+def _weights(target: TrainingTarget, folder: Path | None, bucket: Bucket | None, output: Path) -> tuple[Weights, str]:
     """What is trained on, and what tells these weights from any others."""
     from loraserve.training.rows import InvalidTraining
     from loraserve.training.trainer import Weights
 
-    base = settings.trained_on
+    base = target.trained_on
     if folder:
         with busy(f"reading {folder}"):
             files = {path.name: FileEntry.read(path) for path in base_weights.data_files(folder)}
@@ -227,12 +231,12 @@ def _weights(settings: Settings, folder: Path | None, bucket: Bucket | None, out
     if base.mirror:
         if not bucket:
             raise InvalidTraining(f"{base.name} lies in the stack's bucket: give --bucket, or --weights FOLDER")
-        target = output / "base" / base.mirror.folder_name
-        target.parent.mkdir(exist_ok=True)
-        if not base_weights.is_complete(target):
+        fetched = output / "base" / base.mirror.folder_name
+        fetched.parent.mkdir(exist_ok=True)
+        if not base_weights.is_complete(fetched):
             with progress_bars() as progress:
-                base_weights.fetch(bucket, base.name, base.mirror, target, progress)
-        return Weights(base.name, folder=target), base.mirror.digest
+                base_weights.fetch(bucket, base.name, base.mirror, fetched, progress)
+        return Weights(base.name, folder=fetched), base.mirror.digest
     if not base.revision or len(base.revision) != 40:
         raise InvalidTraining(
             f"{base.name} at {base.revision!r} moves: set trainingBase or baseModelRevision to a full commit hash, or give "

@@ -43,6 +43,12 @@ ON_CPU = VllmResources(requests=Requests(500, 3 * 1024), limits=Requests(4000, 8
 AGENT_REQUESTS = Requests(100, 256)
 AGENT_LIMITS = Requests(2000, 512)
 """Fetching base weights is bound by the processor that checks them."""
+TRAINING_REQUESTS = Requests(3000, 9 * 1024)
+TRAINING_LIMITS = Requests(4000, 13 * 1024)
+"""Weights are read through the page cache, which counts as the pod's and is given back."""
+TRAINING_VOLUME_GIB = 60
+"""The base's files in 16 bits (14.5 GB for 7B), checkpoints, caches."""
+TRAINING_NODE_DISK_GIB = 120
 GATEWAY_REQUESTS = Requests(100, 128)
 GATEWAY_MEMORY_LIMIT_MIB = 512
 """Much more than it was seen to use: held requests and slow readers are bounded, and a limit that is met kills streams."""

@@ -13,6 +13,7 @@ from loraserve.planning import gpu_memory, pod_resources
 from loraserve.planning.known_models import KNOWN_MODELS
 from loraserve.planning.model_shapes import ModelShape
 from loraserve.planning.stack_settings import LONGEST_BALANCER_IDLE_SECONDS, Local, Settings
+from loraserve.planning.training_memory import TrainingRun, training_problem
 
 EMULATED_ACCOUNT = "123456789012"
 """The account that moto answers for; AWS has it in its documentation only."""
@@ -43,12 +44,13 @@ def local_beside_a_real_account(settings: Settings, allowed_accounts: Collection
 
 @_rule
 def own_image_by_digest(settings: Settings) -> Iterator[str]:
-    image = settings.loraserve_image
-    if image and "@sha256:" not in image and not image.startswith("localhost/"):  # of this machine's own
-        yield (
-            f"{PROJECT}:loraserveImage {image} names no digest, and a tag can be moved: write it as the output `image` of the "
-            "stack that ran it, NAME@sha256:…"
-        )
+    group = settings.training
+    for key, image in {"loraserveImage": settings.loraserve_image, "training.image": group and group.image}.items():
+        if image and "@sha256:" not in image and not image.startswith("localhost/"):  # of this machine's own
+            yield (
+                f"{PROJECT}:{key} {image} names no digest, and a tag can be moved: write it as the output `image` of the "
+                "stack that ran it, NAME@sha256:…"
+            )
 
 
 # Sizes.
@@ -278,6 +280,21 @@ def a_training_base_that_is_accepted(settings: Settings) -> Iterator[str]:
     if base.revision and not _is_commit(base.revision):
         yield (
             f"{PROJECT}:trainingBase: revision {base.revision!r} moves: give the full commit hash of {base.name}, or mirror it"
+        )
+
+
+@_rule
+def trainings_that_fit(settings: Settings) -> Iterator[str]:
+    group, shape = settings.training, _shape(settings)
+    if not group or not shape:
+        return
+    for job in group.jobs:
+        if problem := training_problem(TrainingRun.of(job.settings, shape, group.instance_type)):
+            yield f"{PROJECT}:training: {job.model} {job.version}: {problem.replace('gpuInstanceType', 'instanceType')}"
+    base = settings.trained_on
+    if group.jobs and base.revision and not _is_commit(base.revision):
+        yield (
+            f"{PROJECT}:training: {base.name} at {base.revision!r} moves: set trainingBase to a full commit hash or a mirror"
         )
 
 

@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SecretStr,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -28,9 +29,10 @@ from pydantic.alias_generators import to_camel
 from loraserve.contract.addresses import SERVING_NAMESPACE, stack_name_problem
 from loraserve.contract.base_model import Base, Mirror, StartCache
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
-from loraserve.contract.document import AdapterName, HubId
+from loraserve.contract.document import AdapterName, HubId, PathSegment
 from loraserve.contract.evaluation import BaseIdentity
 from loraserve.contract.keys import Key
+from loraserve.contract.training import Training
 from loraserve.planning import cold_start
 from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import SLOT_STEPS, envelope_around, lora_flags
@@ -67,6 +69,11 @@ def _unique_adapters(adapters: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
 def _unique_keys(keys: tuple[Key, ...]) -> tuple[Key, ...]:
     _refuse_duplicates([key.id for key in keys], "keys", "make a new one with `loraserve key`")
     return keys
+
+
+def _unique_jobs(jobs: tuple[TrainingJob, ...]) -> tuple[TrainingJob, ...]:
+    _refuse_duplicates([f"{job.model} {job.version}" for job in jobs], "jobs", "a version is trained once")
+    return jobs
 
 
 def _unique_access(entries: tuple[ClusterAccess, ...]) -> tuple[ClusterAccess, ...]:
@@ -160,6 +167,13 @@ def _short_list(slots: int | None) -> int | None:
     return slots
 
 
+def _with_one_gpu(name: str) -> str:
+    if GPU_INSTANCE_TYPES[name].gpus > 1:
+        single = [other.name for other in GPU_INSTANCE_TYPES.values() if other.gpus == 1]
+        raise ValueError(f"a training uses one GPU: choose one of {', '.join(single)}")
+    return name
+
+
 def _readable_template(path: str | None) -> str | None:
     if path and not Path(path).is_file():
         raise ValueError("there is no such file; give a Jinja file's path relative to Pulumi.yaml, or leave it empty")
@@ -244,6 +258,45 @@ class ClusterEvaluation(_Section):
     """Cron's five fields, UTC; None: only when it is asked for."""
 
 
+class TrainingJob(_Section):
+    """An adapter that is trained in the cluster, once, and published."""
+
+    name: AdapterName
+    model: PathSegment
+    version: PathSegment
+    settings: Training
+    """As in the file of `loraserve train`."""
+
+    @field_validator("settings")
+    @classmethod
+    def _reachable(cls, settings: Training) -> Training:
+        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+/.+", settings.rows):
+            raise ValueError("rows: in the cluster they are read from S3: give s3://bucket/key")
+        if settings.evaluations:
+            raise ValueError(
+                "evaluations: are files of yours: compare with `loraserve train --dry-run`, and leave them out here"
+            )
+        return settings
+
+    @property
+    def rows_arn(self) -> str:
+        """What follows the partition."""
+        return f"s3:::{self.settings.rows.removeprefix('s3://')}"
+
+
+class TrainingGroup(_Section):
+    """GPU nodes that are there while something is trained: at most one, of a type of its own."""
+
+    instance_type: Annotated[str, AfterValidator(_known_gpu_type), AfterValidator(_with_one_gpu)] = "g6.xlarge"
+    image: OptionalText = None
+    """None: built by `up`."""
+    jobs: Annotated[tuple[TrainingJob, ...], AfterValidator(_unique_jobs)] = ()
+
+    @property
+    def instance(self) -> GpuInstanceType:
+        return GPU_INSTANCE_TYPES[self.instance_type]
+
+
 class Local(_Section):
     """What one machine has in the place of the cloud; without it, everything is the cloud's."""
 
@@ -296,6 +349,7 @@ class Settings(_Section):
     start_cache_writer: bool
     accepted_base_ids: tuple[str, ...] = ()
     training_base: TrainingBase | None = None
+    training: TrainingGroup | None = None
     max_model_len: Annotated[int, Field(ge=16)]
     gpu_memory_utilization: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda value: value or None)
@@ -409,6 +463,12 @@ class Settings(_Section):
     def gpu_instance(self) -> GpuInstanceType:
         """Shape of the GPU node group's instance type."""
         return GPU_INSTANCE_TYPES[self.gpu_instance_type]
+
+    @property
+    def instance_types(self) -> list[str]:
+        """That its zones have to offer, each once."""
+        training = [self.training.instance_type] if self.training else []
+        return list(dict.fromkeys([self.gpu_instance_type, *training, self.system_instance_type]))
 
     @property
     def gpu_node_disk_gib(self) -> int:

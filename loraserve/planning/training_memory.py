@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Self
 
+from loraserve.contract.training import Method, Training
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, T4, GpuInstanceType
 from loraserve.planning.model_shapes import ModelShape
-
-Method = Literal["qlora", "lora"]
 
 SHORTEST_USEFUL_ROW = 512
 """Tokens."""
@@ -47,6 +46,19 @@ class TrainingRun:
     accumulation: int
     length: int
     method: Method = "qlora"
+
+    @classmethod
+    def of(cls, training: Training, shape: ModelShape, instance: str) -> Self:
+        return cls(
+            shape,
+            GPU_INSTANCE_TYPES[instance],
+            training.rank,
+            training.target_modules,
+            training.batch_size,
+            training.accumulation,
+            training.max_length,
+            training.method,
+        )
 
     @property
     def tokens(self) -> int:
@@ -138,7 +150,8 @@ def changes(run: TrainingRun) -> Iterator[tuple[str, TrainingRun]]:
     larger = [
         other
         for other in GPU_INSTANCE_TYPES.values()
-        if _gpu_gib(other) > _gpu_gib(run.instance) or _more_host(other, run)
+        if other.gpus == 1  # as many as a training uses
+        and (_gpu_gib(other) > _gpu_gib(run.instance) or _more_host(other, run))
     ]
     for other in sorted(larger, key=lambda one: (one.gpus, _gpu_gib(one), one.memory_mib)):
         yield f"gpuInstanceType {other.name}", replace(run, instance=other)

@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from loraserve.catalog.files import digest_of
 from loraserve.contract.document import Document
+from loraserve.contract.training import Form
 from loraserve.errors import LoraserveError
 from loraserve.evaluation import rows as json_lines
 from loraserve.evaluation.rows import Row as EvaluationRow
 from loraserve.evaluation.words import words
 
-Form = Literal["chat", "instruct", "completion"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 LEAST_WORDS = 4
 """A shorter question counts as trained on only where it is all that was asked."""

@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+# One GPU is what memory is computed for; several would each get a copy.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
 import peft  # pyright: ignore[reportMissingImports]
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
 from loraserve.catalog.files import PARTIAL_PREFIX, put_in_place
 from loraserve.catalog.gate import CONFIG_FILE, WEIGHTS_FILE
+from loraserve.contract.training import Training
 from loraserve.errors import LoraserveError
 from loraserve.planning.instance_types import Gpu
 from loraserve.planning.training_memory import TrainingRun, next_setting, training_problem
 from loraserve.training.checkpoints import Store, newest, seal, step_of
-from loraserve.training.definition import Training
 from loraserve.training.labels import Encoder, Tokenizer, Tokens, batch
 from loraserve.training.losses import curve
 from loraserve.training.rows import InvalidTraining

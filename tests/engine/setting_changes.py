@@ -96,6 +96,10 @@ CHANGES: Mapping[str, Any] = {
     "baseModelMirror": {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": 4 * 1024**3},
     "acceptedBaseIds": ["mistralai/Mistral-7B-v0.1"],
     "trainingBase": {"name": "mistralai/Mistral-7B-v0.1", "revision": "f" * 40},
+    "training": {
+        "image": "registry.example.com/training@sha256:" + "c" * 64,
+        "jobs": [{"name": "faq", "model": "faq", "version": "v2", "settings": {"rows": "s3://acme-data/rows.jsonl"}}],
+    },
     "maxModelLen": 2048,
     "gpuMemoryUtilization": "0.85",
     "adapterSlots": 8,

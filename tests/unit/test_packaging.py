@@ -22,10 +22,13 @@ _SERVER, _EVALUATE = _EXTRAS["server"], _EXTRAS["evaluate"]
 _GROUPS: dict[str, list[str]] = _PROJECT["dependency-groups"]
 _VLLM_CPU = CHECKOUT / "images" / "vllm-cpu"
 
+_TRAINING = "images/training/requirements.txt"
+"""Of an image that only a stack which trains builds."""
 _LOCKS = {
     "requirements.txt": [*_PACKAGE, *_EVALUATE, *_GROUPS["program"]],
     "requirements-dev.txt": [*_PACKAGE, *_SERVER, *_EVALUATE, *_GROUPS["program"], *_GROUPS["dev"]],
     "images/loraserve/requirements.txt": [*_PACKAGE, *_SERVER, *_EVALUATE],
+    _TRAINING: [*_PACKAGE, *_PROJECT["project"]["optional-dependencies"]["train"]],
 }
 
 
@@ -45,7 +48,7 @@ def test_a_lock_fits_what_pyproject_asks_for(lock: str) -> None:
     assert unmet == [], f"{lock} is out of date: `make lock`"
 
 
-@pytest.mark.parametrize("lock", [lock for lock in _LOCKS if lock != "requirements-dev.txt"])
+@pytest.mark.parametrize("lock", [lock for lock in _LOCKS if lock not in ("requirements-dev.txt", _TRAINING)])
 def test_what_is_tested_is_what_runs(lock: str) -> None:
     assert _pins(lock).items() <= _pins("requirements-dev.txt").items()
 
@@ -61,7 +64,7 @@ def test_the_policy_pack_runs_with_what_it_is_tested_with() -> None:
     assert _pins("policy/requirements.txt").items() <= _pins("requirements-dev.txt").items()
 
 
-@pytest.mark.parametrize("lock", _LOCKS)
+@pytest.mark.parametrize("lock", [lock for lock in _LOCKS if lock != _TRAINING])
 def test_no_word_of_the_makefile_installs_vllm(lock: str) -> None:
     assert not {"vllm", "torch"} & _pins(lock).keys()
 

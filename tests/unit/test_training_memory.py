@@ -63,7 +63,7 @@ def test_a_gpu_without_bfloat16_is_refused_with_one_that_has_it() -> None:
 
 
 def test_what_fits_nowhere_is_said_so() -> None:
-    giant = MISTRAL_7B_AWQ.model_copy(update={"num_hidden_layers": 640})
+    giant = MISTRAL_7B_AWQ.model_copy(update={"num_hidden_layers": 1280})
     assert "none of the known instance types fits" in str(training_problem(run(model=giant)))
 
 

@@ -12,8 +12,9 @@ import jinja2
 import pytest
 
 from local.paths import CHECKOUT
+from loraserve.contract.training import Training
 from loraserve.evaluation.rows import Row as EvaluationRow
-from loraserve.training.definition import Training
+from loraserve.training.definition import read, run_digest
 from loraserve.training.labels import IGNORED, Encoder, Tokens, batch, shown, within
 from loraserve.training.rows import Example, InvalidTraining, Message, Rows, leaks
 
@@ -300,18 +301,17 @@ def test_a_high_rank_for_few_rows_is_warned_of() -> None:
 
 def test_a_run_is_told_by_what_decides_its_result() -> None:
     made = Training(rows="a.jsonl")
-    digest = made.run_digest("rows", "base")
-    assert (
-        made.model_copy(update={"rows": "s3://b/a.jsonl", "checkpoint_steps": 1}).run_digest("rows", "base") == digest
-    )
-    changed = [made.model_copy(update={"seed": 1}).run_digest("rows", "base"), made.run_digest("others", "base")]
-    assert digest not in [*changed, made.run_digest("rows", "another")]
+    digest = run_digest(made, "rows", "base")
+    elsewhere = made.model_copy(update={"rows": "s3://b/a.jsonl", "checkpoint_steps": 1})
+    assert run_digest(elsewhere, "rows", "base") == digest
+    changed = [run_digest(made.model_copy(update={"seed": 1}), "rows", "base"), run_digest(made, "others", "base")]
+    assert digest not in [*changed, run_digest(made, "rows", "another")]
 
 
 def test_a_training_file_that_is_wrong_says_where(tmp_path: Path) -> None:
     path = tmp_path / "faq.yaml"
     path.write_text("rows: a.jsonl\nepoch: 3\nrank: 0\n")
     with pytest.raises(InvalidTraining) as refused:
-        Training.read(path)
+        read(path)
     assert "epoch: is not a known key" in str(refused.value)
     assert "rank" in str(refused.value)
