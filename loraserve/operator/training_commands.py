@@ -29,7 +29,6 @@ from loraserve.planning.training_target import TrainingTarget
 if TYPE_CHECKING:
     from loraserve.contract.training import Training
     from loraserve.planning.training_memory import TrainingRun
-    from loraserve.training.definition import evaluated, read
     from loraserve.training.labels import Encoder, Tokens
     from loraserve.training.rows import Rows
     from loraserve.training.trainer import Weights
@@ -182,6 +181,7 @@ def _prepare(
     """Raises InvalidTraining, and what reading rows and weights raises."""
     from loraserve.evaluation.rows import refuse
     from loraserve.planning.training_memory import TrainingRun, training_problem
+    from loraserve.training.definition import evaluated, read
     from loraserve.training.labels import within
     from loraserve.training.rows import InvalidTraining, Rows, leaks
 
