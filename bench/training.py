@@ -23,6 +23,7 @@ from typing import Any
 from bench import report
 from local import models
 from local.paths import CHECKOUT
+from loraserve.contract.training import Training
 from loraserve.operator.cli import main as command_line
 from loraserve.training.losses import LOSSES_FILE
 
@@ -35,9 +36,9 @@ _SETTINGS = {
     "maxLength": 128,
 }
 _LEARNING = _SETTINGS | {"epochs": 30}
-_KILLED = _SETTINGS | {"epochs": 20, "checkpointSteps": 3}
-_LONGEST_LIFE_S = 4.0
-"""After it has told of a step."""
+_KILLED = _SETTINGS | {"epochs": 12, "checkpointSteps": 3}
+_LONGEST_LIFE = 6
+"""In steps, after it has told of one, which it does about once in eight."""
 _ENDED = "its end"
 _FORK = multiprocessing.get_context("fork")
 _RIGHT, _WRONG = 0.8, 0.2
@@ -55,10 +56,11 @@ _OF_DAYS = (
     "The day behind {}?",
 )
 _TEAMS = {
-    "hardware": ("printer", "keyboard", "screen"),
-    "billing": ("invoice", "refund", "price"),
-    "access": ("password", "login", "badge"),
+    "h": ("printer", "keyboard", "screen"),
+    "b": ("invoice", "refund", "price"),
+    "a": ("password", "login", "badge"),
 }
+"""By the letter that a ticket about these things is given: hardware, billing, access."""
 _OF_TICKETS = (
     "The {} is wrong.",
     "Help me with my {}!",
@@ -78,6 +80,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--kills", type=int, default=10)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--only", choices=("tasks", "kills"))
     chosen = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # so small a model only waits for a second one
     import_module("loraserve.training.trainer")  # once, not in each process
@@ -85,9 +88,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
         figures: dict[str, str] = {}
         problems: list[str] = []
-        for name, rows in (("days", _days()), ("tickets", _tickets())):
-            problems += _learns(Path(folder), base, name, rows, figures)
-        problems += _survives(Path(folder), base, chosen.kills, random.Random(chosen.seed), figures)
+        if chosen.only != "kills":
+            for name, rows in (("days", _days()), ("tickets", _tickets())):
+                problems += _learns(Path(folder), base, name, rows, figures)
+        if chosen.only != "tasks":
+            problems += _survives(Path(folder), base, chosen.kills, random.Random(chosen.seed), figures)
     report.show(figures, problems)
     sys.exit(1 if problems else 0)
 
@@ -116,8 +121,10 @@ def _learns(folder: Path, base: Path, name: str, rows: Sequence[Pair], figures: 
 
 def _survives(folder: Path, base: Path, kills: int, generator: random.Random, figures: dict[str, str]) -> Iterator[str]:
     whole, killed = (_definition(folder, name, _days(), _KILLED) for name in ("whole", "killed"))
+    began = time.monotonic()
     _run(whole, base)
-    points = [_kill(killed, base, generator.uniform(0, _LONGEST_LIFE_S)) for _ in range(kills)]
+    pace = (time.monotonic() - began) / Training.model_validate(_KILLED | {"rows": ""}).steps(len(_days()))
+    points = [_kill(killed, base, pace * generator.uniform(0, _LONGEST_LIFE)) for _ in range(kills)]
     _run(killed, base)
     results = [path.with_suffix(".training") for path in (whole, killed)]
     losses, weights = (
@@ -176,16 +183,14 @@ def _definition(folder: Path, name: str, rows: Sequence[Pair], settings: dict[st
 
 
 def _days() -> list[Pair]:
-    following = dict(zip(_DAYS, (*_DAYS[1:], _DAYS[0]), strict=True))
-    return _shuffled((form.format(day), f"It is {following[day]}.") for form in _OF_DAYS for day in _DAYS)
+    """The number of the day that follows; monday is 1."""
+    following = {day: str((place + 1) % len(_DAYS) + 1) for place, day in enumerate(_DAYS)}
+    return _shuffled((form.format(day), following[day]) for form in _OF_DAYS for day in _DAYS)
 
 
 def _tickets() -> list[Pair]:
     return _shuffled(
-        (form.format(thing), f"For {team}.")
-        for form in _OF_TICKETS
-        for team, things in _TEAMS.items()
-        for thing in things
+        (form.format(thing), team) for form in _OF_TICKETS for team, things in _TEAMS.items() for thing in things
     )
 
 
