@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import httpx
@@ -78,6 +77,43 @@ class Client:
         return latencies
 
 
+@dataclass(frozen=True)
+class ManyAdapters(LocalStack):
+    """Publishes and declares these in the place of what `make up` publishes."""
+
+    adapters: int
+    trained: int
+    slots: int | None
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """What each model has to answer."""
+        said = [f"I am {served.replace('@', ' ')}." for served in self._trained]
+        named = {_name(number): said[number % len(said)] for number in range(self.adapters)}
+        return {BASE_NAME: _BASE_ANSWER} | named
+
+    @property
+    def _trained(self) -> list[str]:
+        return [f"tenant-{number:02}@v1" for number in range(1, self.trained + 1)]
+
+    def _publish(self) -> None:
+        super()._publish()
+        folders, cloud = list(self.train(*self._trained).values()), self.cloud
+        assert cloud
+        with mock.patch.dict("os.environ", cloud.environment):
+            bucket = Bucket(self.pulumi.output("adapterBucket"), cloud.region)
+            published = [
+                adapters.publish(bucket, folders[number % len(folders)], _name(number), "v1")
+                for number in range(self.adapters)
+            ]
+        entries = [entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in published]
+        self.declare(adapters=entries, **({"adapterSlots": self.slots} if self.slots else {}))
+
+
+def _name(number: int) -> str:
+    return f"n{number:03}"
+
+
 def main() -> None:
     """Exit code 1 where a request failed, another adapter answered, or nothing was evicted."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -85,50 +121,26 @@ def main() -> None:
     options.add_argument(
         "--trained", type=int, default=12, help="different ones; others have the weights of one of them"
     )
-    options.add_argument("--slots", type=int, help="and so many are held at least (default: what is computed)")
+    options.add_argument("--slots", type=int, help="so many are held at least (default: what is computed)")
     options.add_argument("--asked", type=int, default=40, help="adapters whose first and later requests are timed")
     options.add_argument("--workers", type=int, default=6, help="requests at once, while adapters come and go")
     options.add_argument("--seconds", type=float, default=120, help="of that")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        stack = LocalStack(Path(folder) / "state")
+        stack = ManyAdapters(Path(folder) / "state", chosen.adapters, chosen.trained, chosen.slots)
         try:
             stack.up()
-            answers = _declare(stack, chosen)
-            figures, problems = asyncio.run(_measure(stack, answers, chosen))
+            figures, problems = asyncio.run(_measure(stack, chosen))
         finally:
             stack.down()
     report.show(figures, problems)
     sys.exit(bool(problems))
 
 
-def _declare(stack: LocalStack, chosen: argparse.Namespace) -> dict[str, str]:
-    """What each of them has to answer."""
-    trained = [f"tenant-{number:02}@v1" for number in range(1, chosen.trained + 1)]
-    folders = list(stack.train(*trained).items())
-    cloud = stack.cloud
-    assert cloud
-    entries, answers = list[dict[str, Any]](), {BASE_NAME: _BASE_ANSWER}
-    with mock.patch.dict("os.environ", cloud.environment):
-        bucket = Bucket(stack.pulumi.output("adapterBucket"), cloud.region)
-        for number in range(chosen.adapters):
-            served, folder = folders[number % len(folders)]
-            name = f"n{number:03}"
-            entry = adapters.publish(bucket, folder, name, "v1")
-            entries.append(entry.model_dump(mode="json", by_alias=True, exclude_none=True))
-            answers[name] = f"I am {served.replace('@', ' ')}."
-    random.Random(0).shuffle(entries)
-    stack.declare(adapters=entries, **({"adapterSlots": chosen.slots} if chosen.slots else {}))
-    stack.up()
-    return answers
-
-
-async def _measure(
-    stack: LocalStack, answers: Mapping[str, str], chosen: argparse.Namespace
-) -> tuple[dict[str, str], list[str]]:
+async def _measure(stack: ManyAdapters, chosen: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
     headers = {"Authorization": f"Bearer {stack.key_file.read_text()}"}
     async with httpx.AsyncClient(base_url=gateway_url(stack), headers=headers, trust_env=False) as http:
-        client = Client(http, answers)
+        client = Client(http, stack.answers)
         await client.ask(BASE_NAME)
         before = await _settled(stack)
         counts = Counter(status.state for status in before.adapters)
