@@ -77,7 +77,7 @@ soak: install tools images ## vLLM's metrics after a week of many adapters stay 
 	@$(PY) -m bench.soak --hours $(HOURS)
 
 reassign: install tools images ## At every new vLLM: answers stay right while adapters are loaded and evicted around them, five minutes (root)
-	@$(PY) -m bench.on_demand --adapters 12 --trained 12 --slots 4 --asked 8
+	@$(PY) -m bench.on_demand --adapters 8 --slots 4 --asked 4
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.tools

@@ -119,7 +119,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--adapters", type=int, default=300, help="declared")
     options.add_argument(
-        "--trained", type=int, default=12, help="different ones; others have the weights of one of them"
+        "--trained", type=int, default=8, help="different ones; others have the weights of one of them"
     )
     options.add_argument("--slots", type=int, help="so many are held at least (default: what is computed)")
     options.add_argument("--asked", type=int, default=40, help="adapters whose first and later requests are timed")
