@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -140,9 +141,8 @@ def main() -> None:
 async def _measure(stack: ManyAdapters, chosen: argparse.Namespace) -> tuple[dict[str, str], list[str]]:
     headers = {"Authorization": f"Bearer {stack.key_file.read_text()}"}
     async with httpx.AsyncClient(base_url=gateway_url(stack), headers=headers, trust_env=False) as http:
-        client = Client(http, stack.answers)
+        client, before = Client(http, stack.answers), await _settled(stack)
         await client.ask(BASE_NAME)
-        before = await _settled(stack)
         counts = Counter(status.state for status in before.adapters)
         waiting = [status.name for status in before.adapters if status.state is State.ON_DEMAND][: chosen.asked]
         console.print(f"{counts[State.READY]} of {len(before.adapters)} are held; asking for {len(waiting)} others")
@@ -174,10 +174,11 @@ async def _settled(stack: LocalStack) -> AgentState:
     """Once everything is loaded that is without a request."""
     async with asyncio.timeout(_SETTLED_S):
         while True:
-            state = await _agents_state(stack)
-            arrived = {status.state for status in state.adapters} <= {State.READY, State.ON_DEMAND}
-            if state.ready and state.adapters and arrived:
-                return state
+            with suppress(httpx.HTTPError):  # there is no pod yet, or it is not ready
+                state = await _agents_state(stack)
+                arrived = {status.state for status in state.adapters} <= {State.READY, State.ON_DEMAND}
+                if state.ready and state.adapters and arrived:
+                    return state
             await asyncio.sleep(1)
 
 
