@@ -11,7 +11,7 @@ from loraserve.errors import LoraserveError
 from loraserve.monitoring import metrics
 from loraserve.operator.prometheus import Prometheus
 from loraserve.planning import pod_resources
-from loraserve.planning.advice import advice
+from loraserve.planning.advice import MEASURED_GPUS, advice
 from loraserve.planning.cost import PRICES
 from loraserve.planning.envelope import envelope_around
 from loraserve.planning.gpu_memory import MEASURED_VLLM, Serving, fits, plan_memory, within_memory
@@ -48,6 +48,8 @@ class Offer:
     """Requests of `maxModelLen` at once."""
     usual_requests: int
     fits: bool
+    proven: bool
+    """Whether the memory model was measured on so many GPUs."""
     hourly: float | None
 
 
@@ -147,6 +149,7 @@ def _offer(settings: Settings, instance: GpuInstanceType, region: str) -> Offer:
         full_requests=tokens // serving.max_model_len,
         usual_requests=min(tokens // USUAL_REQUEST_TOKENS, serving.max_num_seqs),
         fits=fits(serving) and pod_resources.node_fit_problem(instance) is None,
+        proven=instance.gpus in MEASURED_GPUS,
         hourly=prices.instances.get(instance.name) if prices else None,
     )
 

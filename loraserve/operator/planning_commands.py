@@ -71,7 +71,7 @@ _ROWS = {
     "outside": lambda offer: f"{offer.outside_gib:.2f} GiB",
     "requests of full length": lambda offer: f"{offer.full_requests:,}",
     "requests of 1,000 tokens": lambda offer: f"{offer.usual_requests:,}",
-    "fits": lambda offer: "yes" if offer.fits else "no",
+    "fits": lambda offer: ("yes" if offer.fits else "no") + ("" if offer.proven else ", unproven"),
     "list price": lambda offer: f"${offer.hourly:.2f}/h" if offer.hourly else "not known here",
 }
 

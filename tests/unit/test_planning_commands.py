@@ -43,6 +43,16 @@ def test_a_plan_says_where_memory_goes_and_what_its_neighbours_give(capsys: pyte
         assert words in told
 
 
+def test_a_plan_on_more_gpus_than_were_measured_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = stack_with(1, tmp_path, gpuInstanceType="g6e.xlarge")
+    assert cli.main(["plan", str(stack), "--region", "us-east-1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["offer"]["proven"], told["offer"]["hourly"]) == (True, 1.861)
+    assert (told["larger"]["instance"], told["larger"]["proven"]) == ("g6.12xlarge", False)
+    assert cli.main(["plan", str(stack)]) == 0
+    assert "yes, unproven" in capsys.readouterr().out
+
+
 def test_a_plan_for_machines_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(CHECKOUT / "Pulumi.dev.yaml"), "--json"]) == 0
     offer = json.loads(capsys.readouterr().out)["offer"]
@@ -170,10 +180,18 @@ def prometheus() -> Iterator[tuple[str, list[str], dict[str, Any]]]:
     server.server_close()
 
 
-def stack_with(adapters: int, folder: Path) -> Path:
+def stack_with(adapters: int, folder: Path, **changes: Any) -> Path:
     entries = [adapter(f"tenant-{number}") for number in range(adapters)]
     path = folder / "Pulumi.dev.yaml"
-    path.write_text(json.dumps({"config": stack_file("dev") | {"loraserve:adapters": entries}}))
+    path.write_text(
+        json.dumps(
+            {
+                "config": stack_file("dev")
+                | {f"loraserve:{key}": value for key, value in changes.items()}
+                | {"loraserve:adapters": entries}
+            }
+        )
+    )
     (folder / "Pulumi.yaml").write_text((CHECKOUT / "Pulumi.yaml").read_text())
     return path
 
