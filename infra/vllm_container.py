@@ -93,6 +93,8 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
         "liveness_probe": probe("/health", VLLM_PORT, delay=10, period=30),
         "readiness_probe": probe("/health", VLLM_PORT, delay=5, period=10),
         "lifecycle": {"pre_stop": {"sleep": {"seconds": PRESTOP_SECONDS}}},
+        # Why it ended, such as a card with less free memory than planned, is told by `loraserve status`.
+        "termination_message_policy": "FallbackToLogsOnError",
         "resources": {
             "requests": pod_resources.with_gpus(needs.requests, instance.gpus) | disk,
             "limits": pod_resources.with_gpus(needs.limits, instance.gpus),

@@ -6,7 +6,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from typing import Any
@@ -24,6 +24,7 @@ from loraserve.contract.addresses import (
     DESIRED_STATE_FILE,
     GATEWAY_KEYS,
     GATEWAY_KEYS_FILE,
+    VLLM,
     VLLM_SELECTOR,
 )
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
@@ -47,11 +48,13 @@ class PodStatus:
     state: AgentState | None
     problem: str | None = None
     """Why there is no state."""
+    ended: str | None = None
+    """What vLLM said last where it has ended with an error, and was started again."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         state = self.state and self.state.model_dump(mode="json", by_alias=True)
-        return {"name": self.name, "state": state, "problem": self.problem}
+        return {"name": self.name, "state": state, "problem": self.problem, "ended": self.ended}
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,10 @@ class Status:
 def read(kubectl: Kubectl, namespace: str) -> Status:
     """Asks the agent of every pod of vLLM. Raises KubectlFailed."""
     pods = json.loads(kubectl.run("get", "pods", "--selector", SELECTOR, "--output=json", "--namespace", namespace))
-    names = sorted(pod["metadata"]["name"] for pod in pods["items"])
+    ended = {pod["metadata"]["name"]: _last_error(pod) for pod in pods["items"]}
     with ThreadPoolExecutor() as together:
-        found = list(together.map(lambda name: _read_pod(kubectl, namespace, name), names))
+        asked = together.map(lambda name: _read_pod(kubectl, namespace, name), sorted(ended))
+        found = [replace(pod, ended=ended[pod.name]) for pod in asked]
     warnings = _key_warnings(kubectl, namespace, datetime.now(UTC))
     return Status(found, None if found else _read_declared(kubectl, namespace), warnings)
 
@@ -112,7 +116,21 @@ def declared_table(declared: list[Declared]) -> Table:
     return shown
 
 
+def _last_error(pod: dict[str, Any]) -> str | None:
+    """The line of vLLM's log that says why it ended: its last error, else its last line."""
+    containers = pod.get("status", {}).get("containerStatuses") or []
+    states = [each.get("lastState", {}) | each.get("state", {}) for each in containers if each["name"] == VLLM]
+    ended = states[0].get("terminated") if states else None
+    if not ended or not ended.get("exitCode"):
+        return None
+    lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or [f"exit code {ended['exitCode']}"])[-1]
+
+
 def _rows(pod: PodStatus, now: float) -> Iterator[tuple[str, ...]]:
+    if pod.ended:
+        yield pod.name, "", "", f"[red]vLLM ended: {escape(pod.ended)}[/]", ""
     if not pod.state:
         yield pod.name, "", "", f"[red]{escape(pod.problem or '')}[/]", ""
         return

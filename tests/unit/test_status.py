@@ -60,8 +60,11 @@ class FakeKubectl:
         executable.write_text(KUBECTL.format(python=sys.executable))
         executable.chmod(0o755)
 
-    def pods(self, *names: str, context: str = "") -> None:
-        items = [{"metadata": {"name": name}} for name in names]
+    def pods(self, *names: str, context: str = "", log: str | None = None) -> None:
+        """`log`: the end of that of each vLLM, which has ended once."""
+        ended = {"name": "vllm", "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1, "message": log}}}
+        status = {"containerStatuses": [ended]} if log else {}
+        items = [{"metadata": {"name": name}, "status": status} for name in names]
         self._answer(f"{context}/get pods" if context else "get pods", json.dumps({"items": items}))
 
     def desired(self, document: str | None) -> None:
@@ -237,3 +240,14 @@ def test_without_kubectl_the_fix_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["status"]) == 1
     assert "kubectl is not installed" in capsys.readouterr().err
+
+
+def test_why_a_vllm_ended_is_told_in_its_own_words(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]) -> None:
+    refusal = "ValueError: Free memory on device cuda:0 (20.1/22.0 GiB) on startup is less than desired GPU memory utilization"
+    kubectl.pods("vllm-a", log=f"INFO 12:00 starting\n{refusal}\n[rank0] exiting\n")
+    assert main(["status", "--json"]) == 0
+    (pod,) = json.loads(capsys.readouterr().out)["pods"]
+    assert pod["ended"] == refusal
+    kubectl.pods("vllm-a")
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pods"][0]["ended"] is None
