@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from tests.e2e.conftest import ANSWERS, Served, eventually, run_local
+from local import models
+from tests.e2e.conftest import ANSWERS, BASE, Served, eventually, run_local
 from tests.peft_settings import AS_PEFT_SAVES_IT, FIELDS_OF_VLLM, REFUSED_BY_VLLM, TAKEN_BY_VLLM
 
 
@@ -46,19 +48,27 @@ print(json.dumps([fields, [config for config, taken in {cases!r} if takes(config
     assert otherwise == []
 
 
-def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(served: Served, tmp_path: Path) -> None:
+def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_answer_as_peft_has_them(
+    served: Served, tmp_path: Path
+) -> None:
     before = served.declared
     good = next(entry for entry in before if entry["name"] == "faq")
+    tokens, expected = save_with_peft(served, tmp_path)
+    assert mean_difference(expected["base"], chances(served, BASE, tokens)) < NOISE
+    kinds = [publish(served, tmp_path / kind, kind) for kind in ("many-settings", "rslora")]
     bad = {
         "never-published": (good | {"name": "never-published", "model": "never-published"}, "does not exist"),
         "no-effect": (publish_without_effect(served, tmp_path), "base"),
     }
     uid = served.pod_uid
     for name, (entry, reason) in bad.items():
-        served.stack.declare(adapters=[good, entry])
+        served.stack.declare(adapters=[good, *kinds, entry], adapterSlots="4")  # as before: vLLM need not restart
         served.local("up")
         assert reason in eventually(lambda name=name: quarantined(served).get(name))
         assert served.ask("faq") == ANSWERS["faq"]
+    for adapter in ("faq", "many-settings", "rslora"):
+        assert mean_difference(expected[adapter], chances(served, adapter, tokens)) < NOISE
+        assert mean_difference(expected[adapter], expected["base"]) > 5 * NOISE
     table = served.local("status")
     assert "quarantined" in table
     assert "no-effect" in table
@@ -67,7 +77,9 @@ def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_keep_serving(
     metrics = httpx.get(f"{served.address('vllm-service', 9090)}/metrics", trust_env=False).text
     assert 'loraserve_adapter_state{adapter="no-effect",state="quarantined",version="v1"} 1.0' in metrics
 
-    served.stack.declare(adapters=[good, good | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}])
+    served.stack.declare(
+        adapters=[good, good | {"name": "other-bytes", "digest": "sha256:" + "0" * 64}], adapterSlots=""
+    )
     refused = run_local(served.stack.state, "up")
     assert refused.returncode != 0, "bytes that are there and others than the digest says reach no pod"
     assert "has digest sha256:" in refused.stdout + refused.stderr
@@ -128,7 +140,39 @@ print(max(abs(one - other) for seen in beside for one, other in zip(seen, alone,
     assert float(difference) < 0.1  # numbers are rounded to 8 bits; another adapter makes several units
 
 
-def publish_without_effect(served: Served, folder: Path) -> dict[str, object]:
+NOISE = 0.04
+"""Of log-probabilities in bfloat16, in the mean over the tokens of a text."""
+
+
+def save_with_peft(served: Served, folder: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Adapters of every kind in `folder`; the tokens of a text, and their log-probabilities as PEFT has them, by kind."""
+    script, run = Path(__file__).with_name("saved_by_peft.py"), served.stack.place.run_in_vllm_image
+    base, trained = models.base(run), served.stack.train("faq@v1")["faq@v1"]
+    folders = [script.parent, base.parent, folder]
+    run(["python3", str(script), str(base), str(folder), f"faq={trained}"], folders)
+    found = json.loads((folder / "expected.json").read_text())
+    return found["tokens"], found["chances"]
+
+
+def chances(served: Served, model: str, tokens: list[int]) -> list[float]:
+    """The same of a served model, through the gateway."""
+    asked = {"model": model, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
+    http = httpx.Client(base_url=served.address("gateway", 8080), trust_env=False, timeout=60)
+    with http:
+        answer = http.post("/v1/completions", json=asked, headers={"Authorization": f"Bearer {served.key}"})
+    (choice,) = answer.raise_for_status().json()["choices"]
+    return [next(iter(token.values()))["logprob"] for token in choice["prompt_logprobs"] if token]
+
+
+def mean_difference(one: list[float], other: list[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def publish(served: Served, folder: Path, name: str) -> dict[str, Any]:
+    return served.stack.publish(folder, f"{name}@v1", served.stack.pulumi.output("adapterBucket"))
+
+
+def publish_without_effect(served: Served, folder: Path) -> dict[str, Any]:
     """An adapter that loads without an error and changes nothing: its B matrices are zero."""
     adapter = folder / "no-effect"
     shutil.copytree(served.stack.train("faq@v1")["faq@v1"], adapter)
@@ -140,7 +184,7 @@ def publish_without_effect(served: Served, folder: Path) -> dict[str, object]:
             begin, end = tensor["data_offsets"]
             content[data + begin : data + end] = bytes(end - begin)
     weights.write_bytes(content)
-    return served.stack.publish(adapter, "no-effect@v1", served.stack.pulumi.output("adapterBucket"))
+    return publish(served, adapter, "no-effect")
 
 
 def quarantined(served: Served) -> dict[str, str]:
