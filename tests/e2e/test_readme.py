@@ -27,6 +27,7 @@ from tests.e2e.conftest import ANSWERS, Served, eventually
 
 NOT_RUN = {
     "make up      #": "the tests' stack was brought up so; `make test` is what runs this",
+    "make dashboard": "it serves until it is stopped, and builds Prometheus first: tests/unit/test_dashboard.py",
     "make down": "the last of the tests of the stack",
     "make up CONTEXT=kind-mine": "a cluster of one's own: tests/engine/test_user_cluster.py",
     "pip install .": "it would change this environment: tests/unit/test_packaging.py installs what it builds",
