@@ -65,7 +65,7 @@ images: install ## Build the local stack's images (root)
 e2e: install tools images ## A served model: the local stack from nothing and back (root)
 	@$(PY) -m pytest tests/e2e
 
-# bench.training is not among them: it needs the extra `train`, which nothing here installs (docs/training.md).
+# bench.training and bench.training_memory are not among them: they need the extra `train`, which nothing here installs (docs/training.md).
 # swaps, cold_start, losses and on_demand load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
 HOURS ?= 168

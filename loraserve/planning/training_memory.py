@@ -1,7 +1,7 @@
 """Pure arithmetic: what training an adapter takes of a GPU and of its node, and the next setting to try where it is too much.
 
 Sums over the tensors that transformers, peft and bitsandbytes make, with gradient checkpointing: one layer at a time is
-computed again. No figure here is fitted to a measurement.
+computed again. No figure here is fitted; `bench.training_memory` holds the sum against a GPU (docs/training.md).
 """
 
 from __future__ import annotations
