@@ -31,7 +31,8 @@ def test_a_change_that_would_replace_the_network_is_refused_before_anything_is_d
 
 def test_a_stack_of_the_first_release_is_refused_before_its_subnets_are_replaced() -> None:
     """With what v0.1.0 put out."""
-    first = dict.fromkeys(("model", "adapterBucket", "catalogGcRole", "baseModel", "servingRole", "cluster"), "x")
+    names = ["model", "adapterBucket", "catalogGcRole", "baseModel", "servingRole", "cluster"]
+    first = dict.fromkeys(names, "x")
     program = Program()
     with pytest.raises(ConfigError, match=r"made by version 0\.1\.0.*pulumi destroy"):
         run("dev", last_outputs=first, program=program)
