@@ -50,10 +50,14 @@ def cli(state: Path) -> Path:
 def restore_checkpoint(state: Path, stack: str) -> bool:
     """Puts the copy before it in the place of a state that was cut short by a kill, and says whether it did.
 
-    The file backend does not write atomically, but keeps the previous state beside each.
+    The file backend does not write atomically, but keeps the previous state beside each. Attributes that were cut short
+    go: without them it reads the state, with them it stops.
     """
     checkpoint = state / "backend" / ".pulumi" / "stacks" / PROJECT / f"{stack}.json"
     previous = checkpoint.with_name(f"{checkpoint.name}.bak")
+    for attributes in (path.with_name(f"{path.name}.attrs") for path in (checkpoint, previous)):
+        if not _is_json(attributes):
+            attributes.unlink(missing_ok=True)
     if not checkpoint.exists() or _is_json(checkpoint) or not _is_json(previous):
         return False
     shutil.copyfile(previous, checkpoint)

@@ -90,6 +90,17 @@ def test_a_state_that_a_kill_cut_short_is_replaced_by_the_one_before(tmp_path: P
     assert state.read_text() == '{"version": 4}'
 
 
+def test_attributes_of_a_state_that_a_kill_cut_short_are_forgotten(tmp_path: Path) -> None:
+    folder = tmp_path / "backend" / ".pulumi" / "stacks" / "loraserve"
+    folder.mkdir(parents=True)
+    (folder / "local.json").write_text('{"version": 4}')
+    short, whole = folder / "local.json.attrs", folder / "local.json.bak.attrs"
+    short.touch()
+    whole.write_text('{"md5": ""}')
+    assert not workspace.restore_checkpoint(tmp_path, "local")
+    assert (short.exists(), whole.exists()) == (False, True)
+
+
 def test_a_node_starts_anew_with_the_images_that_a_later_version_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
