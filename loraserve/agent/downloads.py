@@ -39,7 +39,12 @@ class Downloads:
         return self._crew.running
 
     def start(self, adapter: Adapter, desired: DesiredState) -> bool:
-        """Whether there was room; `desired` says where the adapter lies, and what base model it must fit."""
+        """Whether there was room, and nobody fetches the same bytes for another name.
+
+        `desired` says where the adapter lies, and what base model it must fit.
+        """
+        if any(other.folder_name == adapter.folder_name for other in self.running):
+            return False
         stop = threading.Event()
         started = self._crew.start(adapter, lambda: self._fetch(adapter, desired, stop))
         if started:

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import certifi
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from tests.unit.gateway_world import World
+
+# A busy machine is no reason to fail.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _END = "-----END CERTIFICATE-----\n"
 

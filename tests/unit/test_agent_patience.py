@@ -127,6 +127,27 @@ def test_slow_fetches_hold_up_nobody_and_end_when_they_are_not_wanted(
     assert not agent.reconciler.busy
 
 
+def test_the_same_bytes_under_two_names_are_fetched_one_after_the_other(
+    agent: Agent, desired: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch, gate: threading.Event
+) -> None:
+    """Both at once put them in the same place, and one of them failed."""
+    fetch, fetched = adapters.fetch, list[str]()
+
+    def slow(bucket: Bucket, adapter: Adapter, *more: Any) -> Path:
+        fetched.append(adapter.name)
+        gate.wait(60)
+        return fetch(bucket, adapter, *more)
+
+    monkeypatch.setattr(adapters, "fetch", slow)
+    first = publish("a")
+    want(desired, first, first.model_copy(update={"name": "b"}))
+    eventually(agent, lambda: fetched != [])
+    agent.reconciler.step()
+    assert (fetched, agent.statuses["b@v1"].reason) == (["a"], "waits for its turn")
+    gate.set()
+    eventually(agent, lambda: {agent.statuses[served].state for served in ("a@v1", "b@v1")} == {State.READY})
+
+
 def test_what_was_removed_before_its_turn_is_never_fetched(
     agent: Agent, desired: Path, publish: Publish, hanging_fetches: list[str], disk: Path
 ) -> None:
