@@ -27,6 +27,8 @@ from infra import names
 from infra.charts import CLUSTER_AUTOSCALER, KUBE_PROMETHEUS_STACK
 from infra.cluster import LOG_RETENTION_DAYS
 from local.tools.toolchain import Tool, ensure
+from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
+from tests.engine import simulated_nodes
 from tests.engine.chart_repository import CHARTS, RECEIPT
 from tests.engine.cli import Changes, Refused
 from tests.engine.deployed import Deployment, World
@@ -357,12 +359,13 @@ def test_other_bounds_leave_running_nodes_and_a_third_zone_only_adds(world: Worl
 
 
 def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
+    simulated_nodes.register(world.core, GPU_INSTANCE_TYPES["g6.2xlarge"], "gpu-2")
     changes = dev.change(gpuInstanceType="g6.2xlarge")
     assert changes.operations[GPU_GROUP] == "replace"
     assert changes.operations[BUCKET] == "same"
     assert "this replaces the GPU nodes that run: gpuInstanceType g6.xlarge -> g6.2xlarge" in changes.output
     assert changes.operations["eks:index:Cluster loraserve-dev"] == "same"
-    assert changes.operations[VLLM] == "same"
+    assert changes.operations[VLLM] == "update", "its pod takes what the larger node gives"
     assert node_group(world, names.GPU_NODE_GROUP)["instanceTypes"] == ["g6.2xlarge"]
 
 
