@@ -299,7 +299,7 @@ def test_what_was_used_is_in_the_bucket(
         assert main(["usage", "--bucket", served.stack.pulumi.output("adapterBucket"), "--json"]) == 0
         return {row["model"] for row in json.loads(capsys.readouterr().out) if row["completion_tokens"]}
 
-    eventually(lambda: models_used() == set(ANSWERS))
+    eventually(lambda: models_used() >= set(ANSWERS))  # and what other tests have published
 
 
 def test_a_rebooted_node_brings_everything_back(served: Served) -> None:
