@@ -7,7 +7,7 @@ constants that are not arithmetic fitted to `bench/gpu_memory.json`; docs/capaci
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from loraserve.contract.addresses import PROJECT
@@ -61,7 +61,6 @@ class Serving:
     max_num_seqs: int = MAX_NUM_SEQS
     max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS
     specialize_active_lora: bool = False
-    graph_sizes: Sequence[int] = GRAPH_SIZES
 
     @property
     def utilization(self) -> float:
@@ -129,8 +128,8 @@ def _peak(serving: Serving) -> float:
 
 
 def _graphs(serving: Serving) -> float:
-    """Bytes that vLLM estimates for CUDA graphs, and keeps inside its share."""
-    layers, sizes = serving.model.num_hidden_layers, serving.graph_sizes
+    """Bytes that vLLM estimates for the graphs that it captures by itself: those were measured. GRAPH_SIZES take less."""
+    layers, sizes = serving.model.num_hidden_layers, _measured_graph_sizes(serving.max_num_seqs)
     decode_only = sum(size <= serving.max_num_seqs for size in sizes)
     further = _lora_cases(serving) - 1
     of_a_size = layers * (_GRAPH_BYTES + further * _FURTHER_GRAPH_BYTES)
@@ -149,7 +148,7 @@ def _lora_cases(serving: Serving) -> int:
     return 1 + len({most, *(1 << power for power in range(most.bit_length()))})
 
 
-def default_graph_sizes(max_num_seqs: int) -> list[int]:
+def _measured_graph_sizes(max_num_seqs: int) -> list[int]:
     """Those that vLLM chooses where it is told none (`VllmConfig._set_cudagraph_sizes`)."""
     largest = min(2 * max_num_seqs, 512)
     return [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)) if size <= largest]

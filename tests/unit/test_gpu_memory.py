@@ -13,7 +13,6 @@ from loraserve.contract.desired_state import Envelope
 from loraserve.planning.gpu_memory import (
     MEASURED_VLLM,
     Serving,
-    default_graph_sizes,
     largest_utilization,
     memory_problem,
     plan_memory,
@@ -66,7 +65,6 @@ def test_kv_cache_tokens_are_within_5_percent_of_the_measured_ones(row: dict[str
             instance=card,
             gpu_memory_utilization=row["utilization"],
             max_num_seqs=row["max_num_seqs"],
-            graph_sizes=default_graph_sizes(row["max_num_seqs"]),
             max_num_batched_tokens=row["max_num_batched_tokens"],
             specialize_active_lora=row.get("extra", {}).get("specialize_active_lora", False),
         )
@@ -83,7 +81,7 @@ def test_rows_were_kept_back_when_the_model_was_fitted() -> None:
 @pytest.mark.parametrize(("slots", "measured"), [(200, 93_024), (64, 109_328), (32, 112_816)])
 def test_a_server_started_on_an_h100_is_within_5_percent(slots: int, measured: int) -> None:
     slots_around = Envelope(slots=slots, rank=8, target_modules=ATTENTION)
-    planned = plan_memory(serving(slots_around, graph_sizes=default_graph_sizes(256)))
+    planned = plan_memory(serving(slots_around))
     assert planned.kv_tokens == pytest.approx(measured, rel=0.05)
 
 
