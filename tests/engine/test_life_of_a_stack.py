@@ -358,8 +358,16 @@ def test_other_bounds_leave_running_nodes_and_a_third_zone_only_adds(world: Worl
     assert dev.up().touched == {}
 
 
-def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
+@pytest.fixture(scope="module")
+def larger_node(world: World) -> Iterator[None]:
+    """What a GPU group of that type gives; other modules have their own."""
     simulated_nodes.register(world.core, GPU_INSTANCE_TYPES["g6.2xlarge"], "gpu-2")
+    yield
+    world.core.delete_node("gpu-2")
+
+
+@pytest.mark.usefixtures("larger_node")
+def test_another_instance_type_replaces_the_gpu_group_and_keeps_the_rest(world: World, dev: Deployment) -> None:
     changes = dev.change(gpuInstanceType="g6.2xlarge")
     assert changes.operations[GPU_GROUP] == "replace"
     assert changes.operations[BUCKET] == "same"
