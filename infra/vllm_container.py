@@ -222,9 +222,9 @@ def vllm_environment(*, lora: bool, offline: bool) -> dict[str, str]:
         "XDG_CONFIG_HOME": f"{CACHE_DIR}/config",
         "VLLM_CACHE_ROOT": f"{CACHE_DIR}/vllm",
         "VLLM_CONFIG_ROOT": f"{CACHE_DIR}/config/vllm",
-        "TRITONCACHE_DIR": f"{CACHE_DIR}/triton",
-        "TORCHINDUCTORCACHE_DIR": f"{CACHE_DIR}/inductor",
+        "TRITON_CACHE_DIR": f"{CACHE_DIR}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{CACHE_DIR}/inductor",
         "FLASHINFER_WORKSPACE_BASE": f"{CACHE_DIR}/flashinfer",
         "CUDA_CACHE_PATH": f"{CACHE_DIR}/cuda",
-        "NUMBACACHE_DIR": f"{CACHE_DIR}/numba",
+        "NUMBA_CACHE_DIR": f"{CACHE_DIR}/numba",
     }

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from infra import names
-from infra.vllm_container import start_cache_version
+from infra.vllm_container import start_cache_version, vllm_environment
 from loraserve.agent.metrics import Metrics
 from loraserve.agent.start_cache import CacheUse, StartCaches
 from loraserve.agent.start_cache_writer import write
@@ -257,3 +257,10 @@ def test_preview_says_that_starts_will_compile_anew() -> None:
     assert any("startCache was written for" in message for message in program.messages)
     document = program.one("v1:ConfigMap", names.DESIRED_STATE).inputs["data"]["desired.json"]
     assert DesiredState.parse(document).start_cache == StartCache.model_validate(entry)
+
+
+def test_what_compiles_is_told_of_the_kept_folder_by_the_names_that_it_reads() -> None:
+    """Of Triton, PyTorch, vLLM, FlashInfer, CUDA and Numba: under another name it goes to the home folder, and is lost to nobody's notice."""
+    told = vllm_environment(lora=True, offline=True)
+    variables = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT", "NUMBA_CACHE_DIR", "CUDA_CACHE_PATH")
+    assert all(told[name].startswith(f"{names.CACHE_DIR}/") for name in (*variables, "FLASHINFER_WORKSPACE_BASE"))
