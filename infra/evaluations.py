@@ -12,7 +12,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra import evaluation_files
-from infra.iam import ROLE_ANNOTATION, PodIdentity, token_mount, token_volume
+from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     DESIRED_STATE,
     DESIRED_STATE_DIR,
@@ -63,12 +63,7 @@ class Evaluations(pulumi.ComponentResource):
         self._identity = identity
         self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
-        core.ServiceAccount(
-            EVALUATOR,
-            metadata={"name": EVALUATOR, "namespace": namespace, "annotations": {ROLE_ANNOTATION: identity.role_arn}},
-            automount_service_account_token=False,
-            opts=self._child,
-        )
+        identity.service_account(EVALUATOR, namespace, self._child)
         self._secret = core.Secret(
             EVALUATOR,
             metadata={"name": EVALUATOR, "namespace": namespace},

@@ -152,6 +152,17 @@ class PodIdentity:
             **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
         }
 
+    def service_account(
+        self, name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions
+    ) -> core.ServiceAccount:
+        """Of its pods; the Kubernetes API knows them by nothing more than its name."""
+        return core.ServiceAccount(
+            name,
+            metadata={"name": name, "namespace": namespace, "annotations": {ROLE_ANNOTATION: self.role_arn}},
+            automount_service_account_token=False,
+            opts=opts,
+        )
+
 
 def token_volume() -> core.VolumeArgsDict:
     token: core.ServiceAccountTokenProjectionArgsDict = {

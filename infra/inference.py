@@ -11,7 +11,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pulumi_random as random
 
-from infra.iam import ROLE_ANNOTATION, PodIdentity
+from infra.iam import PodIdentity
 from infra.names import (
     AGENT_PORT,
     DESIRED_STATE,
@@ -76,16 +76,7 @@ class Inference(pulumi.ComponentResource):
         self._namespace = namespace
         self._identity = identity
         self._child = pulumi.ResourceOptions(parent=self)
-        service_account = core.ServiceAccount(
-            SERVING_SERVICE_ACCOUNT,
-            metadata={
-                "name": SERVING_SERVICE_ACCOUNT,
-                "namespace": namespace,
-                "annotations": {ROLE_ANNOTATION: identity.role_arn},
-            },
-            automount_service_account_token=False,
-            opts=self._child,
-        )
+        service_account = identity.service_account(SERVING_SERVICE_ACCOUNT, namespace, self._child)
         self.api_key_secret = self._create_secret()
         desired_state = self._create_desired_state()
         self._let_the_agent_follow()

@@ -11,7 +11,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra import iam
-from infra.iam import ROLE_ANNOTATION, PodIdentity, token_mount
+from infra.iam import PodIdentity, token_mount
 from infra.names import (
     CACHE_DIR,
     CACHE_VOLUME,
@@ -85,12 +85,7 @@ class StartCacheWriter(pulumi.ComponentResource):
         super().__init__("loraserve:infra:StartCacheWriter", name, None, opts)
         child = pulumi.ResourceOptions(parent=self)
         metadata: k8s.meta.v1.ObjectMetaArgsDict = {"name": START_CACHE_WRITER, "namespace": namespace}
-        account = core.ServiceAccount(
-            START_CACHE_WRITER,
-            metadata={**metadata, "annotations": {ROLE_ANNOTATION: surroundings.identity.role_arn}},
-            automount_service_account_token=False,
-            opts=child,
-        )
+        account = surroundings.identity.service_account(START_CACHE_WRITER, namespace, child)
         grant(START_CACHE_WRITER, metadata, START_CACHE_WRITER, [may_watch("", "configmaps", DESIRED_STATE)], child)
         k8s.batch.v1.Job(
             START_CACHE_WRITER,

@@ -10,7 +10,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from infra import iam
-from infra.iam import ROLE_ANNOTATION, PodIdentity, token_mount, token_volume
+from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     ADAPTER_PREFIX,
     BASE_MODEL_PREFIX,
@@ -91,16 +91,7 @@ class Training(pulumi.ComponentResource):
         self._settings, self._namespace, self._image = settings, namespace, image
         self._hub_secret, self._identity, self._suffix = hub_secret, identity, suffix
         self._child = pulumi.ResourceOptions(parent=self)
-        account = core.ServiceAccount(
-            TRAINING,
-            metadata={
-                "name": TRAINING,
-                "namespace": namespace,
-                "annotations": {ROLE_ANNOTATION: identity.role_arn},
-            },
-            automount_service_account_token=False,
-            opts=self._child,
-        )
+        account = identity.service_account(TRAINING, namespace, self._child)
         target = TrainingTarget.of(settings, group.instance_type).to_json()
         for job in group.jobs:
             self._create_job(job, target, account)

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -107,7 +108,10 @@ def test_nothing_is_evicted_while_vllm_does_not_say_what_is_in_use(
     agent: Agent, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = vllm.answer
-    silent = lambda path, body: (500, "") if path.startswith("/metrics/") else answer(path, body)  # noqa: E731
+
+    def silent(path: str, body: Any) -> Any:
+        return (500, "") if path.startswith("/metrics/") else answer(path, body)
+
     monkeypatch.setattr(vllm, "answer", silent)
     agent.reconciler.ask(["c@v1", "d@v1"])
     evict(agent)
