@@ -28,7 +28,8 @@ RECORD = web.RequestKey("record", Record)
 KEY = web.RequestKey("key", Key)
 _LARGE_BODY = 64 << 10
 """Such bodies are read one after the other: everybody waits while one is."""
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REQUEST_ID = re.compile(r"(?!.*lsk-)[A-Za-z0-9._:-]{1,128}")
+"""A key is none: ids are logged, here and by vLLM."""
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -45,19 +46,19 @@ class PublicApi:
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{model:.+}", self.model)
         for door in DOORS:
-            app.router.add_post(door.path, functools.partial(self.complete, door))
-        app.router.add_post("/v1/embeddings", self.embeddings)
+            app.router.add_post(door.path, functools.partial(self.complete, door), expect_handler=_not_yet)
+        app.router.add_post("/v1/embeddings", self.embeddings, expect_handler=_not_yet)
         return app
 
     async def health(self, _: web.Request) -> web.Response:
         """That this replica lives; it says nothing about any model, and needs no key."""
-        return web.json_response({"status": "alive"})
+        return _json({"status": "alive"})
 
     async def models(self, request: web.Request) -> web.Response:
         """Every model that the key allows, asleep or not."""
         key = self._authenticate(request)
         data = [self._described(model, key) for model in self._gateway.routes.models if key.allows(model)]
-        return web.json_response({"object": "list", "data": data})
+        return _json({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
         """One of them, or one version of it."""
@@ -65,7 +66,7 @@ class PublicApi:
         route = self._gateway.routes.resolve(model, key.tenant)
         if not key.allows(route.model):
             raise no_such_model(model)
-        return web.json_response(self._described(model, key))
+        return _json(self._described(model, key))
 
     def _described(self, model: str, key: Key) -> dict[str, Any]:
         """OpenAI's fields, vLLM's `parent` and `max_model_len`, and a word on whether it is awake."""
@@ -117,6 +118,9 @@ class PublicApi:
     async def _read(self, request: web.Request, claim: Claim) -> bytes:
         bounds, pieces, size = self._gateway.bounds, list[bytes](), 0
         self._claim(claim, request.content_length or 0)
+        if "Expect" in request.headers:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
         try:
             async with asyncio.timeout(bounds.body_seconds):
                 while piece := await request.content.readany():
@@ -221,6 +225,14 @@ class InnerApi:
 
     async def openapi(self, _: web.Request) -> web.Response:
         return web.json_response(DOCUMENT)
+
+
+def _json(content: dict[str, Any]) -> web.Response:
+    return web.json_response(content, headers={"Server": SERVER})
+
+
+async def _not_yet(_: web.Request) -> None:
+    """A client that waits for a word before it sends its body gets it once the body is wanted."""
 
 
 def _new_record(request: web.Request) -> Record:

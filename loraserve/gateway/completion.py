@@ -16,7 +16,8 @@ ASSUMED_TOKENS = 512
 """Of an answer whose length the request leaves to the model, until it is known."""
 BYTES_PER_TOKEN = 4
 """Of a prompt, until vLLM has counted."""
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
+"""One without an end goes to the end of the body: looked for again from each quotation mark in it, it would take hours."""
 _KEPT_BY_A_SERVER = ("previous_response_id", "conversation", "background")
 """Of /v1/responses: what only a server that stores responses could do."""
 _LENGTHS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -104,7 +105,8 @@ def _object(body: bytes) -> dict[str, Any]:
     try:
         if _values(body) > MAX_VALUES and _values(_STRING.sub(b"", body)) > MAX_VALUES:
             raise BadRequest(f"The body may hold {MAX_VALUES} values.")
-        content = json.loads(body, parse_constant=_refuse, parse_float=_finite)
+        # As the bytes that were counted: from bytes alone json would guess another encoding, in which they mean something else.
+        content = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body must be uncompressed JSON: {error}.") from None
     if not isinstance(content, dict):
@@ -131,7 +133,7 @@ def _cost(content: dict[str, Any], size: int) -> Cost:
     prompts = sum(_prompts(content.get(field)) for field in ("prompt", "prompt_embeds"))
     sequences = max(1, prompts) * max(1, _number(content.get("n"), 1))
     given = [_number(content[field], ASSUMED_TOKENS) for field in _LENGTHS if content.get(field) is not None]
-    return Cost(sequences, size // BYTES_PER_TOKEN + sequences * (given[0] if given else ASSUMED_TOKENS))
+    return Cost(sequences, size // BYTES_PER_TOKEN + sequences * max(given, default=ASSUMED_TOKENS))
 
 
 def _prompts(given: object) -> int:

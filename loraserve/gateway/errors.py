@@ -8,6 +8,9 @@ from loraserve.errors import LoraserveError
 LONGEST_RETRY_AFTER = 60
 """The official clients ignore a Retry-After beyond it."""
 
+LONGEST_MESSAGE = 1000
+"""One may repeat what the client sent, and waits in memory until it is taken."""
+
 
 class ApiError(LoraserveError):
     """What a client gets instead of an answer. `code` is also the outcome that metrics and the access log name."""
@@ -17,7 +20,7 @@ class ApiError(LoraserveError):
     code = "internal_error"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}...")
         self.param = param
         self.retry_after = retry_after
 

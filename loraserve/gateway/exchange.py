@@ -49,7 +49,7 @@ MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
 _PASSED_AT_ONCE = 64 << 10
 _EVENT_STREAM = "text/event-stream"
-_NO_CHAT_TEMPLATE = b"default chat template is no longer allowed"
+_NO_CHAT_TEMPLATE = "As of transformers v4.44, default chat template is no longer allowed"
 """Of vLLM's error, which tells nobody what to do here."""
 _COMMENT = b": waiting\n"
 """No blank line after it: OpenAI's Go client, in older versions, takes one for the end of an event, and an event without data for broken."""
@@ -272,10 +272,12 @@ class Exchange:
         if answer.status >= 400:
             if means_unknown_adapter(answer.status, body, place.served):
                 raise _Refused
-            if _NO_CHAT_TEMPLATE in body:
+            if _told(body)[1].startswith(_NO_CHAT_TEMPLATE):
                 raise NoChatTemplate(self._gateway.routes.base)
             self._record.outcome = f"vllm_{answer.status}"
         if self._stream:
+            if piece:  # vLLM repeats what it refuses
+                raise UpstreamBroken(f"The model answered with {answer.status}, in more words than are passed on here.")
             await self._write(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
             await self._stream.write_eof()
             return self._stream
@@ -383,10 +385,15 @@ def means_unknown_adapter(status: int, body: bytes, served: str) -> bool:
     """Whether vLLM's error is about the adapter itself, in the words of vLLM 0.32.0. A client's request has no part in these."""
     if status not in (400, 404):
         return False
-    try:
-        error = json.loads(body)["error"]
-        param, message = error.get("param"), str(error.get("message"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+    param, message = _told(body)
     unknown = status == 404 and (param == "model" or message == f"The model `{served}` does not exist.")
     return unknown or message.startswith(f"Loading lora {served} failed: No adapter found for ")
+
+
+def _told(body: bytes) -> tuple[str | None, str]:
+    """What vLLM's error is about, and its words; no words where it is none."""
+    try:
+        error = json.loads(body)["error"]
+        return error.get("param"), str(error.get("message"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, ""

@@ -1,4 +1,4 @@
-"""How much memory the bodies of requests may take: in all, and of one tenant."""
+"""How much memory the bodies of requests may take: in all, and of one tenant; and how many one tenant may have at once."""
 
 from collections import Counter
 from types import TracebackType
@@ -11,14 +11,27 @@ _RETRY_SECONDS = 1
 
 
 class InFlight:
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_requests: int) -> None:
         self._max_bytes = max_bytes
+        self._max_requests = max_requests
         self.bytes = 0
         self._by_tenant: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
 
     def claim(self, tenant: str) -> "Claim":
         """Used as a context: for one request, from its body's first byte to the end of its answer."""
         return Claim(self, tenant)
+
+    def begin(self, tenant: str) -> None:
+        """Raises ApiError: each takes a connection, also while it sends nothing of its body."""
+        if self._requests[tenant] >= self._max_requests * TENANT_SHARE:
+            raise RateLimited("Too many of your requests are being worked on at once.", retry_after=_RETRY_SECONDS)
+        self._requests[tenant] += 1
+
+    def end(self, tenant: str) -> None:
+        self._requests[tenant] -= 1
+        if not self._requests[tenant]:
+            del self._requests[tenant]
 
     def take(self, tenant: str, size: int) -> None:
         """Raises ApiError."""
@@ -51,9 +64,12 @@ class Claim:
             self._size = size
 
     def __enter__(self) -> Self:
+        """Raises ApiError."""
+        self._in_flight.begin(self._tenant)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._in_flight.give_back(self._tenant, self._size)
+        self._in_flight.end(self._tenant)

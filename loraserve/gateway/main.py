@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -40,12 +41,15 @@ log = logging.getLogger(__name__)
 KEYS_SECONDS = 2.0
 _BOUNDS = Bounds()
 _BALANCER_MARGIN_SECONDS = 10
+_LONGEST_NUMBER = 640
+"""Digits, the fewest that Python can be told; 4 MiB of numbers with its 4,300 hold everybody up for most of a second."""
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 """Far more than Python's 700: requests leave few cycles behind, and every collection is a pause for all of them."""
 
 
 def run(settings: GatewaySettings) -> None:
     """Runs until SIGTERM or SIGINT, then finishes what is running. Raises InvalidEnvironment."""
+    sys.set_int_max_str_digits(_LONGEST_NUMBER)
     uvloop.run(_run(settings))
 
 
@@ -121,6 +125,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
     room = WaitingRoom(
         pods.place,
         running=lambda tenant: pods.running_by_tenant[tenant],
+        has_share=pods.has_share,
         max_count=bounds.waiting,
         max_bytes=bounds.waiting_bytes,
         retry_after=cold_starts.remaining,
@@ -141,7 +146,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         bounds=bounds,
         keys=keys,
         limits=RateLimits(),
-        in_flight=InFlight(bounds.in_flight_bytes),
+        in_flight=InFlight(bounds.in_flight_bytes, bounds.in_flight),
         pods=pods,
         room=room,
         cold_starts=cold_starts,

@@ -35,6 +35,8 @@ DOUBT_SECONDS = 3.0
 """Where vLLM's own answer contradicts its agent, the agent is believed again after so long: it has looked anew by then."""
 IMBALANCE = 1.25
 """An adapter stays on its pod until that one has so many times the average of running requests."""
+KEPT_FOR_OTHERS = 8
+"""One tenant leaves one of so many places free: its answers may be long, and slowly read."""
 _ANSWER = aiohttp.ClientTimeout(total=3, sock_connect=2)
 """With the pause before it less than FRESH_SECONDS: slowness is noticed while the last answer still counts."""
 
@@ -225,6 +227,11 @@ class Pods:
         if not self._have_loaded(route):
             self._give_up_hopeless(route)
         return None
+
+    def has_share(self, tenant: str, sequences: int) -> bool:
+        """Whether a tenant may have so many more sequences. Who has none running may, however many they are."""
+        running, share = self.running_by_tenant[tenant], max(1, self._concurrency // self.replicas)
+        return not running or running + sequences <= (share - share // KEPT_FOR_OTHERS) * len(self.heard)
 
     @property
     def all(self) -> list[Pod]:

@@ -21,6 +21,8 @@ _PIECE, _FINISHES, _NO_CHOICES = b'data: {"id":', b'"finish_reason":"', b'"choic
 _FINGERPRINT = re.compile(rb'"system_fingerprint":"[^"]*"')
 _USAGE = b'"usage":'
 _USAGE_BYTES = 600
+_LARGEST_EVENT = 64 << 10
+"""With the prompt's log-probabilities one may have megabytes."""
 _PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,9})')
 _ERROR_EVENT = re.compile(rb'^data: \{"error":(?:.*?"code":\s*(\d{3})\b)?', re.MULTILINE)
 """As vLLM words it: a stream has only its events to tell that it failed."""
@@ -177,22 +179,32 @@ class HiddenUsage:
     """Takes out of a stream the usage that only the gateway has asked for: what is left is what vLLM sends unasked.
 
     Asked, vLLM 0.32.0 ends with a chunk without choices, and puts its fingerprint there in the place of the chunk that
-    finishes a sequence. So that one waits for it, which is no time where there is one sequence.
+    finishes a sequence. So that one waits for it, which is no time where there is one sequence. A large event is passed on
+    as it comes; where it finishes a sequence, it lacks the fingerprint.
     """
 
     def __init__(self) -> None:
         self._finishing: list[bytes] = []
         self._rest = b""
         """Of an event that is not complete."""
+        self._is_passing = False
+        """Whether the beginning of that event is with the client."""
 
     def see(self, chunk: bytes) -> bytes:
         """What the client gets now."""
-        *events, self._rest = (self._rest + chunk).split(_EVENT_END)
-        return b"".join(self._shown(event + _EVENT_END) for event in events)
+        *complete, self._rest = (self._rest + chunk).split(_EVENT_END)
+        shown: list[bytes] = []
+        for each in complete:
+            shown.append(each + _EVENT_END if self._is_passing else self._shown(each + _EVENT_END))
+            self._is_passing = False
+        if self._is_passing or len(self._rest) > _LARGEST_EVENT:
+            shown.append(self._rest[:-1])  # the last byte may be the first of its end
+            self._rest, self._is_passing = self._rest[-1:], True
+        return b"".join(shown)
 
     def close(self) -> bytes:
         """What is left of a stream that ended before its end."""
-        return self._finish() + self._rest
+        return self._rest if self._is_passing else self._finish() + self._rest
 
     def _shown(self, event: bytes) -> bytes:
         if not event.startswith(_PIECE):  # nothing comes after the error or the end that this is

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpProcessingError, HttpRequestParser
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from loraserve.contract.environment import InvalidEnvironment
@@ -29,6 +29,7 @@ _IDLE_SECONDS = 1.0
 _LINGER_SECONDS = 2.0
 _FIELD_BYTES = 8190
 _READ_BYTES = 1 << 16
+_CONTINUE = "100-continue"
 
 Refuse = Callable[[ApiError], web.Response]
 """Answers, and accounts for, what never became a request."""
@@ -82,7 +83,7 @@ class Clients:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             client.setblocking(False)
-            connection = Connection(self._server, self._refuse, self._bounds.head_bytes, idle_seconds, self.forget)
+            connection = Connection(self._server, self._refuse, self._bounds, idle_seconds, self.forget)
             self._open[connection] = asyncio.create_task(self._begin(connection, client, tls))
 
     def _pause(self, listening: socket.socket, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
@@ -111,7 +112,7 @@ class Clients:
         if idle is None:
             return False
         self._open[idle].cancel()  # where its handshake is under way
-        idle.force_close()
+        idle.drop()
         self.forget(idle)
         return True
 
@@ -123,7 +124,7 @@ class Connection(web.RequestHandler):
         self,
         server: web.Server,
         refuse: Refuse,
-        head_bytes: int,
+        bounds: Bounds,
         idle_seconds: float,
         ended: Callable[["Connection"], None],
     ) -> None:
@@ -138,15 +139,69 @@ class Connection(web.RequestHandler):
         self._refuse = refuse
         self._ended = ended
         self._taken = loop.time()
-        self._parser = _Parser(self, loop, head_bytes)
+        self._answer_seconds = bounds.answer_seconds
+        self._answered: float | None = None
+        """Since when a whole answer waits for the client to take it."""
+        self._parser = _Parser(self, loop, bounds.head_bytes)
         # A client that asks before it has its answer gets no more than one request into memory.
         self._max_msg_queue_size, self._msg_queue_resume_size = 1, 0
 
     @property
     def idle(self) -> bool:
-        """Whether it has asked for nothing for a while. One that was only just taken has not been read yet."""
-        since = max(self._taken, self._next_keepalive_close_time - self._keepalive_timeout)
-        return not self._request_in_progress and not self._messages and self._loop.time() - since > _IDLE_SECONDS
+        """Whether it has asked for nothing for a while, or not taken its answer. One only just taken has not been read yet."""
+        if self._request_in_progress or self._messages:
+            since = self._answered
+        else:
+            since = max(self._taken, self._next_keepalive_close_time - self._keepalive_timeout)
+        return since is not None and self._loop.time() - since > _IDLE_SECONDS
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether what came is kept until a body that came before it was read."""
+        return self._reading_paused
+
+    def drop(self) -> None:
+        """Ends it at once. Closed, it would stay open until the client has taken what was sent, for ever where it takes nothing."""
+        transport = self.transport
+        self.force_close()
+        if transport:
+            transport.abort()
+
+    async def start(self) -> None:
+        await super().start()
+        if (transport := self.transport) and transport.get_write_buffer_size():
+            self._loop.call_later(self._answer_seconds, transport.abort)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """With a bound on how long the client may take for it."""
+        self._answered = self._loop.time()
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self.drop()
+            return resp, True
+        finally:
+            self._answered = None
+
+    def _process_keepalive(self) -> None:
+        transport = self.transport
+        super()._process_keepalive()
+        if transport and self.transport is None:
+            transport.abort()
+
+    async def _handle_request(
+        self, request: web.BaseRequest, start_time: float | None, request_handler: Any
+    ) -> tuple[web.StreamResponse, bool]:
+        """What a client expects is looked at here: aiohttp's own refusal repeats it, before there is a record."""
+        if request.headers.get("Expect", _CONTINUE).lower() != _CONTINUE:
+            request_handler = self._refuse_expectation
+        return await super()._handle_request(request, start_time, request_handler)
+
+    async def _refuse_expectation(self, _: web.BaseRequest) -> web.StreamResponse:
+        return self._refuse(BadRequest(f"There is nothing to expect here but {_CONTINUE}."))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -173,7 +228,7 @@ class Connection(web.RequestHandler):
 
 
 class _Parser:
-    """aiohttp's, with a bound on a request's head as a whole: its own are per field."""
+    """aiohttp's, with a bound on a request's head as a whole, and on what may follow its body: its own are per field."""
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, head_bytes: int) -> None:
         self._parser = HttpRequestParser(
@@ -186,30 +241,42 @@ class _Parser:
             auto_decompress=False,
             max_msg_queue_size=1,
         )
+        self._connection = connection
         self._head_bytes = head_bytes
         self._received = 0
-        """Bytes of a head that is not complete."""
+        """Bytes that brought neither a complete head nor anything of a body."""
         self._body: StreamReader = EMPTY_PAYLOAD
+        self._is_broken = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> Any:
+        if self._is_broken and data:
+            raise BadHttpMessage("what follows a badly framed body is no request")
+        known = self._body.total_bytes
         try:
             messages, upgraded, tail = self._parser.feed_data(data)
         except HttpProcessingError:
             if self._body.is_eof():
                 raise
-            # The request is being answered: its handler is told, where aiohttp would let it wait for the rest of the body.
-            self._body.set_exception(web.RequestPayloadError())
-            self._body.feed_eof()
-            return (), False, b""
+            return self._break_body()
         if messages:
             message, self._body = messages[-1]
             size, self._received = sum(len(name) + len(value) for name, value in message.raw_headers), 0
+        elif self._body.total_bytes > known or self._connection.is_paused:
+            size = self._received = 0
         else:
-            self._received = self._received + len(data) if self._body.is_eof() else 0
-            size = self._received
+            size = self._received = self._received + len(data)
         if size > self._head_bytes:
+            if not messages and not self._body.is_eof():
+                return self._break_body()
             raise LineTooLong("", self._head_bytes)
         return messages, upgraded, tail
+
+    def _break_body(self) -> Any:
+        """The request is being answered: its handler is told, where aiohttp would let it wait for the rest of the body."""
+        self._is_broken = True
+        self._body.set_exception(web.RequestPayloadError())
+        self._body.feed_eof()
+        return (), False, b""

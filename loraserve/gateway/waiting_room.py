@@ -34,7 +34,7 @@ class _Queue:
 class WaitingRoom:
     """`find_place` gives a request its place, None where it has to wait, or raises ApiError.
 
-    `running` is what a tenant has running: who has least is next.
+    `running` is what a tenant has running: who has least is next; `has_share` is whether it may have so much more.
     """
 
     def __init__(
@@ -45,9 +45,11 @@ class WaitingRoom:
         max_count: int,
         max_bytes: int,
         retry_after: Callable[[], float],
+        has_share: Callable[[str, int], bool] = lambda *_: True,
     ) -> None:
         self._find_place = find_place
         self._running = running
+        self._has_share = has_share
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._retry_after = retry_after
@@ -61,7 +63,7 @@ class WaitingRoom:
         """A ticket, whose place may be there at once. Raises ApiError. Who does not take the place must leave."""
         ticket = Ticket(tenant, route, size, sequences)
         queue = self._queues.get(tenant)
-        if queue is None or route not in queue.lines:  # nobody is before it
+        if (queue is None or route not in queue.lines) and self._has_share(tenant, sequences):  # nobody is before it
             self._serve(ticket)
             if ticket.place.done():
                 return ticket
@@ -109,9 +111,9 @@ class WaitingRoom:
         """Whether a request of this tenant got its place; learns where there are none."""
         queue = self._queues[tenant]
         for route, line in list(queue.lines.items()):
-            if route in full:
-                continue
             ticket = line[0]
+            if route in full or not self._has_share(tenant, ticket.sequences):
+                continue
             self._serve(ticket)
             if not ticket.place.done():
                 full.add(route)

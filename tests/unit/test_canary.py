@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,19 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canaries, "MOST_CALLERS", 2)
     sums = exported(counted(callers(5, requests=3), {}))
     assert (sums["v2"]["callers"], sums["v2"]["requests"]) == (2, 6)
+
+
+def test_a_callers_long_name_is_not_kept() -> None:
+    metrics = counted({}, {})
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            metrics.canaries.count("faq", "v2", f"{number} \ud800" + "x" * 100_000, 1, False)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert exported(metrics)["v2"]["callers"] == 50
+    assert kept < 1_000_000
 
 
 def test_the_interval_is_that_of_callers_and_covers_the_truth() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -29,8 +30,12 @@ def few(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def connect(url: str) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+def connect(url: str, *, buffer: int | None = None) -> socket.socket:
+    """`buffer`: bytes that the kernel keeps for this client."""
+    client = socket.socket()
+    if buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    client.connect(("127.0.0.1", int(url.rpartition(":")[2])))
     client.settimeout(10)
     return client
 
@@ -81,6 +86,38 @@ def test_headers_that_cannot_be_read_are_an_error_in_openais_shape_without_the_k
     assert secret not in caplog.text
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/nothing"])
+def test_an_expectation_that_is_not_met_is_an_error_like_any_other(
+    serving: World, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nExpect: {serving.key}\r\nConnection: close\r\n\r\n"
+    answer = answer_to(serving, head.encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"
+    assert len(records(caplog)) == 1
+    assert serving.key.encode() not in answer
+    assert serving.key not in caplog.text
+
+
+def test_a_client_that_waits_before_it_sends_its_body_is_told_once_the_body_is_wanted(serving: World) -> None:
+    body = json.dumps(chat()).encode()
+    head = f"Host: x\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    start = f"POST /v1/chat/completions HTTP/1.1\r\n{head}".encode()
+    refused = answer_to(serving, start + b"\r\n")
+    assert refused.startswith(b"HTTP/1.1 401 "), "and not to send it first"
+    with connect(serving.url) as client:
+        client.sendall(start + f"Authorization: Bearer {serving.key}\r\n\r\n".encode())
+        assert client.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(body)
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_key_is_no_id_of_a_request(serving: World) -> None:
+    assert serving.post(chat(), **{"X-Request-Id": "id-1"}).headers["X-Request-Id"] == "id-1"
+    assert serving.key not in serving.post(chat(), **{"X-Request-Id": serving.key}).headers["X-Request-Id"]
+
+
 def test_no_key_gets_into_the_log_by_any_message() -> None:
     key = "lsk-0a1b2c3d-" + "s3cret_-" * 5
     try:
@@ -99,6 +136,23 @@ def test_a_head_that_never_ends_is_refused_before_it_fills_the_memory(serving: W
         serving, b"GET /v1/models HTTP/1.1\r\n", *[b"X-%d: " % n + b"y" * 1000 + b"\r\n" for n in range(17)]
     )
     assert body.split()[1] == b"431"
+
+
+@pytest.mark.parametrize("authorized", [True, False])
+def test_what_follows_a_body_is_bounded_like_a_head(serving: World, authorized: bool) -> None:
+    key = f"Authorization: Bearer {serving.key}\r\n" if authorized else ""
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\n{key}Transfer-Encoding: chunked\r\n\r\n".encode()
+    body = b'{"model": "faq", "prompt": "Hi"}'
+    trailers = [b"X-%d: " % n + b"y" * 8000 + b"\r\n" for n in range(100)]
+    with connect(serving.url) as client, contextlib.suppress(ConnectionError):
+        client.sendall(head + b"%x\r\n%s\r\n0\r\n" % (len(body), body))
+        for trailer in [*trailers, b"\r\n"]:
+            client.sendall(trailer)
+            time.sleep(0.001)
+        answered = client.recv(65_536)
+        assert answered.startswith(b"HTTP/1.1 %d " % (400 if authorized else 401))
+        while client.recv(65_536):  # until it is closed
+            pass
 
 
 @pytest.mark.parametrize("pause", [0, 0.1], ids=["all at once", "while it is being answered"])
@@ -132,6 +186,35 @@ def test_where_there_are_too_many_connections_the_oldest_idle_one_makes_room(few
     assert idle[2].recv(1), "the newest is still there"
     for client in idle:
         client.close()
+
+
+def test_clients_that_do_not_take_their_answers_make_room(few: World) -> None:
+    """Nor do they need a key for it: they ask and ask, and read nothing."""
+    deaf = [connect(few.url, buffer=2048) for _ in range(3)]
+    for client in deaf:
+        ask_until_nothing_is_taken(client)
+    assert few.post(chat()).status_code == 200
+    for client in deaf:
+        client.close()
+
+
+def test_a_client_that_does_not_take_its_answer_is_given_up(tmp_path: Path) -> None:
+    with world(tmp_path, answer_seconds=0.2) as at:
+        at.start(adapter(), pods=0)
+        with connect(at.url, buffer=2048) as client, pytest.raises(ConnectionError):
+            ask_for_ever(client)
+
+
+def ask_for_ever(client: socket.socket) -> None:
+    while True:
+        ask_until_nothing_is_taken(client)
+
+
+def ask_until_nothing_is_taken(client: socket.socket) -> None:
+    client.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
 
 
 def test_handshakes_that_never_come_make_room_too(few: World) -> None:

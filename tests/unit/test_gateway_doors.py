@@ -148,6 +148,16 @@ def test_vllms_words_on_a_missing_chat_template_are_replaced_by_what_to_do(servi
     assert "set chatTemplateFile" in answer["message"]
 
 
+def test_a_client_that_quotes_these_words_is_told_what_vllm_says_of_its_request(serving: World) -> None:
+    quoted = "temperature: default chat template is no longer allowed is no number"
+
+    async def refuse(*_: Any) -> web.Response:
+        return error(400, quoted)
+
+    serving.pods[0].behaviour = refuse
+    assert serving.post(chat()).json()["error"]["message"] == quoted
+
+
 def test_users_are_kept_on_their_side_of_a_canary_by_either_name(at: World) -> None:
     at.pods[0].holds("faq@v1", "faq@v2")
     at.start(adapter(), adapter(version="v2", canary_percent=50))

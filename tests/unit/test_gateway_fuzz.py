@@ -100,6 +100,7 @@ ODD_HEADERS = some.lists(
             ),
             *(b"Transfer-Encoding : chunked", b"Expect: 100-continue", b"Connection: close", b"Connection: upgrade"),
             *(b"Upgrade: websocket", b"Content-Encoding: gzip", b"X: " + b"a" * 9000, b": y", b" folded", b"X\x00: y"),
+            *(b"Expect: x", b"Trailer: X", b"Content-Type: \xff"),
             *(b"Authorization: Bearer \xff\xfe", b"Host: y", b"X-Request-Id: \xe9", b"traceparent: 00-x", b"X: y"),
         ]
     ),
@@ -212,6 +213,7 @@ def exchanged(at: World, pieces: list[bytes]) -> bytes:
         except (ConnectionResetError, BrokenPipeError):
             pass
     assert secret(at).encode() not in received
+    assert b"aiohttp" not in received, "an answer that is none of ours"
     return received
 
 

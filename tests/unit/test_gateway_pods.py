@@ -204,6 +204,24 @@ def test_a_pod_takes_no_more_than_its_share_of_this_replica() -> None:
     assert fleet.pods.place(FAQ)
 
 
+def test_one_tenant_leaves_some_places_to_others() -> None:
+    fleet = Fleet(concurrency=32)
+    for address in "ab":
+        fleet.add(address, faq_v2=State.READY)
+    fleet.pods.replicas = 2
+    assert fleet.pods.has_share("greedy", 64), "one request may be as wide as it likes"
+    for _ in range(26):
+        assert fleet.pods.has_share("greedy", 2)
+        fleet.pods.place(FAQ, "greedy")
+    assert not fleet.pods.has_share("greedy", 3)
+    for _ in range(2):
+        assert fleet.pods.has_share("greedy", 1)
+        fleet.pods.place(FAQ, "greedy")
+    assert not fleet.pods.has_share("greedy", 1)
+    assert fleet.pods.has_share("modest", 1)
+    assert fleet.pods.place(FAQ, "modest")
+
+
 def test_an_ending_pod_is_no_endpoint() -> None:
     assert list(endpoints([endpoint_slice("vllm-service", ["a", "b"], terminating=("a",))])) == [("b", True)]
 

@@ -59,6 +59,9 @@ def test_it_answers_finishes_what_runs_on_sigterm_and_ends_cleanly(around: World
     with process(environment) as gateway, ThreadPoolExecutor() as pool:
         around.wait_until(lambda: answers(gateway, f"{around.inner_url}/readyz"))
         around.wait_for_status("ready")
+        assert around.post(chat(seed=10**1000)).status_code == 400, (
+            "the longer a number, the longer it holds up all others"
+        )
         around.pods[0].go_on = asyncio.Semaphore(1)
         running = pool.submit(around.post, chat(stream=True))
         around.wait_for_load(running=1)

@@ -213,14 +213,30 @@ def test_bodies_in_memory_are_bounded_by_tenant_and_in_all(tmp_path: Path) -> No
         at.wait_until(lambda: complete(at, b" " * 450, keys[2]).status_code == 400)
 
 
+def test_bodies_that_do_not_come_take_no_more_than_half_of_what_is_worked_on(tmp_path: Path) -> None:
+    with world(tmp_path, in_flight=4) as at:
+        mine = at.add_key("team-b")
+        at.pods[0].holds("faq@v1")
+        started(at)
+        silent = [asking(at, mine, 1) for _ in range(2)]
+        at.wait_until(lambda: complete(at, b"{}", mine).status_code == 429)
+        assert at.post(chat()).status_code == 200, "another tenant's"
+        for client in silent:
+            client.close()
+        at.wait_until(lambda: at.post(chat(), mine).status_code == 200)
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b'{"model": "faq", "prompt": [' + b"[]," * 500_000 + b"[]]}",
         b'{"model": "faq", "prompt": [' + b'{"a": {}},' * 200_000 + b"{}]}",
         b'{"model": "faq", "prompt": "' + b"[," * 500_000,
+        b"[" + b"," * 160_000 + b'"' + b'\\"' * 900_000,
+        b"[" + b"," * 160_000 + b'"' + b'\\"' * 900_000 + b"\\",
+        ('"\u2200", ' + "[]," * 300_000 + '"\u2200"').encode("utf-16-be"),
     ],
-    ids=["lists", "objects", "a text without an end"],
+    ids=["lists", "objects", "a text without an end", "or with many", "or half of one", "in another encoding"],
 )
 def test_a_body_that_would_burst_into_many_values_is_refused_unread(at: World, body: bytes) -> None:
     began = time.process_time()
@@ -258,6 +274,14 @@ def test_a_large_answer_is_passed_on_as_fast_as_its_client_reads(at: World) -> N
         assert sent < count / 2
         assert received + sum(len(data) for data in pieces) > count * len(piece)
     assert 'tokens_total{direction="in",model="faq",tenant="team-a",version="v1"} 70' in at.inner("/metrics").text
+
+
+@pytest.mark.parametrize("models", [("*",), ("legal",)], ids=["unknown", "not allowed"])
+def test_an_error_does_not_repeat_what_is_long(at: World, models: tuple[str, ...]) -> None:
+    key = at.add_key("team-b", models)
+    answer = complete(started(at), chat("x" * 1_000_000), key)
+    assert answer.status_code in (403, 404)
+    assert len(answer.content) < 2000
 
 
 def test_a_large_answer_that_breaks_off_is_visibly_broken(at: World) -> None:

@@ -214,6 +214,39 @@ def test_a_stream_that_fails_after_a_sequence_has_finished_loses_nothing() -> No
     assert hidden.see(finish + b"data: {") + hidden.close() == finish + b"data: {"
 
 
+@pytest.mark.parametrize("size", [5, 1000, 65_536])
+def test_a_large_event_is_passed_on_and_not_collected(size: int) -> None:
+    """As `echo` and `logprobs` make them of a long prompt."""
+    first, *others = stream_lines("faq@v1", usage=True)
+    large = first.replace(b'"content":""', b'"content":"%s"' % (b"x" * 150_000))
+    hidden, shown, sent = HiddenUsage(), b"", large + b"".join(others)
+    for at in range(0, len(sent), size):
+        shown += hidden.see(sent[at : at + size])
+        assert at + size - len(shown) < 70_000
+    assert shown + hidden.close() == large + b"".join(stream_lines("faq@v1")[1:])
+
+
+def test_a_stream_that_breaks_off_in_a_large_event_loses_nothing() -> None:
+    *_, finish, _, _ = stream_lines("faq@v1", usage=True, sequences=2)
+    hidden, broken = HiddenUsage(), b'data: {"id":' + b"x" * 100_000
+    assert hidden.see(finish) + hidden.see(broken) + hidden.close() == broken
+
+
+def test_a_refusal_that_repeats_a_long_request_ends_a_held_stream_with_an_event(
+    at: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraserve.gateway.exchange.KEEP_ALIVE_SECONDS", 0.05)
+    at.pods[0].behaviour = says({"message": "x" * 100_000, "type": "BadRequestError", "param": None, "code": 400})
+    at.show_pods(0)
+    at.wait_for_status("sleeping")
+    with at.client() as http, http.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as answer:
+        received = answer.iter_bytes()
+        next(received)
+        at.show_pods(1)
+        *_, event = b"".join(received).strip().splitlines()
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "upstream_error"
+
+
 def test_a_stream_that_its_client_drops_counts_what_was_produced(at: World) -> None:
     at.pods[0].go_on = asyncio.Semaphore(4)
     body = chat(stream=True, stop="x" * 400)

@@ -25,9 +25,11 @@ class Server:
         self.ready = {FAQ, LEGAL}
         self.broken: set[Route] = set()
         self.running: Counter[str] = Counter()
+        self.has_share: Callable[[str, int], bool] = lambda *_: True
         self.room = WaitingRoom(
             self._place,
             running=lambda tenant: self.running[tenant],
+            has_share=lambda tenant, sequences: self.has_share(tenant, sequences),
             max_count=max_count,
             max_bytes=max_bytes,
             retry_after=lambda: 42,
@@ -191,6 +193,18 @@ async def test_who_has_least_running_is_next_whatever_a_request_costs() -> None:
     await server.open(10)
     assert server.order.count("heavy") == 2
     assert server.order[:2] == ["heavy", "light"], "both had nothing: in turn"
+
+
+@in_loop
+async def test_who_has_its_share_waits_and_lets_others_by() -> None:
+    server = Server()
+    server.has_share = lambda tenant, sequences: tenant != "greedy" or server.running[tenant] + sequences <= 4
+    await server.open(8)
+    assert [ticket.place.done() for ticket in server.hold("greedy", 3, sequences=2)] == [True, True, False]
+    assert [ticket.place.done() for ticket in server.hold("modest", 6)] == [True] * 6
+    server.hold("modest")
+    await server.open(1)
+    assert server.order[-1] == "modest", "although greedy came first, and has less running"
 
 
 @in_loop
