@@ -1,17 +1,17 @@
 """Evaluations in the cluster: a CronJob for each, whose verdicts lie in the bucket. One without a schedule is suspended:
-`kubectl create job --from=cronjob/evaluation-NAME` starts it.
+`kubectl create job NAME --from=cronjob/evaluation-ADAPTER` starts it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra import evaluation_files
+from infra.client_jobs import client_pod, client_variables, cron_job, key_secret
 from infra.iam import PodIdentity, token_mount, token_volume
 from infra.names import (
     DESIRED_STATE,
@@ -19,26 +19,18 @@ from infra.names import (
     DESIRED_STATE_FILE,
     EVALUATOR,
     EVALUATOR_SELECTOR,
-    GATEWAY,
-    GATEWAY_CLIENT_LABELS,
-    GATEWAY_PORT,
     TMP_VOLUME,
 )
-from infra.pods import environment, hardened, of_secret, run_as
+from infra.pods import environment, hardened
 from loraserve.planning import pod_resources
 from loraserve.planning.stack_settings import ClusterEvaluation, Settings
 
 core = k8s.core.v1
 
-_KEY = "api-key"
 _FOLDER = "/etc/loraserve-evaluation"
 _RESULTS_GIB = 1
-_USER_ID = 65532
-_NEVER = "0 0 1 1 *"
 _ATTEMPTS_AFTER_THE_FIRST = 2
 _LONGEST_SECONDS = 6 * 3600
-_START_WITHIN_SECONDS = 3600
-_KEPT_SECONDS = 7 * 24 * 3600
 
 
 class Evaluations(pulumi.ComponentResource):
@@ -64,12 +56,7 @@ class Evaluations(pulumi.ComponentResource):
         self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
         identity.service_account(EVALUATOR, namespace, self._child)
-        self._secret = core.Secret(
-            EVALUATOR,
-            metadata={"name": EVALUATOR, "namespace": namespace},
-            string_data={_KEY: api_key},
-            opts=self._child,
-        )
+        self._secret = key_secret(EVALUATOR, namespace, api_key, self._child)
         for evaluation in settings.evaluations:
             self._create(evaluation)
         self.register_outputs({})
@@ -89,56 +76,37 @@ class Evaluations(pulumi.ComponentResource):
             "name": "evaluation",
             "config_map": {"name": config_map.metadata.name, "items": items},
         }
-        k8s.batch.v1.CronJob(
+        cron_job(
             name,
-            metadata={"name": name, "namespace": self._namespace, "labels": EVALUATOR_SELECTOR},
-            spec={
-                "schedule": evaluation.schedule or _NEVER,
-                "time_zone": "Etc/UTC",
-                "suspend": evaluation.schedule is None,
-                "concurrency_policy": "Forbid",
-                "starting_deadline_seconds": _START_WITHIN_SECONDS,
-                "successful_jobs_history_limit": 1,
-                "failed_jobs_history_limit": 1,
-                "job_template": {
-                    "spec": {
-                        "backoff_limit": _ATTEMPTS_AFTER_THE_FIRST,
-                        "active_deadline_seconds": _LONGEST_SECONDS,
-                        "ttl_seconds_after_finished": _KEPT_SECONDS,
-                        "template": {
-                            "metadata": {"labels": EVALUATOR_SELECTOR | GATEWAY_CLIENT_LABELS},
-                            "spec": self._pod_spec(evaluation, volume),
-                        },
-                    }
-                },
-            },
+            self._namespace,
+            EVALUATOR_SELECTOR,
+            self._pod_spec(evaluation, volume),
+            schedule=evaluation.schedule,
+            attempts_after_the_first=_ATTEMPTS_AFTER_THE_FIRST,
+            longest_seconds=_LONGEST_SECONDS,
             opts=self._child,
         )
 
     def _pod_spec(self, evaluation: ClusterEvaluation, files: core.VolumeArgsDict) -> core.PodSpecArgsDict:
-        return {
-            "service_account_name": EVALUATOR,
-            "automount_service_account_token": False,
-            "enable_service_links": False,
-            "restart_policy": "OnFailure",  # in the same pod: what was answered is not asked again
-            "tolerations": [cast(core.TolerationArgsDict, toleration) for toleration in self._tolerations],
-            "security_context": run_as(_USER_ID),
-            "containers": [self._container(evaluation)],
-            "volumes": [
-                files,
-                {"name": DESIRED_STATE, "config_map": {"name": DESIRED_STATE}},
-                {"name": TMP_VOLUME, "empty_dir": {"size_limit": f"{_RESULTS_GIB}Gi"}},
-                token_volume(),
-            ],
-        }
+        return client_pod(
+            self._tolerations,
+            {
+                "service_account_name": EVALUATOR,
+                "restart_policy": "OnFailure",  # in the same pod: what was answered is not asked again
+                "containers": [self._container(evaluation)],
+                "volumes": [
+                    files,
+                    {"name": DESIRED_STATE, "config_map": {"name": DESIRED_STATE}},
+                    {"name": TMP_VOLUME, "empty_dir": {"size_limit": f"{_RESULTS_GIB}Gi"}},
+                    token_volume(),
+                ],
+            },
+        )
 
     def _container(self, evaluation: ClusterEvaluation) -> core.ContainerArgsDict:
         base = self._settings.base_identity
         revision = ["--base-revision", base.revision] if base.revision else []
-        variables = {
-            "OPENAI_BASE_URL": f"http://{GATEWAY}:{GATEWAY_PORT}/v1",
-            "OPENAI_API_KEY": of_secret(self._secret.metadata.name, _KEY),
-        }
+        variables = client_variables(self._secret)
         return {
             "name": EVALUATOR,
             "image": self._image,

@@ -23,6 +23,7 @@ from infra.names import (
     GATEWAY_SELECTOR,
     GATEWAY_TLS_PORT,
     HTTP_PORT_NAME,
+    LOAD_TEST,
     METRICS_PORT_NAME,
     VLLM_API_KEY,
     VLLM_PORT,
@@ -90,6 +91,12 @@ def how_to_call(namespace: str, client_namespaces: Sequence[str]) -> dict[str, s
     }
 
 
+def _clients_in_the_cluster(settings: Settings) -> list[str]:
+    """Names of tenants, and of the pods that call as such."""
+    wanted = {EVALUATOR: bool(settings.evaluations), LOAD_TEST: settings.load_test is not None}
+    return [client for client, is_wanted in wanted.items() if is_wanted]
+
+
 class Gateway(pulumi.ComponentResource):
     """The gateway's Deployment, what it may see of the cluster, and the Service that clients call."""
 
@@ -113,8 +120,8 @@ class Gateway(pulumi.ComponentResource):
         self._identity = identity
         self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
-        self.evaluators_key = self._create_evaluators_key() if settings.evaluations else None
-        """An API key of pods that evaluate; None: there are none."""
+        self.api_keys = {client: self._create_key(client) for client in _clients_in_the_cluster(settings)}
+        """Of pods that the stack itself runs as clients."""
         access = self._let_it_watch()
         keys = self._create_keys()
         self.deployment = self._create_deployment(keys, access)
@@ -143,19 +150,19 @@ class Gateway(pulumi.ComponentResource):
             self._child,
         )
 
-    def _create_evaluators_key(self) -> pulumi.Output[str]:
-        secret = random.RandomPassword("evaluator-api-key", length=48, special=False, opts=self._child)
-        return secret.result.apply(lambda secret: key_of(EVALUATOR, secret))
+    def _create_key(self, client: str) -> pulumi.Output[str]:
+        secret = random.RandomPassword(f"{client}-api-key", length=48, special=False, opts=self._child)
+        return secret.result.apply(lambda secret: key_of(client, secret))
 
     def _create_keys(self) -> core.Secret:
         """Digests of the keys; a changed one reaches the gateway through the mount, without a restart."""
         keys = self._settings.gateway_keys
 
-        def with_evaluators(key: str) -> str:
-            own = Key(id=EVALUATOR, tenant=EVALUATOR, sha256=digest_of_key(key))
-            return KeyRing(keys=(*keys, own)).to_json()
+        def with_clients(own: Mapping[str, str]) -> str:
+            theirs = (Key(id=name, tenant=name, sha256=digest_of_key(key)) for name, key in own.items())
+            return KeyRing(keys=(*keys, *theirs)).to_json()
 
-        ring = self.evaluators_key.apply(with_evaluators) if self.evaluators_key else KeyRing(keys=keys).to_json()
+        ring = pulumi.Output.all(**self.api_keys).apply(with_clients) if self.api_keys else with_clients({})
         return core.Secret(
             GATEWAY_KEYS,
             metadata={"name": GATEWAY_KEYS, "namespace": self._namespace},

@@ -13,7 +13,6 @@ from infra.names import (
     AGENT_PORT,
     ALERTMANAGER,
     DNS_PORT,
-    EVALUATOR,
     EVALUATOR_SELECTOR,
     GATEWAY_CLIENT_LABELS,
     GATEWAY_METRICS_PORT,
@@ -22,6 +21,7 @@ from infra.names import (
     GATEWAY_TLS_PORT,
     HTTPS_PORT,
     KEDA_OPERATOR_LABELS,
+    LOAD_TEST_SELECTOR,
     MONITORING_NAMESPACE,
     PROMETHEUS_PORT,
     START_CACHE_WRITER_LABELS,
@@ -156,6 +156,7 @@ class Isolation(_Policies):
         client_namespaces: Sequence[str] = (),
         load_balancer_cidr: IPv4Network | None = None,
         evaluations: bool = False,
+        load_test: bool = False,
         start_cache_writer: bool = False,
         training: bool = False,
         emulated_aws: bool = False,
@@ -170,7 +171,9 @@ class Isolation(_Policies):
         reach_aws = [VLLM_SELECTOR, GATEWAY_SELECTOR]
         if evaluations:
             reach_aws.append(EVALUATOR_SELECTOR)
-            self._guard_evaluator()
+            self._guard_client(EVALUATOR_SELECTOR, {"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]})
+        if load_test:
+            self._guard_client(LOAD_TEST_SELECTOR)
         if training:  # S3, STS and the hub; nobody comes in
             reach_aws.append(TRAINING_LABELS)
             self._create("training-out", TRAINING_LABELS, egress=[{"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}])
@@ -212,16 +215,13 @@ class Isolation(_Policies):
             ingress.append(_from({"ip_block": {"cidr": str(load_balancer_cidr)}}, GATEWAY_TLS_PORT))
         self._create("gateway-in", GATEWAY_SELECTOR, ingress=ingress)
 
-    def _guard_evaluator(self) -> None:
-        """It is a client, and writes verdicts; a judge may be outside."""
-        self._create(
-            f"{EVALUATOR}-out",
-            EVALUATOR_SELECTOR,
-            egress=[
-                {"to": [_pods(GATEWAY_SELECTOR)], "ports": [_tcp(GATEWAY_PORT)]},
-                {"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]},
-            ],
-        )
+    def _guard_client(self, selector: dict[str, str], *more: net.NetworkPolicyEgressRuleArgsDict) -> None:
+        """It calls the gateway; who evaluates writes verdicts too, and a judge may be outside."""
+        gateway: net.NetworkPolicyEgressRuleArgsDict = {
+            "to": [_pods(GATEWAY_SELECTOR)],
+            "ports": [_tcp(GATEWAY_PORT)],
+        }
+        self._create(f"{selector['app']}-out", selector, egress=[gateway, *more])
 
 
 def _from(peer: net.NetworkPolicyPeerArgsDict, port: int) -> net.NetworkPolicyIngressRuleArgsDict:

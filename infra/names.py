@@ -43,6 +43,8 @@ GATEWAY_CLIENT_LABELS = {"loraserve-client": "true"}
 EVALUATOR = "evaluator"
 """Service account, and label, of pods that evaluate."""
 EVALUATOR_SELECTOR = {"app": EVALUATOR}
+LOAD_TEST = "load-test"
+LOAD_TEST_SELECTOR = {"app": LOAD_TEST}
 GATEWAY_ENDPOINT = "gateway-endpoint"
 """The node port behind the internal load balancer."""
 

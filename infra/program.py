@@ -20,6 +20,7 @@ from infra.iam import PodIdentity, WorkloadRole, gateway_policy, read_prefixes, 
 from infra.images import loraserve_image, training_image
 from infra.inference import Inference, announce_restart
 from infra.isolation import Isolation, create_namespace, eks_api_server
+from infra.load_test import LoadTest
 from infra.monitoring.alertmanager import publish_to
 from infra.monitoring.stack import Monitoring, forwards, grafana_commands, watch_serving
 from infra.network import Network
@@ -114,6 +115,7 @@ def deploy() -> None:
         client_namespaces=config.gateway_client_namespaces,
         load_balancer_cidr=config.vpc_cidr if config.gateway_certificate_arn else None,
         evaluations=bool(config.evaluations),
+        load_test=config.load_test is not None,
         start_cache_writer=config.start_cache_writer,
         training=config.training is not None,
         emulated_aws=config.local.aws_endpoint_url is not None,
@@ -154,13 +156,24 @@ def deploy() -> None:
         tolerations=tolerations,
         opts=in_cluster,
     )
-    if gateway.evaluators_key:
+    if config.load_test:
+        LoadTest(
+            names.LOAD_TEST,
+            settings=config,
+            scenario=config.load_test,
+            namespace=in_namespace,
+            image=image,
+            api_key=gateway.api_keys[names.LOAD_TEST],
+            tolerations=tolerations,
+            opts=in_cluster,
+        )
+    if config.evaluations:
         Evaluations(
             "evaluations",
             settings=config,
             namespace=in_namespace,
             image=image,
-            api_key=gateway.evaluators_key,
+            api_key=gateway.api_keys[names.EVALUATOR],
             identity=PodIdentity(adapters.bucket.id, adapters.evaluator_role.arn, region),
             tolerations=tolerations,
             opts=in_cluster,

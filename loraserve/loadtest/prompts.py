@@ -16,6 +16,10 @@ MAX_TOKENS = {Kind.SHORT: 50, Kind.MEDIUM: 100, Kind.RAG: 150}
 RETRIEVED_WORDS = 300
 """About 1.3 tokens each, in most tokenizers."""
 _MEDIUM_WORDS = 60
+_TOKENS_BESIDE = 200
+"""The answer, the question and its frame."""
+_MOST_TOKENS_A_WORD = 4
+"""As a tokenizer of few words has it."""
 _SUBJECTS = (
     "bucket",
     "cluster",
@@ -41,6 +45,11 @@ def prompt(kind: Kind, rng: random.Random, retrieved_words: int = RETRIEVED_WORD
     elif kind is Kind.MEDIUM:
         text += f"{_sentences(_MEDIUM_WORDS, rng)} Explain "
     return f"{text}how does a {rng.choice(_SUBJECTS)} work with a {rng.choice(_SUBJECTS)}? [/INST]"
+
+
+def retrieved_words_for(max_model_len: int) -> int:
+    """As many as fit such a context beside the question and its answer, in any tokenizer."""
+    return max(1, min(RETRIEVED_WORDS, (max_model_len - _TOKENS_BESIDE) // _MOST_TOKENS_A_WORD))
 
 
 def _sentences(words: int, rng: random.Random) -> str:

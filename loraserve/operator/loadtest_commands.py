@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loraserve.loadtest.report import Result
     from loraserve.loadtest.scenarios import Load, Seen
     from loraserve.loadtest.schedule import Phase
+    from loraserve.planning.objectives import Objective
 
 TOLD_EVERY_SECONDS = 30
 """Where no terminal shows progress."""
@@ -43,6 +44,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--stack-file", type=click.Path(path_type=Path), help="Whose objectives hold (default: the defaults)."
+            ),
+            click.option(
+                "--objectives",
+                "objectives_file",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="JSON, as loraserve:objectives has it, where no stack file is at hand.",
             ),
             click.option(
                 "--retrieved-words",
@@ -147,11 +154,12 @@ def sweep(
 @click.argument("result", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("page", type=click.Path(dir_okay=False, path_type=Path))
 def render(result: Path, page: Path) -> None:
-    """Write the HTML PAGE of a RESULT that --json has printed, such as that of a pod."""
+    """Write the HTML PAGE of a RESULT that --json has printed, or of the whole log of such a pod."""
     from loraserve.loadtest import report
 
+    text = result.read_bytes()
     try:
-        found = report.Result.parse(result.read_bytes())
+        found = report.Result.parse(text[text.find(b"\n{") + 1 :])  # progress stands before it
     except ValueError as error:
         raise click.BadParameter(f"{result} is not what `loraserve loadtest --json` prints: {error}") from None
     page.write_text(report.page(found), encoding="utf-8")
@@ -216,15 +224,22 @@ async def _loaded(target: Any, common: dict[str, Any], scenario: Scenario, share
     if shares is not None and not adapters:
         raise CannotTest("there is no adapter that the key may call")
     models = (shares or base_and_adapters)(found.base or "", adapters)
-    load = Load(target, models, _objectives(common["stack_file"]), common["seed"], common["retrieved_words"])
+    objectives = _objectives(common["stack_file"], common["objectives_file"])
+    load = Load(target, models, objectives, common["seed"], common["retrieved_words"])
     with Console(stderr=True).status("waking the model") as status:
         return await scenario(load, _Teller(status))
 
 
-def _objectives(stack_file: Path | None) -> Mapping[str, Any]:
+def _objectives(stack_file: Path | None, objectives_file: Path | None) -> Mapping[str, "Objective"]:
+    from loraserve.planning import objectives
     from loraserve.planning import stack_file as stack_files
 
-    return stack_files.read(stack_file).objectives if stack_file else {}
+    if stack_file:
+        return stack_files.read(stack_file).objectives
+    try:
+        return objectives.parse(objectives_file.read_bytes()) if objectives_file else {}
+    except ValueError as error:
+        raise click.BadParameter(f"{objectives_file} is not what loraserve:objectives has, as JSON: {error}") from None
 
 
 class _Teller:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from loraserve.contract.document import Document
 
@@ -28,3 +28,8 @@ class Objective(Document):
     first_token_seconds: Annotated[float, AfterValidator(_bound)] = 5
     first_token_share: float = Field(default=0.95, gt=0, lt=1)
     """Share of the streams whose first token must come within `first_token_seconds`."""
+
+
+def parse(text: bytes) -> dict[str, Objective]:
+    """By model, of a JSON object. Raises ValueError."""
+    return TypeAdapter(dict[str, Objective]).validate_json(text)

@@ -55,6 +55,9 @@ GATEWAY_MEMORY_LIMIT_MIB = 512
 EVALUATOR_REQUESTS = Requests(100, 128)
 EVALUATOR_MEMORY_LIMIT_MIB = 512
 """It keeps all answers, and draws from them."""
+LOAD_TEST_REQUESTS = Requests(500, 256)
+LOAD_TEST_MEMORY_LIMIT_MIB = 1024
+"""It keeps what it saw of each call, and a sweep makes some hundred thousand."""
 _VLLM_MEMORY_GIB, _WORKER_MEMORY_GIB = 11, 6
 """Of the host, for vLLM with one GPU and for the process of each further one, which keeps adapters of its own. Modelled."""
 _MOST_ADAPTERS_IN_MEMORY = 512

@@ -388,6 +388,10 @@ class Settings(_Section):
 
     evaluations: Annotated[tuple[ClusterEvaluation, ...], AfterValidator(_unique_evaluations)] = ()
 
+    load_test: Annotated[
+        Literal["phases", "tenants", "overload", "sweep"] | None, BeforeValidator(lambda value: value or None)
+    ]
+
     budget: Budget | None = None
 
     objectives: dict[str, Objective] = {}

@@ -137,6 +137,7 @@ CHANGES: Mapping[str, Any] = {
     "evaluations": [
         {"adapter": "one", "file": str(CHECKOUT / "tests" / "evaluation" / "faq.yaml"), "schedule": "0 3 * * 0"}
     ],
+    "loadTest": "phases",
     "budget": {"dollarsPerMonth": 300, "emails": ["ops@example.com"]},
     "objectives": {"one": {"availability": 0.999}},
     "alerting": {

@@ -204,6 +204,18 @@ def test_who_evaluates_is_a_client_and_writes_to_s3_and_nobody_enters() -> None:
     assert not allowed(policies, "Ingress", VLLM, pod, names.VLLM_PORT)
 
 
+def test_a_load_test_is_a_client_and_nothing_else() -> None:
+    rendered = declare("dev", loadTest="phases")
+    (job,) = rendered.of_type("batch/v1:CronJob")
+    policies = [resource.inputs for resource in rendered.of_type("networking.k8s.io/v1:NetworkPolicy")]
+    pod = Pod(SERVING, job.inputs["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"])
+    ends = [(name, who, port) for name, who in EVERYBODY.items() for port in PORTS]
+    leaving = {(name, port) for name, who, port in ends if allowed(policies, "Egress", pod, who, port)}
+    assert leaving == {("gateway", names.GATEWAY_PORT), ("dns", 53)}
+    assert not {name for name, who, port in ends if allowed(policies, "Ingress", pod, who, port)}
+    assert allowed(policies, "Ingress", GATEWAY, pod, names.GATEWAY_PORT)
+
+
 def test_alertmanager_calls_who_is_to_be_told_and_nobody_else() -> None:
     alerting = {
         "slack": {"channel": "#ops", "url": "https://hooks.slack.com/services/x"},
