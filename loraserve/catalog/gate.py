@@ -26,8 +26,9 @@ NOT_PUBLISHED = ("added_tokens.json", "chat_template.jinja", "special_tokens_map
 MAX_HEADER_BYTES = 4 << 20
 """Twenty times what an adapter of a 70B model needs; parsed, it takes ten times as much memory."""
 DTYPES = {"F32", "F16", "BF16"}
-PLAIN_INITIALISATIONS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
-"""Those of PEFT's named ones that leave the base model's weights as they are."""
+GRADIENT_INITIALISATION = "lora_ga"
+PLAIN_INITIALISATIONS = {"gaussian", "eva", "orthogonal", "mica", GRADIENT_INITIALISATION}
+"""Those of PEFT's named ones that leave the base model's weights as they are when an adapter is loaded."""
 EMBEDDINGS = {"embed_tokens", "lm_head"}
 
 _LORA_TENSOR = re.compile(r"(?P<layer>[A-Za-z0-9_.]+\.(?P<module>[A-Za-z_]\w*))\.lora_(?P<half>[AB])\.weight", re.ASCII)
@@ -77,6 +78,8 @@ class _PeftConfig(BaseModel):
     alora_invocation_tokens: Any = None
     kasa_config: Any = None
     arrow_config: Any = None
+    monteclora_config: Any = None
+    velora_config: Any = None
 
     def unserved(self) -> list[str]:
         """The features in use that vLLM refuses when it loads the adapter, or worse, ignores; each with a remedy."""
@@ -85,6 +88,8 @@ class _PeftConfig(BaseModel):
             "use_qalora (QALoRA): train without": self.use_qalora,
             "use_bdlora (block-diagonal LoRA): train without": self.use_bdlora,
             "kasa_config (KaSA): train without": self.kasa_config,
+            "monteclora_config (MonteCLoRA): train without": self.monteclora_config,
+            "velora_config (VeLoRA): train without": self.velora_config,
             "arrow_config (Arrow's routing): publish the adapters that it routes between": self.arrow_config,
             "alora_invocation_tokens (activated LoRA): train without": self.alora_invocation_tokens,
             "bias: train with bias='none'": self.bias != "none",
@@ -154,14 +159,20 @@ def inspect(folder: Path, base: Base | None = None) -> AdapterFacts:
 
 
 def notes(folder: Path) -> list[str]:
-    """What a publisher should know of a folder that passes."""
-    beside = [file for file in NOT_PUBLISHED if (folder / file).exists()]
-    if not beside:
-        return []
-    return [
-        f"{', '.join(beside)}: not published, and without effect; vLLM uses the base model's tokenizer and chat template. An "
-        "adapter that was trained with tokens or a template of its own answers worse than it should."
-    ]
+    """What a publisher should know of a folder that passes. Raises UnsafeAdapter, UnsafeFile."""
+    found = []
+    if beside := [file for file in NOT_PUBLISHED if (folder / file).exists()]:
+        found.append(
+            f"{', '.join(beside)}: not published, and without effect; vLLM uses the base model's tokenizer and chat template. "
+            "An adapter that was trained with tokens or a template of its own answers worse than it should."
+        )
+    if str(_read_config(folder).init_lora_weights).lower() == GRADIENT_INITIALISATION:
+        found.append(
+            f"init_lora_weights {GRADIENT_INITIALISATION!r}: it was trained on weights that the initialisation had changed, and "
+            "PEFT and vLLM load it on the base model's own: it answers otherwise than in training. Save it with PEFT's "
+            "path_initial_model_for_weight_conversion."
+        )
+    return found
 
 
 def _refuse_pickle(folder: Path) -> None:

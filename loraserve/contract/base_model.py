@@ -99,7 +99,8 @@ def read_base(source: str) -> Base:
         raise InvalidBaseModel(f"the base model is not understood:\n{explain(error)}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InvalidBaseModel(
-            f"{source} is no config.json ({error}); give its path, or the output of `pulumi stack output baseModel`"
+            f"{source} is no config.json ({error}); give its path, the output of `pulumi stack output baseModel`, or a "
+            "hub id that `loraserve base-model` knows"
         ) from None
     return Base(name=config.get("_name_or_path") or source, shape=shape)
 

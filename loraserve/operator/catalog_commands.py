@@ -31,6 +31,7 @@ from loraserve.operator.terminal import (
     tell,
 )
 from loraserve.planning import stack_file
+from loraserve.planning.known_models import KNOWN_MODELS
 
 GRACE_DAYS = 30
 _PATH = click.Path(path_type=Path)
@@ -43,8 +44,9 @@ def _base_options(command: Callable[..., Any]) -> Callable[..., Any]:
     base = click.option(
         "--base",
         "base_source",
-        metavar="JSON|PATH",
-        help="What it must fit: the output of `pulumi stack output baseModel`, or a config.json (default: not compared).",
+        metavar="NAME|JSON|PATH",
+        help="What it must fit: a hub id that `base-model` knows, the output of `pulumi stack output baseModel`, or a "
+        "config.json (default: not compared).",
     )
     file = click.option(
         "--stack-file",
@@ -82,6 +84,8 @@ def _base(source: str | None, file: Path | None) -> Base | None:
         raise click.UsageError("--base and --stack-file say the same: give one of them")
     if file:
         return stack_file.read(file).base
+    if source and (known := KNOWN_MODELS.get(source)):
+        return Base(name=known.name, shape=known.shape.lora_shape)
     return read_base(source) if source else None
 
 

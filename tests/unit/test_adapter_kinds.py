@@ -41,6 +41,22 @@ def test_what_vllm_refuses_at_load_is_refused_for_good_with_the_cause(tmp_path: 
     assert not raised.value.transient
 
 
+@pytest.mark.parametrize("key", ["monteclora_config", "velora_config"])
+def test_a_variant_that_saves_more_than_two_matrices_is_the_cause_that_is_named(tmp_path: Path, key: str) -> None:
+    extra = {"base_model.model.model.layers.0.self_attn.q_proj.lora_velora_embed": [16]}
+    config: dict[str, Any] = {key: {"num_groups": 4}}
+    with pytest.raises(UnsafeAdapter, match=rf"what vLLM does not serve:\n{key}"):
+        inspect(write_adapter(tmp_path, {**lora_shapes(), **extra}, **config))
+
+
+def test_an_initialisation_that_changes_the_base_model_in_training_alone_is_noted(tmp_path: Path) -> None:
+    inspect(saved(tmp_path, init_lora_weights="lora_ga"))
+
+    [note] = notes(tmp_path)
+    assert note.startswith("init_lora_weights 'lora_ga': it was trained on weights that the initialisation had changed")
+    assert "path_initial_model_for_weight_conversion" in note
+
+
 def test_the_lists_are_those_of_the_pinned_vllm() -> None:
     assert versions.VLLM == "0.32.0", (
         "read vllm/lora/peft_helper.py of the new version (_validate_features, validate_legal), adapt the gate and "

@@ -129,6 +129,17 @@ def test_check_says_what_base_model_a_folder_fits(tmp_path: Path, capsys: pytest
     assert output.err == ""
 
 
+def test_check_compares_with_a_base_model_that_is_known_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_adapter(tmp_path / "peft")
+
+    assert main(["check", str(folder), "--base", "Qwen/Qwen3-8B"]) == 1
+    assert "_proj of Qwen/Qwen3-8B is 4096 wide there" in capsys.readouterr().err
+    assert main(["check", str(folder), "--base", "nobody/knows-this"]) == 1
+    assert "a hub id that `loraserve base-model` knows" in capsys.readouterr().err
+
+
 def test_a_pipeline_reads_what_check_and_publish_say_as_json(
     s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
