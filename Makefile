@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask dashboard install test check quick unit fuzz mutants engine images e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask dashboard install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ dashboard: install ## Watch the local stack by a Prometheus of its own, and draw
 	@$(PY) -m local dashboard
 
 # Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time.
-test: quick tools images ## Everything: format, lint, types; unit, engine and end-to-end tests
+test: quick tools images browser ## Everything: format, lint, types; unit, engine and end-to-end tests
 	@$(MAKE) --no-print-directory --jobs=3 engine e2e others
 
 others: ## All checks and tests but the two long ones, one after the other
@@ -56,6 +56,9 @@ mutants: install ## Plant small faults in the pure modules, and name those that 
 	@MUTMUT="$(UV) run --quiet --no-project --with mutmut==3.8.1 mutmut"; export VIRTUAL_ENV=$(CURDIR)/.venv; \
 	$$MUTMUT run --max-children 1 $(NAMES) && $$MUTMUT results
 
+browser: install ## Chromium for the tests of our pages, from Debian where it is missing (root)
+	@$(PY) -m local.tools browser
+
 engine: install tools ## The real engine against emulated AWS and a real API server
 	@$(PY) -m pytest tests/engine
 
@@ -66,11 +69,11 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 	@$(PY) -m pytest tests/e2e
 
 # bench.training and bench.training_memory are not among them: they need the extra `train`, which nothing here installs (docs/training.md).
-# swaps, cold_start, losses and on_demand load a local stack for many minutes each: only when asked for.
+# swaps, cold_start, clients, losses and on_demand load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start losses on_demand'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start clients losses on_demand'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)

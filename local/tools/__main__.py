@@ -1,6 +1,6 @@
 """`python -m local.tools`: builds every tool that is missing, but for the bench's own and what watches a stack.
 `python -m local.tools lock [NAME ...]`: pins anew what the modules of these names are built from, after a version in
-versions.py was changed."""
+versions.py was changed. `python -m local.tools browser`: installs what tests draw our pages in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 from local.processes import ProcessError
 from local.progress import say
+from local.tools.debian import ensure_browser
 from local.tools.toolchain import OF_MONITORING, Tool, crds, ensure, kwok_stages, write_locks
 
 
@@ -15,6 +16,9 @@ def main(words: list[str]) -> None:
     try:
         if words[:1] == ["lock"]:
             write_locks(words[1:], say)
+            return
+        if words == ["browser"]:
+            ensure_browser(say)
             return
         for tool, path in ensure(*(tool for tool in Tool if tool not in (Tool.VEGETA, *OF_MONITORING))).items():
             print(f"{tool:<28} {path}")

@@ -34,8 +34,23 @@ _INSTALLED = {
     "debootstrap": "debootstrap",
 }
 """Command -> its Debian package."""
+BROWSER = "chromium"
+"""Command, and its Debian package."""
 _CNI_PACKAGE = "containernetworking-plugins"
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+
+def ensure_browser(say: Say) -> None:
+    """What draws our pages in tests, which without it are skipped; needs root. Raises ProcessError."""
+    with locked(cache_dir() / "debian.lock"):
+        if _found(BROWSER):
+            return
+        if os.geteuid() or not _found("apt-get"):
+            say(f"{BROWSER} is not installed, and is only by root and on Debian: tests in a browser are skipped")
+            return
+        with awaited(f"installing the Debian package {BROWSER}", say):
+            _apt("update")
+            _apt("install", "--yes", "--no-remove", "--no-install-recommends", BROWSER)
 
 
 def ensure(say: Say) -> None:

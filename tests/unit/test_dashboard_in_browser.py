@@ -8,29 +8,36 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from playwright import sync_api as playwright
 
 from loraserve.monitoring import dashboards
 from loraserve.operator.dashboard_server import DashboardServer
 from loraserve.operator.prometheus import Prometheus
 from tests.unit.test_dashboard import Answers
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: apt install chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make browser")
 
 
 def test_every_page_is_painted_without_a_word_from_elsewhere(tmp_path: Path) -> None:
     problems: list[str] = []
+
+    def hear(said: playwright.ConsoleMessage) -> None:
+        if said.type == "error":
+            problems.append(said.text)
+
+    def see(asked: playwright.Request) -> None:
+        if not asked.url.startswith((server.url, "data:", "blob:")):
+            problems.append(asked.url)
+
     playwright.expect.set_options(timeout=60_000)  # a busy machine takes its time over plotly.js
     with DashboardServer(cast(Prometheus, Answers()), 0) as server, playwright.sync_playwright() as browsers:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
-        page.on(
-            "request", lambda asked: asked.url.startswith((server.url, "data:", "blob:")) or problems.append(asked.url)
-        )
+        page.on("console", hear)
+        page.on("request", see)
         for board in dashboards.ALL:
             page.goto(f"{server.url}#{board.uid}")
             playwright.expect(page.locator("section")).to_have_count(len(board.panels))

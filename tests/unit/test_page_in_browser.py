@@ -1,5 +1,4 @@
-"""The page in a real browser. Skipped where there is none: `apt install chromium`, and `pip install playwright`, which
-downloads nothing more."""
+"""The page in a real browser; skipped where there is none (`make browser` installs one)."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright import sync_api as playwright
 
 from loraserve.operator.page_server import PageServer
 from tests.unit.gateway_world import BASE, World, adapter, world
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: apt install chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make browser")
 
 
 @pytest.fixture
@@ -30,6 +29,7 @@ def at(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def page(at: World) -> Iterator[Any]:
+    playwright.expect.set_options(timeout=60_000)  # a busy machine takes its time
     with PageServer(at.url, 0) as server, playwright.sync_playwright() as browsers:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
