@@ -35,7 +35,7 @@ class Prompt(Document):
 
     def request(self, row: Row) -> tuple[str, dict[str, Any]]:
         """Path of the API, and what of the body holds the prompt."""
-        text = self._text(row)
+        text = self.text(row)
         if self.form == "chat":
             system = [{"role": "system", "content": self.system}] if self.system else []
             return "/v1/chat/completions", {"messages": [*system, {"role": "user", "content": text}]}
@@ -43,7 +43,8 @@ class Prompt(Document):
             text = f"{self.system}\n\n{text}"
         return "/v1/completions", {"prompt": f"[INST] {text} [/INST]" if self.form == "instruct" else text}
 
-    def _text(self, row: Row) -> str:
+    def text(self, row: Row) -> str:
+        """What the model is asked, without the form around it."""
         if self.template:
             return filled(self.template, {"question": row.question, "context": row.context or ""})
         if not row.context and self.form != "completion":

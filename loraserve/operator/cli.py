@@ -20,6 +20,7 @@ from loraserve.operator import (
     evaluation_commands,
     loadtest_commands,
     planning_commands,
+    question_commands,
     release_commands,
     training_commands,
     usage_commands,
@@ -72,7 +73,7 @@ def _version() -> str:
 
 
 _FOR = {
-    "Adapters, for publishers": ("train", "check", "publish", "list", "show", "verify", "diff"),
+    "Adapters, for publishers": ("questions", "train", "check", "publish", "list", "show", "verify", "diff"),
     "Releases": ("evaluate", "promote", "rollback", "canary", "export", "import", "release"),
     "Models, for applications": ("ask", "batch", "page"),
     "A stack, before it is there": ("plan", "cost", "base-model", "mirror", "preflight"),
@@ -124,6 +125,7 @@ for _command in (
     *loadtest_commands.COMMANDS,
     *evaluation_commands.COMMANDS,
     *training_commands.COMMANDS,
+    *question_commands.COMMANDS,
     usage_commands.usage,
 ):
     cli.add_command(_command)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.evaluations import write_verdict
@@ -23,7 +20,7 @@ from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.operator.application_commands import gateway, namespace_option, url_option
 from loraserve.operator.kubectl import context_option
-from loraserve.operator.terminal import json_option, print_json, tell
+from loraserve.operator.terminal import counted_bars, json_option, print_json, tell
 from loraserve.planning import stack_file as stack_files
 from loraserve.planning.stack_settings import Settings
 
@@ -147,7 +144,7 @@ def evaluate(
     open_bucket, override = _recording(record, bucket_name, role, reason)
     folder = output or file.with_name(f"{file.stem}.results")
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress() as on_progress:
+    with counted_bars() as on_progress:
         asking = Asking(
             plan,
             Endpoint(lambda: gateway(url, context, namespace), key),
@@ -257,24 +254,6 @@ def _recording(
     open_bucket()  # opened anew in the end: a role's credentials live an hour
     # Who overrides is who assumes the role, not the role.
     return open_bucket, Override(reason=reason, by=Bucket(bucket_name).principal()) if reason else None
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        try:
-            yield update
-        except KeyboardInterrupt:
-            tell("Interrupted: the same command goes on from here.")
-            raise
 
 
 def _report(outcome: Outcome, folder: Path, open_bucket: Callable[[], Bucket] | None, as_json: bool) -> int:

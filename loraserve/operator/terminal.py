@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -69,6 +78,25 @@ def print_table(table: Table) -> None:
 def busy(doing: str) -> AbstractContextManager[object]:
     """A sign of life on a terminal, for what takes seconds or minutes."""
     return Console(stderr=True).status(doing)
+
+
+@contextmanager
+def counted_bars() -> Iterator[OnProgress]:
+    """Of work whose answers are kept: told what is done, how much of it, and of how much."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        try:
+            yield update
+        except KeyboardInterrupt:
+            tell("Interrupted: the same command goes on from here.")
+            raise
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -92,9 +92,11 @@ class FakeGateway:
         self._server.server_close()
 
 
+G = TypeVar("G", bound=FakeGateway)
+
+
 @contextmanager
-def serving() -> Iterator[FakeGateway]:
-    fake = FakeGateway()
+def serving(fake: G) -> Iterator[G]:
     try:
         yield fake
     finally:
@@ -104,7 +106,7 @@ def serving() -> Iterator[FakeGateway]:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGateway]:
     monkeypatch.setattr(bulk, "_PAUSE_SECONDS", 0.01)
-    with serving() as fake:
+    with serving(FakeGateway()) as fake:
         yield fake
 
 
@@ -407,7 +409,7 @@ def test_a_whole_model_is_compared_with_the_one_that_another_stack_serves(
     assert evaluate(files, gateway, *record, candidate=whole) == 2, "nobody said where production is"
 
     monkeypatch.setenv("PRODUCTION_API_KEY", "theirs")
-    with serving() as elsewhere:
+    with serving(FakeGateway()) as elsewhere:
         elsewhere.behaviour = right_until(BASE, 6)
         url = ["--production-url", elsewhere.url]
         assert evaluate(files, gateway, *record, *url, candidate=whole) == 0
