@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from ipaddress import IPv4Network
 from typing import Any
 
 import pulumi_aws as aws
@@ -123,6 +124,19 @@ def check_network_quotas(settings: Settings, zones: Sequence[str]) -> Iterator[s
         yield from _room(_NAT_QUOTA, 1, partial(_nat_gateways_in, zone), f" in {zone}")
 
 
+def check_overlap(cidr: IPv4Network) -> Iterator[str]:
+    """A VPC keeps its range for its life, and two with the same addresses can never be connected."""
+    try:
+        there = {vpc: IPv4Network(aws.ec2.get_vpc(id=vpc).cidr_block) for vpc in aws.ec2.get_vpcs().ids}
+    except Exception:
+        return
+    if same := [f"{vpc} ({other})" for vpc, other in sorted(there.items()) if other.overlaps(cidr)]:
+        yield (
+            f"vpcCidr {cidr} overlaps {', '.join(same)}: these can never be peered; if they are to be, set another "
+            "range now, since it cannot be changed later"
+        )
+
+
 def _nat_gateways_in(zone: str) -> Sequence[str]:
     subnets = aws.ec2.get_subnets(filters=[{"name": "availability-zone", "values": [zone]}]).ids
     if not subnets:
@@ -176,6 +190,39 @@ def check_support(today: date) -> Iterator[str]:
             f"Kubernetes {versions.KUBERNETES} leaves EKS' standard support on {end}, after which the control plane is upgraded by "
             "AWS: plan the upgrade (docs/operations.md)"
         )
+
+
+def check_offered() -> None:
+    """Whether AWS has the pinned add-ons for this Kubernetes, and the nodes' image. Raises ConfigError for what it lacks."""
+    lacking = [*_lacking_addons(), *_lacking_images()]
+    if lacking:
+        raise ConfigError(
+            [f"{what}: take a version of this project whose infra/versions.py pins what AWS offers" for what in lacking]
+        )
+
+
+def _lacking_addons() -> Iterator[str]:
+    for name, pinned in versions.ADDONS.items():
+        try:
+            found = aws.eks.get_addon_version(addon_name=name, kubernetes_version=versions.KUBERNETES, most_recent=True)
+        except Exception:
+            continue
+        if _addon_order(pinned) > _addon_order(found.version):
+            yield f"EKS offers the add-on {name} up to {found.version} for Kubernetes {versions.KUBERNETES}, and {pinned} is pinned"
+
+
+def _addon_order(version: str) -> list[int]:
+    """Of vX.Y.Z-eksbuild.N."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _lacking_images() -> Iterator[str]:
+    for variant in ("standard", "nvidia"):
+        try:
+            aws.ssm.get_parameter(name=versions.node_image("x86_64", variant))
+        except Exception as error:
+            if re.search("not ?found|couldn't find", str(error), re.IGNORECASE):
+                yield f"AWS has no EKS AMI {versions.NODE_RELEASE} ({variant}, x86_64) in this region"
 
 
 def check_image(image: str | None) -> Iterator[str]:

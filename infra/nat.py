@@ -73,9 +73,7 @@ _UNIT = dedent("""\
 
 def image_parameter() -> str:
     """SSM's name of the image: the EKS AMI of the nodes' release, since Amazon Linux itself has no packet filter's tool."""
-    date = versions.NODE_RELEASE.partition("-")[2]
-    family = f"/aws/service/eks/optimized-ami/{versions.KUBERNETES}/amazon-linux-2023/arm64/standard"
-    return f"{family}/amazon-eks-node-al2023-arm64-standard-{versions.KUBERNETES}-v{date}/image_id"
+    return versions.node_image("arm64", "standard")
 
 
 def user_data(region: str) -> str:

@@ -70,9 +70,14 @@ def run(find_retained: Callable[[], str | None]) -> Checked:
         cluster = cluster_name(pulumi.get_stack())
         denied = "none is denied, or they are not readable"
         report.look("permissions", lambda: account.check_permissions(caller, cluster), denied)
+        report.look(
+            "addresses", lambda: account.check_overlap(config.vpc_cidr), "no other VPC has them, or not readable"
+        )
         report.look("quotas", lambda: account.check_network_quotas(config, zones.all), "enough, or not readable")
     today = datetime.now(UTC).date()
     report.look("support", lambda: account.check_support(today), f"Kubernetes {versions.KUBERNETES}, or not readable")
+    pinned = f"{len(versions.ADDONS)} add-ons and nodes' image {versions.NODE_RELEASE}, or not readable"
+    report.look("pinned versions", lambda: account.check_offered(), pinned)
     retained = None
     if "adapterBucket" not in last:
         retained = report.need("kept bucket", find_retained, lambda found: found or "none of a `destroy` before")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 VLLM = "0.32.0"
 """The image tag derives from it; a test holds the CPU build and the group `vllm` to it."""
 
@@ -21,7 +23,21 @@ KUBE_PROXY = "v1.35.0-eksbuild.2"
 COREDNS = "v1.13.2-eksbuild.1"
 EBS_CSI_DRIVER = "v1.56.0-eksbuild.1"
 NODE_MONITORING_AGENT = "v1.7.0-eksbuild.1"
+ADDONS = {
+    "vpc-cni": VPC_CNI,
+    "kube-proxy": KUBE_PROXY,
+    "coredns": COREDNS,
+    "aws-ebs-csi-driver": EBS_CSI_DRIVER,
+    "eks-node-monitoring-agent": NODE_MONITORING_AGENT,
+}
 
 CLUSTER_AUTOSCALER_IMAGE = "v1.35.2"
 PYTHON_IMAGE = "python:3.12.12-slim-bookworm"
 """Base of the image that holds our own code."""
+
+
+def node_image(architecture: Literal["x86_64", "arm64"], variant: Literal["standard", "nvidia"]) -> str:
+    """SSM's name of the EKS AMI of the nodes' release."""
+    date = NODE_RELEASE.partition("-")[2]
+    family = f"/aws/service/eks/optimized-ami/{KUBERNETES}/amazon-linux-2023/{architecture}/{variant}"
+    return f"{family}/amazon-eks-node-al2023-{architecture}-{variant}-{KUBERNETES}-v{date}/image_id"

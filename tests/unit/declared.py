@@ -111,11 +111,13 @@ class _Aws(mocks.Mocks):
             "aws:resourcegroupstaggingapi/getResources:getResources": {"resourceTagMappingLists": self._retained},
             "aws:eks/getClusters:getClusters": {"names": []},
             "aws:eks/getClusterVersions:getClusterVersions": {"clusterVersions": SUPPORTED},
+            "aws:eks/getAddonVersion:getAddonVersion": {"version": versions.ADDONS.get(args.args.get("addonName", ""))},
             "aws:iam/getSessionContext:getSessionContext": {"issuerArn": f"arn:aws:iam::{ACCOUNT}:role/deployer"},
             "aws:iam/getPrincipalPolicySimulation:getPrincipalPolicySimulation": {
                 "results": self._simulated(args.args)
             },
             "aws:ec2/getVpcs:getVpcs": {"ids": ["vpc-default"]},
+            "aws:ec2/getVpc:getVpc": {"cidrBlock": "172.31.0.0/16"},
             "aws:ec2/getEips:getEips": {"allocationIds": []},
             "aws:ec2/getNatGateways:getNatGateways": {"ids": self._nat_gateways},
             "aws:s3/getObject:getObject": {"checksumSha256": self._checksum(args.args)},

@@ -22,6 +22,7 @@ from loraserve.operator.cli import main
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import CHECKOUT, adapter, stack_values
 from tests.unit.declared import Program, declare, run
+from tests.unit.standing import standing
 
 ONE = adapter("one")
 KEY = version_key(ADAPTER_PREFIX, ONE["model"], ONE["version"], MANIFEST_FILE)
@@ -81,6 +82,54 @@ def supported(monkeypatch: pytest.MonkeyPatch, version: str, end: str) -> None:
 
     Found.cluster_versions = [Found]
     monkeypatch.setattr(account.aws.eks, "get_cluster_versions", lambda **_: Found)
+
+
+def test_another_vpc_with_the_same_addresses_is_told_before_the_first_up_only() -> None:
+    def told(**more: Any) -> list[str]:
+        return [
+            message for message in declare("dev", vpcCidr="172.31.0.0/20", **more).messages if "overlaps" in message
+        ]
+
+    (warning,) = told()
+    assert "vpcCidr 172.31.0.0/20 overlaps vpc-default (172.31.0.0/16)" in warning
+    assert not told(standing=standing(), last_outputs={"vpcCidr": "172.31.0.0/20"})
+
+
+def test_an_add_on_or_an_image_that_aws_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Newest:
+        version = versions.VPC_CNI
+
+    class OlderThanPinned:
+        version = "v1.9.0-eksbuild.9"
+
+    def missing(**_: str) -> None:
+        raise RuntimeError("couldn't find resource (ParameterNotFound)")
+
+    offered = dict.fromkeys(versions.ADDONS, Newest) | {"coredns": OlderThanPinned}
+    # Each by its own pinned version but one.
+    monkeypatch.setattr(
+        versions, "ADDONS", dict.fromkeys(versions.ADDONS, versions.VPC_CNI) | {"coredns": versions.COREDNS}
+    )
+    monkeypatch.setattr(account.aws.eks, "get_addon_version", lambda addon_name, **_: offered[addon_name])
+    monkeypatch.setattr(account.aws.ssm, "get_parameter", missing)
+    with pytest.raises(ConfigError) as refused:
+        account.check_offered()
+    addon, *images = refused.value.problems
+    assert addon.startswith(
+        f"EKS offers the add-on coredns up to v1.9.0-eksbuild.9 for Kubernetes {versions.KUBERNETES}"
+    )
+    assert [image[: image.index(" in this")] for image in images] == [
+        f"AWS has no EKS AMI {versions.NODE_RELEASE} ({variant}, x86_64)" for variant in ("standard", "nvidia")
+    ]
+
+
+def test_what_may_not_be_read_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_: str) -> None:
+        raise RuntimeError("AccessDeniedException")
+
+    monkeypatch.setattr(account.aws.eks, "get_addon_version", denied)
+    monkeypatch.setattr(account.aws.ssm, "get_parameter", denied)
+    account.check_offered()
 
 
 def test_a_configured_image_that_ecr_does_not_have_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
