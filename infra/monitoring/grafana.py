@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeVar
 
 from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
@@ -24,6 +25,7 @@ _HEIGHT = 8
 _HALF_WIDTH = 12
 
 
+@cache
 def dashboard_json(dashboard: Dashboard) -> str:
     """One file for Grafana's sidecar."""
     board = (
