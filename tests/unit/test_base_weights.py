@@ -21,7 +21,7 @@ from tests.unit.adapters_and_vllm import BUCKET, safetensors_of
 from tests.unit.s3_requests import Killed, kill_after, on_each_request, recording
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("few_clients", "small_parts")
 
 MODEL = "acme/tiny-7B"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

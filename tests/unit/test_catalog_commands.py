@@ -20,6 +20,7 @@ from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
+pytestmark = pytest.mark.usefixtures("few_clients")
 
 MODEL = "TheBloke/Mistral-7B-v0.1-AWQ"
 Run = Callable[..., str]

@@ -26,6 +26,7 @@ from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
+pytestmark = pytest.mark.usefixtures("few_clients")
 
 BASE = "TheBloke/Mistral-7B-v0.1-AWQ"
 V2, V3 = ("sha256:" + digit * 64 for digit in "23")

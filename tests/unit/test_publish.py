@@ -13,6 +13,7 @@ from tests.stack_values import CHECKOUT
 from tests.unit.adapters_and_vllm import BASE, BUCKET, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
+pytestmark = pytest.mark.usefixtures("few_clients")
 
 
 def publish(folder: Path, *more: str, version: str = "v1") -> int:

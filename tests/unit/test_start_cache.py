@@ -31,7 +31,7 @@ from tests.unit.declared import Program, declare, environment_in_pod
 from tests.waiting import eventually
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]
-pytestmark = pytest.mark.usefixtures("small_parts")
+pytestmark = pytest.mark.usefixtures("few_clients", "small_parts")
 
 VERSION = "0123456789abcdef"
 AOT = "vllm/torch_compile_cache/torch_aot_compile"

@@ -24,6 +24,7 @@ from tests.unit.adapters_and_vllm import BUCKET
 from tests.unit.gateway_world import World, adapter, chat, world
 
 pytest_plugins = ("tests.unit.catalog_fixtures",)
+pytestmark = pytest.mark.usefixtures("few_clients")
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 TODAY = NOON.date()
