@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 from loraserve.gateway.openapi import DOCUMENT
 from tests.unit.gateway_world import World, adapter, world
 
+pytest_plugins = ["schemathesis.pytest.plugin"]
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
