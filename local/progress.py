@@ -29,7 +29,7 @@ def step(title: str) -> Iterator[None]:
     """Says what is done, and how long it took."""
     console.print(f"==> {title}", markup=False)
     started = time.monotonic()
-    with _heartbeat(lambda: None if _awaited else say(f"{elapsed(started)} so far")):
+    with _heartbeat(lambda: None if _awaited else say(f"{title}: {elapsed(started)} so far")):
         yield
     say(f"done in {elapsed(started)}")
 
