@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pulumi_aws as aws
 
-from loraserve.planning import stack_settings
+from loraserve.planning import setting_sections
 
 _WARNINGS = ((80, "ACTUAL"), (100, "FORECASTED"), (100, "ACTUAL"))
 """Percent of the budget, spent or foreseen."""
 
 
-def budget(name: str, wanted: stack_settings.Budget) -> aws.budgets.Budget:
+def budget(name: str, wanted: setting_sections.Budget) -> aws.budgets.Budget:
     """Of the whole account: costs are told apart by tags only where somebody has activated these for billing."""
     return aws.budgets.Budget(
         name,

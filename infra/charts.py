@@ -12,7 +12,7 @@ from pulumi_kubernetes.helm.v4 import Chart, RepositoryOptsArgs
 from infra.names import GPU_NODE, GPU_TAINT
 from infra.pinned_images import with_digests
 from loraserve.planning.pod_resources import Requests
-from loraserve.planning.stack_settings import OCI
+from loraserve.planning.setting_values import OCI
 
 
 @dataclass(frozen=True)

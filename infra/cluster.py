@@ -18,7 +18,7 @@ from infra.names import EBS_CSI_SERVICE_ACCOUNT, GPU_TAINT, HTTPS_PORT, SYSTEM_N
 from infra.network import Network
 from infra.tags import stack_tag
 from loraserve.planning.pod_resources import DCGM_SERVER
-from loraserve.planning.stack_settings import ClusterAccess
+from loraserve.planning.setting_sections import ClusterAccess
 
 LOG_RETENTION_DAYS = 30
 _EBS_CSI_POLICY = "arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy"

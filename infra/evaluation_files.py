@@ -8,7 +8,8 @@ from infra.errors import ConfigError
 from infra.names import PROJECT
 from loraserve.evaluation.definition import Plan
 from loraserve.evaluation.rows import InvalidEvaluation
-from loraserve.planning.stack_settings import ClusterEvaluation, Settings
+from loraserve.planning.setting_sections import ClusterEvaluation
+from loraserve.planning.stack_settings import Settings
 
 LARGEST_BYTES = 1_000_000
 """A ConfigMap holds 1 MiB."""

@@ -23,7 +23,8 @@ from infra.names import (
 )
 from infra.pods import environment, hardened
 from loraserve.planning import pod_resources
-from loraserve.planning.stack_settings import ClusterEvaluation, Settings
+from loraserve.planning.setting_sections import ClusterEvaluation
+from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
 

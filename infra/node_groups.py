@@ -29,7 +29,8 @@ from infra.standing import Group, Standing
 from infra.tags import stack_tag
 from loraserve.planning.instance_types import SYSTEM_VOLUME_GIB, with_the_same_gpus
 from loraserve.planning.pod_resources import TRAINING_NODE_DISK_GIB, USABLE_DISK
-from loraserve.planning.stack_settings import EMPTY_NODE_MINUTES, Settings, TrainingGroup
+from loraserve.planning.setting_sections import TrainingGroup
+from loraserve.planning.stack_settings import EMPTY_NODE_MINUTES, Settings
 
 SYSTEM_MAX_PODS = 110
 """With prefix delegation; without it a t3-class node holds 17 pods, about what the system pods alone need."""

@@ -21,7 +21,8 @@ from infra.settings import allowed_account
 from infra.standing import Standing
 from loraserve.planning import cost
 from loraserve.planning.gpu_memory import plan_memory
-from loraserve.planning.stack_settings import ClusterAccess, Settings
+from loraserve.planning.setting_sections import ClusterAccess
+from loraserve.planning.stack_settings import Settings
 
 _ZONES_WITHOUT_EKS = ["use1-az3", "usw1-az2", "cac1-az3"]
 """Of us-east-1, us-west-1 and ca-central-1: EKS puts no control plane there (its user guide, "networking requirements")."""

@@ -25,7 +25,8 @@ from infra.names import (
 from infra.pods import environment, hardened, of_secret, run_as
 from loraserve.contract.addresses import TRAINING_PREFIX
 from loraserve.planning import pod_resources
-from loraserve.planning.stack_settings import Settings, TrainingGroup, TrainingJob
+from loraserve.planning.setting_sections import TrainingGroup, TrainingJob
+from loraserve.planning.stack_settings import Settings
 from loraserve.planning.training_target import TrainingTarget
 
 core = k8s.core.v1

@@ -12,7 +12,8 @@ from loraserve.contract.keys import EVERY_MODEL
 from loraserve.planning import gpu_memory, pod_resources
 from loraserve.planning.known_models import KNOWN_MODELS
 from loraserve.planning.model_shapes import ModelShape
-from loraserve.planning.stack_settings import LONGEST_BALANCER_IDLE_SECONDS, Local, Settings
+from loraserve.planning.setting_sections import Local
+from loraserve.planning.stack_settings import Settings
 from loraserve.planning.training_memory import TrainingRun, training_problem
 
 EMULATED_ACCOUNT = "123456789012"
@@ -22,6 +23,8 @@ LEAST_SCALED_IDLE_MINUTES = 4
 LONGEST_DRAIN_SECONDS = 570
 """The autoscaler gives the pods of a node 600 s to end, and half a minute goes to leaving the Service."""
 _WIDEST_CIDR_IN_PRODUCTION = 16
+_LONGEST_BALANCER_IDLE_SECONDS = 4000
+"""Of an application load balancer: https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html."""
 
 Rule = Callable[[Settings], Iterator[str]]
 RULES: list[Rule] = []
@@ -103,11 +106,11 @@ def nvme_disks(settings: Settings) -> Iterator[str]:
 
 @_rule
 def silence_that_a_load_balancer_bears(settings: Settings) -> Iterator[str]:
-    if settings.gateway_certificate_arn and settings.balancer_idle_seconds > LONGEST_BALANCER_IDLE_SECONDS:
+    if settings.gateway_certificate_arn and settings.balancer_idle_seconds > _LONGEST_BALANCER_IDLE_SECONDS:
         yield (
             f"{PROJECT}:gatewayWaitSeconds {settings.hold_seconds} and longestGenerationSeconds "
             f"{settings.longest_generation_seconds} let an answer be silent for {settings.balancer_idle_seconds} s, and the load "
-            f"balancer of gatewayCertificateArn cuts what is silent for {LONGEST_BALANCER_IDLE_SECONDS} s: lower one of the two"
+            f"balancer of gatewayCertificateArn cuts what is silent for {_LONGEST_BALANCER_IDLE_SECONDS} s: lower one of the two"
         )
 
 

@@ -9,7 +9,8 @@ from loraserve.contract.base_model import Base
 from loraserve.contract.document import Document
 from loraserve.errors import LoraserveError
 from loraserve.planning.model_shapes import ModelShape
-from loraserve.planning.stack_settings import Settings, TrainingBase
+from loraserve.planning.setting_sections import TrainingBase
+from loraserve.planning.stack_settings import Settings
 
 
 class TrainingTarget(Document):

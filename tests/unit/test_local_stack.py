@@ -19,8 +19,8 @@ from local.processes import ProcessError
 from local.stack import LocalStack, settings_of
 from local.tools import toolchain
 from local.tools.toolchain import Tool
+from loraserve.planning.setting_sections import Local
 from loraserve.planning.settings_parser import parse
-from loraserve.planning.stack_settings import Local
 from tests.stack_values import stack_values
 
 

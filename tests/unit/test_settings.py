@@ -18,9 +18,10 @@ from loraserve.planning import pod_resources
 from loraserve.planning.advice import advice
 from loraserve.planning.gpu_memory import plan_memory
 from loraserve.planning.known_models import MISTRAL_7B_AWQ
+from loraserve.planning.setting_sections import Local
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from loraserve.planning.settings_rules import EMULATED_ACCOUNT
-from loraserve.planning.stack_settings import Local, Settings
+from loraserve.planning.stack_settings import Settings
 from tests.stack_values import OWN_MODEL_SHAPE, adapter, stack_file, stack_values
 from tests.unit.declared import Program, declare, run
 

@@ -9,8 +9,8 @@ import pytest
 
 from infra.training import job_name, training_policy
 from loraserve.contract.training import Training
+from loraserve.planning.setting_sections import TrainingJob
 from loraserve.planning.settings_parser import InvalidSettings, parse
-from loraserve.planning.stack_settings import TrainingJob
 from loraserve.planning.training_target import TrainingTarget
 from policy import pod_rules
 from policy.rule import Declared
