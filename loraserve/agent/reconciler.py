@@ -10,17 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraserve.agent.backoff import Backoff
-from loraserve.agent.crew import Bounds, Crew
 from loraserve.agent.desired_document import DesiredDocument
 from loraserve.agent.disk import Disk
 from loraserve.agent.downloads import Downloads
 from loraserve.agent.drain import Drain, DrainTimes
+from loraserve.agent.loads import Loads
 from loraserve.agent.metrics import Metrics
-from loraserve.agent.probe import check_effect
+from loraserve.agent.progress import Progress
 from loraserve.agent.vllm import Vllm, VllmBusy, VllmRefused, VllmUnreachable
 from loraserve.agent.working_set import EVICTION, WorkingSet
 from loraserve.catalog.bucket import Stopped
@@ -35,8 +34,6 @@ log = logging.getLogger(__name__)
 
 LATE_SECONDS = 60.0
 """A vLLM that is only late is taken to be as it was for so long; then its own liveness probe decides."""
-LOADS = Bounds(at_once=1)
-"""A load's probe takes memory on the GPU."""
 
 OnQuarantine = Callable[[str, str, str], object]
 """Told (served name, cause, reason)."""
@@ -44,26 +41,6 @@ OnQuarantine = Callable[[str, str, str], object]
 
 class DoesNotFit(LoraserveError):
     """vLLM was started with flags that leave no place for the adapter."""
-
-
-@dataclass
-class Progress:
-    """How far one desired adapter has come."""
-
-    adapter: Adapter
-    state: State = State.DESIRED
-    reason: str | None = None
-    cause: str | None = None
-    transient: bool = False
-    folder: Path | None = None
-    """Where its verified files are; None until they were fetched (again)."""
-    backoff: Backoff = field(default_factory=Backoff)
-    desired_since: float = 0.0
-
-    def enter(self, state: State, reason: str | None = None) -> None:
-        """A quarantined adapter stays so, with its reason, while it is tried again."""
-        if self.state is not State.QUARANTINED or state in (State.READY, State.ON_DEMAND):
-            self.state, self.reason, self.cause, self.transient = state, reason, None, False
 
 
 class Reconciler:
@@ -100,16 +77,12 @@ class Reconciler:
         """May be called from any thread."""
         self._drain_times = drain_times
         self._clock = clock
-        self._loads: Crew[Adapter, None] = Crew("load", LOADS, on_loaded, clock)
+        self._loads = Loads(vllm, on_loaded, clock)
         self._progress: dict[Adapter, Progress] = {}
         self._drains: dict[str, Drain] = {}
         self._loaded: dict[str, str] | None = None
         self._heard_at: float | None = None
         """When vLLM said so."""
-        self._proven: set[tuple[str, str]] = set()
-        """(served name, folder) of what passed the effect probe since vLLM loaded it."""
-        self._probing: set[Adapter] = set()
-        """Of those being loaded, what is that far."""
         self._last_used: dict[str, float] = {}
         self._uses_are_known = False
         """Whether vLLM told them in this pass."""
@@ -157,7 +130,7 @@ class Reconciler:
                 self._loaded = None
         else:
             self._heard_at = self._clock()
-            self._proven &= self._loaded.items()
+            self._loads.forget_all_but(self._loaded)
             self._note_uses(self._loaded)
         if trouble != self._trouble:
             log.info(event("vLLM answers") if trouble is None else event("waiting for vLLM", reason=trouble))
@@ -195,12 +168,9 @@ class Reconciler:
             else:
                 progress.folder = outcome
         for pin, outcome in self._loads.finished():
-            self._probing.discard(pin)
             progress = self._progress.get(pin)
             if progress and isinstance(outcome, Exception):
                 self._quarantine(progress, outcome)
-            elif progress and progress.folder:
-                self._proven.add((progress.adapter.served_name, str(progress.folder)))
 
     def _choose(self, adapters: tuple[Adapter, ...]) -> None:
         """Says which adapters vLLM is to hold: an old version that serves until its successor does could not come back."""
@@ -226,7 +196,7 @@ class Reconciler:
         if pin in self._downloads.running or now < progress.backoff.due_at:
             return
         if pin in self._loads.running:
-            progress.enter(State.PROBING if pin in self._probing else State.LOADING)
+            progress.enter(State.PROBING if self._loads.is_probing(pin) else State.LOADING)
         elif misfit := self._misfit(pin, desired):
             self._quarantine(progress, misfit)
         elif not self._is_wanted(progress):
@@ -236,7 +206,7 @@ class Reconciler:
         elif self._loaded is None:
             progress.enter(State.LOADING, "waiting for vLLM")
         elif heard:
-            self._serve(pin, progress, progress.folder, self._loaded, desired.base.name)
+            self._serve(progress, progress.folder, self._loaded, desired.base.name)
 
     def _set_aside(self, progress: Progress) -> None:
         progress.enter(State.ON_DEMAND)
@@ -269,16 +239,16 @@ class Reconciler:
     def _envelope(self) -> Envelope | None:
         return self._started_with or (self._desired.value.envelope if self._desired.value else None)
 
-    def _serve(self, pin: Adapter, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
+    def _serve(self, progress: Progress, folder: Path, loaded: dict[str, str], base: str) -> None:
         """Loads, probes and pre-warms what is not yet loaded, probed and pre-warmed."""
         name = progress.adapter.served_name
-        if loaded.get(name) == str(folder) and (name, str(folder)) in self._proven:
+        if loaded.get(name) == str(folder) and self._loads.is_proven(name, folder):
             self._mark_ready(progress)
         elif loaded.get(name) != str(folder) and self._is_slot_coming(loaded):
             progress.enter(State.LOADING, "waiting for the slot of a version that drains")
         elif self._is_canary_of_arriving(progress.adapter):
             progress.enter(State.LOADING, "waits for its stable version")
-        elif self._start_load(pin, progress.adapter, folder, loaded.get(name), base):
+        elif self._loads.start(progress.adapter, folder, loaded.get(name), base):
             progress.enter(State.LOADING)
         else:
             progress.enter(State.LOADING, "waits for its turn")
@@ -296,31 +266,6 @@ class Reconciler:
             return False
         others = (progress for pin, progress in self._progress.items() if pin.name == adapter.name)
         return any(other.state in ARRIVING and other.adapter.canary_percent is None for other in others)
-
-    def _start_load(self, pin: Adapter, adapter: Adapter, folder: Path, loaded_from: str | None, base: str) -> bool:
-        """Whether there was room; two of one name would unload each other's."""
-        if any(other.served_name == adapter.served_name for other in self._loads.running):
-            return False
-        return self._loads.start(pin, lambda: self._load(adapter, pin, folder, loaded_from, base))
-
-    def _load(self, adapter: Adapter, pin: Adapter, folder: Path, loaded_from: str | None, base: str) -> None:
-        """In a thread of its own, since vLLM may take long. What does not pass is unloaded again."""
-        name = adapter.served_name
-        try:
-            if loaded_from != str(folder):
-                if loaded_from:  # these are not the bytes that are desired now
-                    self._vllm.unload(name)
-                self._vllm.load(name, folder)
-            self._probing.add(pin)
-            check_effect(self._vllm, base, name, folder)
-            if adapter.prewarm:
-                self._vllm.prewarm(name)
-        except VllmUnreachable:
-            raise
-        except Exception:
-            with suppress(VllmUnreachable, VllmRefused):
-                self._vllm.unload(name)
-            raise
 
     def _mark_ready(self, progress: Progress) -> None:
         if progress.state is not State.READY:

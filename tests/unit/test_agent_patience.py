@@ -11,12 +11,12 @@ import httpx
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from loraserve.agent import downloads
+from loraserve.agent import downloads, loads
 from loraserve.agent.backoff import LONGEST_RETRY_SECONDS
 from loraserve.agent.config_map_watch import ConfigMapWatch
 from loraserve.agent.crew import Bounds, Crew
 from loraserve.agent.metrics import VLLM_METRICS_SECONDS
-from loraserve.agent.reconciler import LATE_SECONDS, LOADS
+from loraserve.agent.reconciler import LATE_SECONDS
 from loraserve.agent.server import HOLD_SECONDS
 from loraserve.agent.vllm import LARGEST_METRICS_BYTES, Vllm, VllmBusy
 from loraserve.catalog import adapters
@@ -38,7 +38,7 @@ def gate() -> Iterator[threading.Event]:
     gate.set()
 
 
-def eventually(agent: Agent, condition: Callable[[], bool]) -> None:
+def step_until(agent: Agent, condition: Callable[[], bool]) -> None:
     for _ in range(1000):
         agent.reconciler.step()
         if condition():
@@ -82,10 +82,10 @@ def test_a_load_that_hangs_holds_up_nobody(
     load = vllm._load
     monkeypatch.setattr(vllm, "_load", hang)
     want(desired, publish("a"), publish("b"))
-    eventually(agent, lambda: bool(agent.reconciler._loads.running))
+    step_until(agent, lambda: bool(agent.reconciler._loads.running))
 
-    agent.wait(LOADS.patience_seconds)
-    eventually(agent, lambda: agent.statuses["b@v1"].state is State.READY)
+    agent.wait(loads.BOUNDS.patience_seconds)
+    step_until(agent, lambda: agent.statuses["b@v1"].state is State.READY)
 
     assert agent.statuses["a@v1"].state is State.LOADING
     assert agent.api.livez().status == 200
@@ -119,7 +119,7 @@ def test_slow_fetches_hold_up_nobody_and_end_when_they_are_not_wanted(
     assert (agent.statuses["good@v1"].state, agent.statuses["good@v1"].reason) == (State.DESIRED, "waits for its turn")
 
     agent.wait(downloads.BOUNDS.patience_seconds)
-    eventually(agent, lambda: agent.statuses["good@v1"].state is State.READY)
+    step_until(agent, lambda: agent.statuses["good@v1"].state is State.READY)
     assert {status.state for status in agent.statuses.values()} == {State.FETCHING, State.READY}
 
     want(desired, good)
@@ -141,11 +141,11 @@ def test_the_same_bytes_under_two_names_are_fetched_one_after_the_other(
     monkeypatch.setattr(adapters, "fetch", slow)
     first = publish("a")
     want(desired, first, first.model_copy(update={"name": "b"}))
-    eventually(agent, lambda: fetched != [])
+    step_until(agent, lambda: fetched != [])
     agent.reconciler.step()
     assert (fetched, agent.statuses["b@v1"].reason) == (["a"], "waits for its turn")
     gate.set()
-    eventually(agent, lambda: {agent.statuses[served].state for served in ("a@v1", "b@v1")} == {State.READY})
+    step_until(agent, lambda: {agent.statuses[served].state for served in ("a@v1", "b@v1")} == {State.READY})
 
 
 def test_what_was_removed_before_its_turn_is_never_fetched(

@@ -87,8 +87,6 @@ def measure(agent: Agent, disk: Path) -> dict[str, int]:
         "_progress",
         "_drains",
         "_loaded",
-        "_proven",
-        "_probing",
         "_last_used",
         "_working_set",
         "report",
