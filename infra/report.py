@@ -10,7 +10,7 @@ from typing import TypeVar
 import pulumi
 
 from infra.errors import ConfigError
-from loraserve.contract.checks import REPORT_VARIABLE, Check, Verdict, to_json
+from loraserve.contract.checks import REPORT_VARIABLE, Check, CheckVerdict, to_json
 
 T = TypeVar("T")
 
@@ -26,10 +26,10 @@ class Report:
         try:
             found = look()
         except ConfigError as error:
-            self._add(name, Verdict.FAIL, error.problems)
+            self._add(name, CheckVerdict.FAIL, error.problems)
             self.finish()
             raise
-        self._add(name, Verdict.PASS, [passed(found)])
+        self._add(name, CheckVerdict.PASS, [passed(found)])
         return found
 
     def look(self, name: str, check: Callable[[], Iterable[str] | None], passed: str) -> None:
@@ -37,15 +37,15 @@ class Report:
         before = len(self._checks)
         try:
             for warning in check() or ():
-                self._add(name, Verdict.WARN, [warning])
+                self._add(name, CheckVerdict.WARN, [warning])
         except ConfigError as error:
-            self._add(name, Verdict.FAIL, error.problems)
+            self._add(name, CheckVerdict.FAIL, error.problems)
         if len(self._checks) == before:
-            self._add(name, Verdict.PASS, [passed])
+            self._add(name, CheckVerdict.PASS, [passed])
 
     def tell(self, name: str, found: str) -> None:
         """Something to know, such as the price."""
-        self._add(name, Verdict.PASS, [found])
+        self._add(name, CheckVerdict.PASS, [found])
 
     def finish(self) -> None:
         """Raises ConfigError for all failures at once; RunError, whatever was found, in a run that only checks."""
@@ -53,10 +53,10 @@ class Report:
             Path(file).write_text(to_json(self._checks), encoding="utf-8")
             raise pulumi.RunError(f"{REPORT_VARIABLE} is set, so nothing was declared: what was found is in {file}")
         for check in self._checks:
-            if check.verdict is Verdict.WARN:
+            if check.verdict is CheckVerdict.WARN:
                 pulumi.log.warn(check.found)
-        if problems := [check.found for check in self._checks if check.verdict is Verdict.FAIL]:
+        if problems := [check.found for check in self._checks if check.verdict is CheckVerdict.FAIL]:
             raise ConfigError(problems)
 
-    def _add(self, name: str, verdict: Verdict, found: Iterable[str]) -> None:
+    def _add(self, name: str, verdict: CheckVerdict, found: Iterable[str]) -> None:
         self._checks += [Check(name, verdict, one) for one in found]

@@ -41,7 +41,7 @@ class PulumiCli:
             self._call("cancel", "--yes", "--stack", self._stack)
         export = self._call("stack", "export", "--stack", self._stack)
         if json.loads(export)["deployment"].get("pending_operations"):
-            left = leftovers.find(self._stack, leftovers.State.read(export, self._stack), self._cloud.client)
+            left = leftovers.find(self._stack, leftovers.StackState.read(export, self._stack), self._cloud.client)
             receipt.delete(left, self._cloud.client)
             self._call("refresh", "--yes", "--skip-preview", "--clear-pending-creates", "--stack", self._stack)
 

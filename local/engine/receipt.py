@@ -14,12 +14,12 @@ from infra import names
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from loraserve.operator.aws_commands import Command, Connect
-from loraserve.operator.leftovers import Leftover, State, find
+from loraserve.operator.leftovers import Leftover, StackState, find
 
 
 def left_behind(stack: str, cloud: Cloud, cluster: Cluster) -> list[str]:
     """Names of everything that a destroyed stack had and that is still there, as `kind name`."""
-    in_aws = find(stack, State(), cloud.client)
+    in_aws = find(stack, StackState(), cloud.client)
     return [*(f"{left.kind} {left.name}" for left in in_aws), *_left_in_the_cluster(cluster)]
 
 

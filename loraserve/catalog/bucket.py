@@ -65,7 +65,7 @@ class CatalogUnavailable(LoraserveError):
     transient = True
 
 
-class TooSlow(CatalogUnavailable):
+class TransferStalled(CatalogUnavailable):
     """S3 answers, but hardly."""
 
 
@@ -329,7 +329,7 @@ class Bucket:
             self._check_wanted()
             try:
                 return action()
-            except TooSlow:
+            except TransferStalled:
                 if attempt == ATTEMPTS:
                     raise
             except (BotoCoreError, ClientError) as error:
@@ -370,13 +370,15 @@ class _Stall:
         self._gained = 0
 
     def gain(self, count: int) -> None:
-        """Raises TooSlow."""
+        """Raises TransferStalled."""
         self._gained += count
         now = time.monotonic()
         if now - self._since < STALL_SECONDS:
             return
         if self._gained < STALL_BYTES:
-            raise TooSlow(f"s3://{self._bucket}: S3 sends fewer than {STALL_BYTES} bytes in {STALL_SECONDS:.0f} s")
+            raise TransferStalled(
+                f"s3://{self._bucket}: S3 sends fewer than {STALL_BYTES} bytes in {STALL_SECONDS:.0f} s"
+            )
         self._since, self._gained = now, 0
 
 

@@ -11,7 +11,7 @@ REPORT_VARIABLE = "LORASERVE_PREFLIGHT"
 """Names the file to which a run of the program that only checks writes what it found."""
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     PASS = "pass"
     SKIP = "skip"
     WARN = "warn"
@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 @dataclass(frozen=True)
 class Check:
     name: str
-    verdict: Verdict
+    verdict: CheckVerdict
     found: str
     """One line; of a warning or a failure, with the next step."""
 
@@ -31,4 +31,4 @@ def to_json(checks: Iterable[Check]) -> str:
 
 
 def from_json(text: str) -> list[Check]:
-    return [Check(one["name"], Verdict(one["verdict"]), one["found"]) for one in json.loads(text)]
+    return [Check(one["name"], CheckVerdict(one["verdict"]), one["found"]) for one in json.loads(text)]

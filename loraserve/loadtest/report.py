@@ -14,7 +14,7 @@ from loraserve.loadtest.chart import Points, line_chart
 from loraserve.loadtest.saturation import Saturation
 from loraserve.loadtest.schedule import Phase
 
-BUCKET_SECONDS = 10.0
+SLICE_SECONDS = 10.0
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: 2px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
@@ -24,8 +24,8 @@ th:first-child, td:first-child { text-align: left } svg { width: 100%; font-size
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Calls that were due within BUCKET_SECONDS of `begin`; seconds."""
+class Slice:
+    """Calls that were due within SLICE_SECONDS of `begin`; seconds."""
 
     begin: float
     due: int
@@ -45,7 +45,7 @@ class Result:
     wake_seconds: Mapping[str, float]
     """By model, until its first answer."""
     summaries: tuple[Summary, ...]
-    timeline: tuple[Bucket, ...]
+    timeline: tuple[Slice, ...]
     saturation: Saturation | None
     problems: tuple[str, ...]
 
@@ -59,13 +59,13 @@ class Result:
         return TypeAdapter(cls).validate_json(text)
 
 
-def timeline(outcomes: Sequence[Outcome]) -> tuple[Bucket, ...]:
-    buckets: dict[int, list[Outcome]] = {}
+def timeline(outcomes: Sequence[Outcome]) -> tuple[Slice, ...]:
+    slices: dict[int, list[Outcome]] = {}
     for one in outcomes:
-        buckets.setdefault(int(one.call.due // BUCKET_SECONDS), []).append(one)
+        slices.setdefault(int(one.call.due // SLICE_SECONDS), []).append(one)
     return tuple(
-        Bucket(at * BUCKET_SECONDS, len(mine), len(answered), quantiles(one.first_token for one in answered))
-        for at, mine in sorted(buckets.items())
+        Slice(at * SLICE_SECONDS, len(mine), len(answered), quantiles(one.first_token for one in answered))
+        for at, mine in sorted(slices.items())
         for answered in [[one for one in mine if one.error is None]]
     )
 
@@ -108,11 +108,11 @@ def _timeline_charts(result: Result) -> Iterator[str]:
     for phase in result.phases:
         begins[phase.name], at = at, at + phase.seconds
     rates = {
-        "due": [(bucket.begin, bucket.due / BUCKET_SECONDS) for bucket in result.timeline],
-        "succeeded": [(bucket.begin, bucket.succeeded / BUCKET_SECONDS) for bucket in result.timeline],
+        "due": [(part.begin, part.due / SLICE_SECONDS) for part in result.timeline],
+        "succeeded": [(part.begin, part.succeeded / SLICE_SECONDS) for part in result.timeline],
     }
     yield line_chart("Requests a second", "seconds", "requests/s", rates, begins)
-    first = _quantile_lines([(bucket.begin, bucket.first_token) for bucket in result.timeline])
+    first = _quantile_lines([(part.begin, part.first_token) for part in result.timeline])
     yield line_chart("Time to first token", "seconds", "ms", first, begins)
 
 

@@ -174,7 +174,7 @@ def _student(freedom: int) -> float:
 
 
 def read(prometheus: Prometheus, name: str, stable: str, canary: str, window: str) -> tuple[Side, Side]:
-    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged and NoAnswer."""
+    """Both versions' sums from Prometheus; `window` is that of the 95th percentile. Raises NotJudged and PrometheusUnavailable."""
     where = f"{{model={json.dumps(name)}}}"
     sums: dict[str, dict[str, float]] = {stable: {}, canary: {}}
     for each in prometheus.now(f"sum by (version, moment) ({CANARY}{where})"):

@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 
 from loraserve import log
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE, cluster_name
-from loraserve.contract.checks import Check, Verdict
+from loraserve.contract.checks import Check, CheckVerdict
 from loraserve.errors import LoraserveError
 from loraserve.operator import (
     application_commands,
@@ -262,7 +262,7 @@ def _show(checks: Iterable[Check], as_json: bool) -> int:
             click.echo(f"{check.verdict.upper():<5} {check.name:<11} {check.found}")
     if as_json:
         print_json([asdict(check) for check in found])
-    return int(any(check.verdict is Verdict.FAIL for check in found))
+    return int(any(check.verdict is CheckVerdict.FAIL for check in found))
 
 
 @cli.command()

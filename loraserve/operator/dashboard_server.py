@@ -15,7 +15,7 @@ from loraserve.monitoring.metrics import SCRAPE_SECONDS
 from loraserve.monitoring.panels import Dashboard, Look, Panel
 from loraserve.operator import figures
 from loraserve.operator.local_page import LocalHandler, LocalServer
-from loraserve.operator.prometheus import NoAnswer, Prometheus
+from loraserve.operator.prometheus import Prometheus, PrometheusUnavailable
 
 _FILES = {
     "/": ("index.html", "text/html"),
@@ -39,7 +39,7 @@ class DashboardServer(LocalServer):
 
 
 def drawn(board: Dashboard, prometheus: Prometheus, seconds: int, now: float) -> dict[str, Any]:
-    """A page's panels over the last `seconds`, and the alerts. Raises NoAnswer."""
+    """A page's panels over the last `seconds`, and the alerts. Raises PrometheusUnavailable."""
     step = max(_SHORTEST_STEP, seconds // _POINTS)
     end = now // step * step
     with ThreadPoolExecutor(8) as asking:
@@ -112,7 +112,7 @@ class _Handler(LocalHandler):
             return
         try:
             self._send_json(drawn(board, self.server.prometheus, seconds, time.time()))
-        except NoAnswer as error:
+        except PrometheusUnavailable as error:
             self._send_json({"problem": str(error)}, HTTPStatus.BAD_GATEWAY)
 
     def _send_json(self, content: Any, status: HTTPStatus = HTTPStatus.OK) -> None:

@@ -59,7 +59,7 @@ class Leftover:
 
 
 @dataclass(frozen=True)
-class State:
+class StackState:
     """What `pulumi stack export` printed. An empty one is that of a stack that was destroyed."""
 
     resources: tuple[Mapping[str, Any], ...] = ()
@@ -67,7 +67,7 @@ class State:
     """Creations that were under way when the engine ended."""
 
     @classmethod
-    def read(cls, export: str, stack: str) -> State:
+    def read(cls, export: str, stack: str) -> StackState:
         """Raises LeftoversError for anything but a state of this stack."""
         hint = f"pipe it in: pulumi stack export --stack {stack} | loraserve leftovers {stack}"
         try:
@@ -91,7 +91,7 @@ class State:
         return frozenset(ids | arns | routes) - {""}
 
 
-def find(stack: str, state: State, connect: Connect) -> list[Leftover]:
+def find(stack: str, state: StackState, connect: Connect) -> list[Leftover]:
     """What is left, in an order in which it can be deleted. Raises botocore's errors."""
     parts = [part for part in _parts(state.pending, connect) if part.name not in state.known]
     accounted = state.known | {part.name for part in parts}
@@ -247,7 +247,7 @@ def show(stack: str, export: str, folder: Path) -> bool:
 
     `folder` has the stack's file, which says where it is.
     """
-    state = State.read(export, stack)
+    state = StackState.read(export, stack)
     with explained():
         connect, region, account = connected(folder / f"Pulumi.{stack}.yaml")
         found = find(stack, state, connect)

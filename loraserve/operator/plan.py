@@ -84,7 +84,7 @@ class Plan:
 def adapters_at_once(url: str, namespace: str, window: str) -> int:
     """How many adapters the gateway saw in use within a minute, the 95th percentile, from Prometheus.
 
-    Raises NoTraffic, NoAnswer.
+    Raises NoTraffic, PrometheusUnavailable.
     """
     found = Prometheus(url).now(metrics.adapters_at_once(0.95, namespace, window))
     if not found:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import urllib3
 
-from loraserve.contract.checks import REPORT_VARIABLE, Check, Verdict, from_json
+from loraserve.contract.checks import REPORT_VARIABLE, Check, CheckVerdict, from_json
 from loraserve.errors import LoraserveError
 from loraserve.planning import stack_file
 from loraserve.planning.stack_settings import Settings
@@ -41,7 +41,7 @@ def _settings(file: Path) -> Settings | None:
 
 def _machine(settings: Settings | None, address: str | None) -> Iterator[Check]:
     if settings and settings.loraserve_image:
-        yield Check("docker", Verdict.SKIP, f"not needed: {settings.loraserve_image} is built already")
+        yield Check("docker", CheckVerdict.SKIP, f"not needed: {settings.loraserve_image} is built already")
     else:
         why = "the stack builds its image with it: install Docker with buildx, or set loraserveImage to what another stack built"
         yield _tool("docker", ["docker", "buildx", "version"], why)
@@ -52,31 +52,33 @@ def _machine(settings: Settings | None, address: str | None) -> Iterator[Check]:
 
 def _tool(name: str, command: Sequence[str], why: str) -> Check:
     if not shutil.which(command[0]):
-        return Check(name, Verdict.FAIL, f"{command[0]} is not installed; {why}")
+        return Check(name, CheckVerdict.FAIL, f"{command[0]} is not installed; {why}")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        return Check(name, Verdict.FAIL, f"`{' '.join(command)}` fails ({said}); {why}")
-    return Check(name, Verdict.PASS, (done.stdout or done.stderr).strip().splitlines()[0])
+        return Check(name, CheckVerdict.FAIL, f"`{' '.join(command)}` fails ({said}); {why}")
+    return Check(name, CheckVerdict.PASS, (done.stdout or done.stderr).strip().splitlines()[0])
 
 
 def _reach(settings: Settings, given: str | None) -> Check:
     """`up` waits five minutes for an API server that does not take this machine's address."""
     name, cidrs = "own address", settings.public_access_cidrs
     if not cidrs:
-        return Check(name, Verdict.SKIP, "the API is private: run `up` from within privateAccessCidrs")
+        return Check(name, CheckVerdict.SKIP, "the API is private: run `up` from within privateAccessCidrs")
     if any(cidr.prefixlen == 0 for cidr in cidrs):
-        return Check(name, Verdict.PASS, "publicAccessCidrs admits every address")
+        return Check(name, CheckVerdict.PASS, "publicAccessCidrs admits every address")
     try:
         own = ip_address(given or _asked_of_aws())
     except (ValueError, urllib3.exceptions.HTTPError) as error:
-        return Check(name, Verdict.WARN, f"not known ({error}): name it with --address")
+        return Check(name, CheckVerdict.WARN, f"not known ({error}): name it with --address")
     if any(own in cidr for cidr in cidrs):
-        return Check(name, Verdict.PASS, f"{own} is within publicAccessCidrs")
+        return Check(name, CheckVerdict.PASS, f"{own} is within publicAccessCidrs")
     listed = ", ".join(map(str, cidrs))
     return Check(
-        name, Verdict.FAIL, f"{own} is not within publicAccessCidrs ({listed}): add {own}/32, else `up` waits in vain"
+        name,
+        CheckVerdict.FAIL,
+        f"{own} is not within publicAccessCidrs ({listed}): add {own}/32, else `up` waits in vain",
     )
 
 
@@ -90,7 +92,7 @@ def _program(
     if not shutil.which("pulumi"):
         yield Check(
             "pulumi",
-            Verdict.FAIL,
+            CheckVerdict.FAIL,
             "not installed, so neither state nor account can be checked: https://www.pulumi.com/docs/iac/download-install",
         )
         return
@@ -106,13 +108,13 @@ def _program(
             check=False,
         )
         if report.exists():
-            yield Check("state", Verdict.PASS, "its backend answers, its secrets can be read")
+            yield Check("state", CheckVerdict.PASS, "its backend answers, its secrets can be read")
             yield from from_json(report.read_text(encoding="utf-8"))
             return
     told = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     yield Check(
         "state",
-        Verdict.FAIL,
+        CheckVerdict.FAIL,
         "the program could not be run: log in to the state's backend, give its secrets provider what it needs, `pulumi stack init` a "
         "new stack, `pulumi install` its packages; Pulumi said:\n  " + "\n  ".join(told[-_SHOWN_LINES:]),
     )

@@ -19,7 +19,7 @@ from loraserve.operator.kubectl import Kubectl
 _TIMEOUT_SECONDS = 30
 
 
-class NoAnswer(LoraserveError):
+class PrometheusUnavailable(LoraserveError):
     """It does not answer, or not as Prometheus does."""
 
 
@@ -37,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """At its base URL. Its methods raise NoAnswer."""
+    """At its base URL. Its methods raise PrometheusUnavailable."""
 
     url: str
 
@@ -62,9 +62,11 @@ class Prometheus:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             said = error.read(300).decode(errors="replace")
-            raise NoAnswer(f"Prometheus at {self.url} answers {error.code}: {said}") from None
+            raise PrometheusUnavailable(f"Prometheus at {self.url} answers {error.code}: {said}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NoAnswer(f"{self.url} does not answer as Prometheus does ({error}); name another address") from None
+            raise PrometheusUnavailable(
+                f"{self.url} does not answer as Prometheus does ({error}); name another address"
+            ) from None
 
 
 @contextmanager

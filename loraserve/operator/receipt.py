@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from loraserve.operator.leftovers import LeftoversError, State, connected, explained, find
+from loraserve.operator.leftovers import LeftoversError, StackState, connected, explained, find
 from loraserve.planning import cost, stack_file
 
 CLUSTER = "aws:eks/cluster:Cluster"
@@ -51,7 +51,7 @@ def run(stack: str, export: str, folder: Path, now: datetime | None = None) -> b
 
     `folder` has the stack's files, and gets the receipt. Raises LeftoversError, InvalidSettings.
     """
-    state, path = State.read(export, stack), folder / f"receipt-{stack}.json"
+    state, path = StackState.read(export, stack), folder / f"receipt-{stack}.json"
     before, stands = _read(path), _had(state)
     if stands and not (before and stands.items() < before.had.items()):
         _write(stack, stands, state, path, now or datetime.now(UTC))
@@ -64,12 +64,12 @@ def run(stack: str, export: str, folder: Path, now: datetime | None = None) -> b
     return _compare(before, folder)
 
 
-def _had(state: State) -> dict[str, str]:
+def _had(state: StackState) -> dict[str, str]:
     """What AWS has; the cluster's objects go with it."""
     return {item["id"]: item["type"] for item in state.resources if item["type"].startswith("aws:") and item.get("id")}
 
 
-def _write(stack: str, had: dict[str, str], state: State, path: Path, now: datetime) -> None:
+def _write(stack: str, had: dict[str, str], state: StackState, path: Path, now: datetime) -> None:
     settings = stack_file.read(path.with_name(f"Pulumi.{stack}.yaml"))
     with explained():
         _, region, account = connected(path.with_name(f"Pulumi.{stack}.yaml"))
@@ -98,7 +98,7 @@ def _made(resources: tuple[Mapping[str, Any], ...]) -> datetime | None:
 def _compare(before: Receipt, folder: Path) -> bool:
     with explained():
         connect, _, _ = connected(folder / f"Pulumi.{before.stack}.yaml")
-        found = find(before.stack, State(), connect)
+        found = find(before.stack, StackState(), connect)
     click.echo(f"Stack {before.stack} had {_counted(before)}:")
     for kind, count in sorted(Counter(before.had.values()).items()):
         click.echo(f"  {count:>3} {kind}")

@@ -17,7 +17,7 @@ from loraserve.contract.addresses import (
     VLLM,
     VLLM_SERVICE,
 )
-from loraserve.contract.checks import Check, Verdict
+from loraserve.contract.checks import Check, CheckVerdict
 from loraserve.errors import LoraserveError
 from loraserve.operator.ask import ANSWER_SECONDS
 from loraserve.operator.kubectl import Kubectl, KubectlFailed
@@ -35,7 +35,7 @@ def run(kubectl: Kubectl, key: str) -> Iterator[Check]:
             yield _checked("health", lambda: _health(url))
             yield _checked("answers", lambda: _answers(url, key))
     except KubectlFailed as error:
-        yield Check("health", Verdict.FAIL, f"{error}; see docs/runbook.md#port-forward")
+        yield Check("health", CheckVerdict.FAIL, f"{error}; see docs/runbook.md#port-forward")
     yield _checked("targets", lambda: _targets(kubectl))
 
 
@@ -43,8 +43,8 @@ def _checked(name: str, look: Callable[[], Check | str]) -> Check:
     try:
         found = look()
     except (LoraserveError, OSError, ValueError, KeyError) as error:
-        return Check(name, Verdict.FAIL, str(error) or type(error).__name__)
-    return found if isinstance(found, Check) else Check(name, Verdict.PASS, found)
+        return Check(name, CheckVerdict.FAIL, str(error) or type(error).__name__)
+    return found if isinstance(found, Check) else Check(name, CheckVerdict.PASS, found)
 
 
 def _pods(kubectl: Kubectl) -> Check | str:
@@ -52,11 +52,11 @@ def _pods(kubectl: Kubectl) -> Check | str:
     ready = {app: [_is_ready(pod) for pod in pods if _app(pod) == app] for app in (GATEWAY, VLLM)}
     counted = ", ".join(f"{sum(each)} of {len(each)} {app} ready" for app, each in ready.items() if each)
     if not ready[GATEWAY] or not all(ready[GATEWAY]):
-        return Check("pods", Verdict.FAIL, f"{counted or 'no gateway'}; see docs/runbook.md#gatewaydown")
+        return Check("pods", CheckVerdict.FAIL, f"{counted or 'no gateway'}; see docs/runbook.md#gatewaydown")
     if not ready[VLLM]:
         return f"{counted}; vLLM is scaled to zero, a request wakes it"
     if not any(ready[VLLM]):
-        return Check("pods", Verdict.FAIL, f"{counted}; see docs/runbook.md#pending-pod")
+        return Check("pods", CheckVerdict.FAIL, f"{counted}; see docs/runbook.md#pending-pod")
     return counted
 
 
@@ -65,7 +65,7 @@ def _endpoints(kubectl: Kubectl) -> Check | str:
     counts = {service: _ready_addresses(slices, service) for service in (GATEWAY, VLLM_SERVICE)}
     told = ", ".join(f"{service} {count}" for service, count in counts.items())
     if not counts[GATEWAY]:
-        return Check("endpoints", Verdict.FAIL, f"{told}; see docs/runbook.md#empty-endpoints")
+        return Check("endpoints", CheckVerdict.FAIL, f"{told}; see docs/runbook.md#empty-endpoints")
     return told
 
 
@@ -80,7 +80,7 @@ def _answers(url: str, key: str) -> Check | str:
     (base,) = (model["id"] for model in models if not model.get("parent"))
     told = {name: _answer(url, key, name) for name in (base, *adapters[:1])}
     if any(not answer.strip() for answer in told.values()):
-        return Check("answers", Verdict.FAIL, "an answer is empty; see docs/runbook.md#quality-drops")
+        return Check("answers", CheckVerdict.FAIL, "an answer is empty; see docs/runbook.md#quality-drops")
     return "; ".join(f"{name}: {answer.strip()[:60]!r}" for name, answer in told.items())
 
 
@@ -94,12 +94,12 @@ def _targets(kubectl: Kubectl) -> Check | str:
     found = kubectl.run("get", "services", "--namespace", MONITORING_NAMESPACE, "--output=json", "--ignore-not-found")
     names = [item["metadata"]["name"] for item in json.loads(found or '{"items": []}')["items"]]
     if PROMETHEUS_SERVICE not in names:
-        return Check("targets", Verdict.SKIP, "no Prometheus here: loraserve:monitoringEnabled is false")
+        return Check("targets", CheckVerdict.SKIP, "no Prometheus here: loraserve:monitoringEnabled is false")
     with kubectl.forward(MONITORING_NAMESPACE, f"service/{PROMETHEUS_SERVICE}", PROMETHEUS_PORT) as url:
         targets = _get(f"{url}/api/v1/targets?state=active")["data"]["activeTargets"]
     down = [f"{target['labels'].get('job')}: {target['lastError']}" for target in targets if target["health"] == "down"]
     if down:
-        return Check("targets", Verdict.FAIL, f"{len(down)} of {len(targets)} down, such as {down[0]}")
+        return Check("targets", CheckVerdict.FAIL, f"{len(down)} of {len(targets)} down, such as {down[0]}")
     return f"{len(targets)} up"
 
 

@@ -15,7 +15,7 @@ import pytest
 from local.engine import plugins, workspace
 from local.engine.receipt import delete
 from local.engine.workspace import CHECKOUT
-from loraserve.operator.leftovers import State, find
+from loraserve.operator.leftovers import StackState, find
 from tests.engine.deployed import Deployment, World
 
 KILLS = int(os.environ.get("KILLS", "4"))
@@ -50,11 +50,11 @@ def recover(deployment: Deployment) -> None:
         capture_output=True,
         text=True,
     )
-    left = find(deployment.name, State.read(export, deployment.name), deployment.world.cloud.client)
+    left = find(deployment.name, StackState.read(export, deployment.name), deployment.world.cloud.client)
     assert shown.returncode == (2 if left else 0), shown.stdout + shown.stderr
     assert all(f"{item.kind} {item.name}" in shown.stdout for item in left)
     delete(left, deployment.world.cloud.client)
-    assert find(deployment.name, State.read(export, deployment.name), deployment.world.cloud.client) == []
+    assert find(deployment.name, StackState.read(export, deployment.name), deployment.world.cloud.client) == []
     refreshed = deployment.run("refresh", "--yes", "--skip-preview", "--clear-pending-creates")
     assert refreshed.returncode == 0, refreshed.stdout + refreshed.stderr
 

@@ -18,7 +18,7 @@ from loraserve.catalog.bucket import (
     CatalogUnavailable,
     DigestMismatch,
     Stopped,
-    TooSlow,
+    TransferStalled,
     VersionExists,
 )
 from loraserve.catalog.files import FileEntry
@@ -244,7 +244,7 @@ def test_bytes_that_come_too_slowly_are_asked_for_anew_and_then_given_up(
     drops[0] = STALL_SECONDS
     with (
         recording(bucket, "GetObject") as asked,
-        pytest.raises(TooSlow, match=f"S3 sends fewer than {STALL_BYTES} bytes in 30 s"),
+        pytest.raises(TransferStalled, match=f"S3 sends fewer than {STALL_BYTES} bytes in 30 s"),
     ):
         bucket.read(KEY, len(CONTENT))
     assert len(asked) == ATTEMPTS

@@ -20,7 +20,7 @@ from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
 from loraserve.operator import dashboard_server
 from loraserve.operator.dashboard_server import DashboardServer, drawn
 from loraserve.operator.figures import figure, in_words, numbers
-from loraserve.operator.prometheus import NoAnswer, Prometheus, Series
+from loraserve.operator.prometheus import Prometheus, PrometheusUnavailable, Series
 
 NOW = 1_800_000_000.0
 ALERT = {
@@ -43,7 +43,7 @@ class Answers:
 
     def during(self, expression: str, start: float, end: float, step: float) -> list[Series]:
         if self.broken:
-            raise NoAnswer("it is gone")
+            raise PrometheusUnavailable("it is gone")
         self.asked.append(expression)
         times = [start + step * number for number in range(int((end - start) / step) + 1)]
         labels = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", expression)))) - {"le"}
@@ -205,7 +205,7 @@ def test_what_does_not_answer_as_prometheus_is_named(monkeypatch: pytest.MonkeyP
         raise ConnectionRefusedError("refused")
 
     monkeypatch.setattr("urllib.request.OpenerDirector.open", refuse)
-    with pytest.raises(NoAnswer, match=r"http://nobody:9090 does not answer as Prometheus"):
+    with pytest.raises(PrometheusUnavailable, match=r"http://nobody:9090 does not answer as Prometheus"):
         Prometheus("http://nobody:9090").now("up")
 
 

@@ -22,7 +22,7 @@ from local.stand_ins.moto_gaps import tagging
 from loraserve.operator import leftovers
 from loraserve.operator.aws_commands import Connect
 from loraserve.operator.cli import main
-from loraserve.operator.leftovers import State, find
+from loraserve.operator.leftovers import StackState, find
 from tests.aws_objects import (
     ACCOUNT,
     GOES_ALONG,
@@ -93,7 +93,7 @@ def state(*pending: Json, known: tuple[Json, ...] = (), operation: str = "creati
 
 
 def listed(aws: Connect, export: str = state()) -> set[str]:
-    return {left.name for left in find("dev", State.read(export, "dev"), aws)}
+    return {left.name for left in find("dev", StackState.read(export, "dev"), aws)}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -101,7 +101,7 @@ def test_what_the_state_does_not_know_is_shown_with_what_deletes_it(aws: Connect
     made, inputs = MAKERS[kind](aws)
     creation = resource(kind, inputs)
     without = listed(aws, state(creation, known=({**creation, "id": made},)))
-    orphaned = find("dev", State.read(state(creation), "dev"), aws)
+    orphaned = find("dev", StackState.read(state(creation), "dev"), aws)
 
     [left] = [left for left in orphaned if left.name not in without]
     before = inventory(aws)
@@ -122,7 +122,7 @@ def test_a_whole_stack_that_is_left_can_be_deleted_in_the_order_shown(aws: Conne
         "iam/rolePolicy:RolePolicy",
     ):
         MAKERS[f"aws:{kind}"](aws)
-    receipt.delete(find("dev", State(), aws), aws)
+    receipt.delete(find("dev", StackState(), aws), aws)
     assert {item for item in inventory(aws) - before if not item.startswith(("i-", "eni-"))} == set()
 
 
@@ -268,9 +268,9 @@ def test_a_part_of_a_cluster_that_was_under_way_is_shown(
         return api if service == "eks" else aws(service)
 
     creation = resource(kind, inputs)
-    [left] = find("dev", State.read(state(creation), "dev"), connect)
+    [left] = find("dev", StackState.read(state(creation), "dev"), connect)
     assert (left.name, [(command.operation, command.waits) for command in left.commands]) == (name, commands)
-    assert find("dev", State.read(state(creation, known=({**creation, "id": name},)), "dev"), connect) == []
+    assert find("dev", StackState.read(state(creation, known=({**creation, "id": name},)), "dev"), connect) == []
 
 
 @pytest.mark.parametrize("operation", ["deleting", "updating", "reading"])

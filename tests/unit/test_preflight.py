@@ -16,7 +16,7 @@ import yaml
 from infra import account, versions
 from infra.errors import ConfigError
 from loraserve.contract.addresses import ADAPTER_PREFIX, MANIFEST_FILE, version_key
-from loraserve.contract.checks import REPORT_VARIABLE, Check, Verdict, from_json, to_json
+from loraserve.contract.checks import REPORT_VARIABLE, Check, CheckVerdict, from_json, to_json
 from loraserve.operator import preflight
 from loraserve.operator.cli import main
 from loraserve.planning.settings_parser import parse
@@ -163,9 +163,9 @@ def test_a_run_that_only_checks_writes_what_it_found_and_declares_nothing(
             published={KEY: OTHER_DIGEST},
         )
     found = {check.name: check for check in from_json(report.read_text())}
-    assert found["vCPU quotas"].verdict is Verdict.WARN
-    assert found["catalog"].verdict is Verdict.FAIL
-    assert {name for name, check in found.items() if check.verdict is Verdict.PASS} >= {
+    assert found["vCPU quotas"].verdict is CheckVerdict.WARN
+    assert found["catalog"].verdict is CheckVerdict.FAIL
+    assert {name for name, check in found.items() if check.verdict is CheckVerdict.PASS} >= {
         "settings",
         "account",
         "zones",
@@ -225,7 +225,7 @@ def test_a_tool_that_fails_is_told_in_its_own_words(
 def test_the_programs_findings_follow_those_of_the_machine(
     stack_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    findings = to_json([Check("zones", Verdict.PASS, "a, b"), Check("quotas", Verdict.WARN, "few")])
+    findings = to_json([Check("zones", CheckVerdict.PASS, "a, b"), Check("quotas", CheckVerdict.WARN, "few")])
     monkeypatch.chdir(stack_folder)
     path = programs(
         stack_folder,
@@ -244,5 +244,5 @@ def test_a_state_that_cannot_be_read_is_told_in_pulumis_words(monkeypatch: pytes
     monkeypatch.setattr(preflight.shutil, "which", lambda _: "pulumi")
     refusal = subprocess.CompletedProcess([], 255, "", "error: no stack named 'dev' found\n")
     (check,) = preflight._program("dev", tmp_path, lambda *_, **__: refusal)
-    assert check.verdict is Verdict.FAIL
+    assert check.verdict is CheckVerdict.FAIL
     assert "no stack named 'dev' found" in check.found

@@ -14,10 +14,10 @@ import pytest
 from local.paths import CHECKOUT
 from loraserve.contract.addresses import GATEWAY, PROMETHEUS_SERVICE, VLLM, VLLM_SERVICE
 from loraserve.operator.kubectl import Kubectl, KubectlFailed
-from loraserve.operator.smoke import Verdict, run
+from loraserve.operator.smoke import CheckVerdict, run
 
 KEY = "lsk-test"
-PASS, SKIP, FAIL = Verdict.PASS, Verdict.SKIP, Verdict.FAIL
+PASS, SKIP, FAIL = CheckVerdict.PASS, CheckVerdict.SKIP, CheckVerdict.FAIL
 
 
 class Stack:
@@ -99,7 +99,7 @@ def stack() -> Iterator[Stack]:
         thread.join()
 
 
-def verdicts(stack: Stack, key: str = KEY) -> dict[str, Verdict]:
+def verdicts(stack: Stack, key: str = KEY) -> dict[str, CheckVerdict]:
     return {check.name: check.verdict for check in run(cast(Kubectl, stack), key)}
 
 
