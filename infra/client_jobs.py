@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from infra.names import GATEWAY, GATEWAY_CLIENT_LABELS, GATEWAY_PORT
-from infra.pods import of_secret, run_as
+from infra.pods import of_secret, run_as, tolerations
+from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
 
@@ -37,12 +38,12 @@ def client_variables(secret: core.Secret) -> dict[str, Any]:
     }
 
 
-def client_pod(tolerations: Sequence[Mapping[str, str]], pod: core.PodSpecArgsDict) -> core.PodSpecArgsDict:
+def client_pod(settings: Settings, pod: core.PodSpecArgsDict) -> core.PodSpecArgsDict:
     """What is the same in all of them; Kubernetes' API is nothing to them."""
     return {
         "automount_service_account_token": False,
         "enable_service_links": False,
-        "tolerations": [cast(core.TolerationArgsDict, toleration) for toleration in tolerations],
+        "tolerations": tolerations(settings),
         "security_context": run_as(_USER_ID),
         **pod,
     }

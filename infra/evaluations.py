@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pulumi
@@ -46,7 +45,6 @@ class Evaluations(pulumi.ComponentResource):
         image: pulumi.Input[str],
         api_key: pulumi.Input[str],
         identity: PodIdentity,
-        tolerations: Sequence[Mapping[str, str]] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Evaluations", name, None, opts)
@@ -54,7 +52,6 @@ class Evaluations(pulumi.ComponentResource):
         self._namespace = namespace
         self._image = image
         self._identity = identity
-        self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
         identity.service_account(EVALUATOR, namespace, self._child)
         self._secret = key_secret(EVALUATOR, namespace, api_key, self._child)
@@ -90,7 +87,7 @@ class Evaluations(pulumi.ComponentResource):
 
     def _pod_spec(self, evaluation: ClusterEvaluation, files: core.VolumeArgsDict) -> core.PodSpecArgsDict:
         return client_pod(
-            self._tolerations,
+            self._settings,
             {
                 "service_account_name": EVALUATOR,
                 "restart_policy": "OnFailure",  # in the same pod: what was answered is not asked again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -30,7 +30,18 @@ from infra.names import (
     VLLM_SERVICE,
 )
 from infra.place import serving_namespace
-from infra.pods import environment, grant, hardened, may_watch, of_pod, of_secret, probe, run_as, service_ports
+from infra.pods import (
+    environment,
+    grant,
+    hardened,
+    may_watch,
+    of_pod,
+    of_secret,
+    probe,
+    run_as,
+    service_ports,
+    tolerations,
+)
 from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, digest_of_key, key_of
@@ -109,7 +120,6 @@ class Gateway(pulumi.ComponentResource):
         image: pulumi.Input[str],
         vllm_key_secret: pulumi.Input[str],
         identity: PodIdentity,
-        tolerations: Sequence[Mapping[str, str]] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:Gateway", name, None, opts)
@@ -118,7 +128,6 @@ class Gateway(pulumi.ComponentResource):
         self._image = image
         self._vllm_key_secret = vllm_key_secret
         self._identity = identity
-        self._tolerations = tolerations
         self._child = pulumi.ResourceOptions(parent=self)
         self.api_keys = {client: self._create_key(client) for client in _clients_in_the_cluster(settings)}
         """Of pods that the stack itself runs as clients."""
@@ -191,7 +200,7 @@ class Gateway(pulumi.ComponentResource):
             "service_account_name": GATEWAY,
             "automount_service_account_token": True,
             "enable_service_links": False,
-            "tolerations": [cast(core.TolerationArgsDict, toleration) for toleration in self._tolerations],
+            "tolerations": tolerations(self._settings),
             "topology_spread_constraints": [
                 {
                     "topology_key": key,

@@ -5,7 +5,6 @@ starts it, and its log ends with what it found.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -36,7 +35,6 @@ class LoadTest(pulumi.ComponentResource):
         namespace: pulumi.Input[str],
         image: pulumi.Input[str],
         api_key: pulumi.Input[str],
-        tolerations: Sequence[Mapping[str, str]] = (),
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("loraserve:infra:LoadTest", name, None, opts)
@@ -77,7 +75,7 @@ class LoadTest(pulumi.ComponentResource):
             LOAD_TEST,
             namespace,
             LOAD_TEST_SELECTOR,
-            client_pod(tolerations, pod),
+            client_pod(settings, pod),
             schedule=None,
             attempts_after_the_first=0,  # a missed objective is a result
             longest_seconds=_LONGEST_SECONDS,

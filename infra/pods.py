@@ -8,7 +8,8 @@ from typing import Any, cast
 import pulumi
 import pulumi_kubernetes as k8s
 
-from infra.names import HTTP_PORT_NAME, METRICS_PORT_NAME
+from infra.names import GPU_TAINT, HTTP_PORT_NAME, METRICS_PORT_NAME
+from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
 rbac = k8s.rbac.v1
@@ -36,6 +37,11 @@ def hardened() -> core.SecurityContextArgsDict:
         "run_as_non_root": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def tolerations(settings: Settings) -> list[core.TolerationArgsDict]:
+    """What pods that need no GPU bear: where one node has to take all of them, its taint."""
+    return [cast(core.TolerationArgsDict, GPU_TAINT.toleration())] if settings.local.single_node else []
 
 
 def environment(variables: Mapping[str, Any]) -> list[core.EnvVarArgsDict]:

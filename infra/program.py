@@ -145,7 +145,6 @@ def deploy() -> None:
             surroundings=replace(inference.surroundings, identity=identity),
             opts=in_cluster,
         )
-    tolerations = [names.GPU_TAINT.toleration()] if config.local.single_node else []
     gateway = Gateway(
         "gateway",
         settings=config,
@@ -153,7 +152,6 @@ def deploy() -> None:
         image=image,
         vllm_key_secret=inference.api_key_secret.metadata.name,
         identity=PodIdentity(adapters.bucket.id, gateway_role.arn, region),
-        tolerations=tolerations,
         opts=in_cluster,
     )
     if config.load_test:
@@ -164,7 +162,6 @@ def deploy() -> None:
             namespace=in_namespace,
             image=image,
             api_key=gateway.api_keys[names.LOAD_TEST],
-            tolerations=tolerations,
             opts=in_cluster,
         )
     if config.evaluations:
@@ -175,7 +172,6 @@ def deploy() -> None:
             image=image,
             api_key=gateway.api_keys[names.EVALUATOR],
             identity=PodIdentity(adapters.bucket.id, adapters.evaluator_role.arn, region),
-            tolerations=tolerations,
             opts=in_cluster,
         )
     if config.scaling_enabled:

@@ -23,6 +23,7 @@ from loraserve.operator.terminal import (
     json_option,
     plain,
     print_json,
+    print_published,
     print_table,
     progress_bars,
     stack_config_entry,
@@ -159,11 +160,7 @@ def publish(
     with progress_bars() as progress:
         entry = adapters.publish(bucket, folder, model, version, name, progress, base=base, probe_prompts=prompts)
     lineage.published(bucket, VersionId.of_adapter(entry), entry.digest, origin)
-    if as_json:
-        print_json(plain(entry))
-        return
-    tell("Published. Add to the stack config's list of adapters:")
-    click.echo(stack_config_entry(entry))
+    print_published(entry, as_json)
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -57,6 +57,15 @@ def stack_config_entry(entry: Document) -> str:
     return "- " + "\n  ".join(entry_lines(entry))
 
 
+def print_published(entry: Document, as_json: bool) -> None:
+    """An adapter's entry, which its stack config still lacks."""
+    if as_json:
+        print_json(plain(entry))
+        return
+    tell("Published. Add to the stack config's list of adapters:")
+    click.echo(stack_config_entry(entry))
+
+
 def stack_config_setting(key: str, value: Document) -> str:
     """YAML, one key of a stack config."""
     return f"loraserve:{key}:\n  " + "\n  ".join(entry_lines(value))

@@ -20,7 +20,7 @@ from loraserve.catalog.files import FileEntry, digest_of
 from loraserve.catalog.gate import inspect
 from loraserve.catalog.manifest import BaseManifest
 from loraserve.catalog.versions import VersionId
-from loraserve.operator.terminal import busy, json_option, plain, print_json, progress_bars, stack_config_entry, tell
+from loraserve.operator.terminal import busy, json_option, plain, print_json, print_published, progress_bars, tell
 from loraserve.planning import checkout
 from loraserve.planning import stack_file as stack_files
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
@@ -131,11 +131,7 @@ def train(
             bucket, adapter, model, version, name, progress, base=prepared.target.base, probe_prompts=prompts
         )
     lineage.published(bucket, VersionId.of_adapter(entry), entry.digest, origin)
-    if as_json:
-        print_json(plain(entry))
-        return
-    tell("Published. Add to the stack config's list of adapters:")
-    click.echo(stack_config_entry(entry))
+    print_published(entry, as_json)
 
 
 @dataclass(frozen=True)
