@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help up down status logs ask dashboard install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## Bring the local stack up, vLLM with two adapters; CONTEXT=kind-kind uses a cluster of your own
 	@$(PY) -m local up $(if $(CONTEXT),--context "$(CONTEXT)")

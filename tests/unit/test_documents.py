@@ -1,31 +1,61 @@
-"""What people read: paths that exist, and releases that can be gone back to."""
+"""What people read: paths, headings and words that exist, and releases that can be gone back to."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from local.paths import CHECKOUT
 
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")),
+]
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        *(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")),
-    ],
-)
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_points_to_exists(document: str) -> None:
     text = (CHECKOUT / document).read_text()
     paths = re.findall(r"`((?:bench|docs|images|infra|local|loraserve|tests)/[\w./-]*)`", text)
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     missing = [path for path in paths if not (CHECKOUT / path).exists()]
     assert [*missing, *(link for link in links if not (CHECKOUT / document).parent.joinpath(link).exists())] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_link_to_a_heading_finds_it(document: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", (CHECKOUT / document).read_text())
+    missing = [
+        f"{path}#{anchor}"
+        for path, anchor in links
+        if anchor not in _anchors((CHECKOUT / document).parent / path if path else CHECKOUT / document)
+    ]
+    assert missing == []
+
+
+def _anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_make_help_lists_every_word_and_documents_name_no_other() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text()
+    [phony] = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    targets = re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(targets)
+    help_ = subprocess.run(["make", "--silent", "help"], cwd=CHECKOUT, check=True, capture_output=True, text=True)
+    listed = {line.split()[1] for line in help_.stdout.splitlines()}
+    assert set(targets) - listed == {"install"}
+    texts = [(CHECKOUT / document).read_text() for document in DOCUMENTS]
+    named = {word for text in texts for word in re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, re.MULTILINE)}
+    assert named - set(targets) == set()
 
 
 @pytest.mark.parametrize("document", ["docs/threat-model.md", "docs/operations.md"])
