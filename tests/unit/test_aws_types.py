@@ -11,19 +11,23 @@ import pytest
 from local.stand_ins.aws.plugin import TYPES
 from tests.aws_objects import MAKERS
 from tests.aws_types import EKS_COMPONENT, FOUND_ELSEWHERE, NEVER_LEFT
+from tests.engine.setting_changes import CHANGES, DEPLOYED
 from tests.unit.declared import Program, declare
 
+LEFT_AS_SHIPPED = {
+    "environment": "a label",
+    "clusterStack": "a stack in another one's cluster declares less: test_place.py",
+    "retainAdapters": "off only takes away what keeps objects",
+    **dict.fromkeys(("addonsEnabled", "monitoringEnabled", "scalingEnabled"), "on as shipped"),
+    **dict.fromkeys(("vllmImage", "loraserveImage"), "an image of one's own takes the place of what is built"),
+    "nat": "an instance in dev, gateways in prod",
+    "local": "the program `local` has it",
+}
+"""Settings that are not changed in EVERYTHING, each with its reason."""
 EVERYTHING: dict[str, Any] = {
-    "budget": {"dollarsPerMonth": 300, "emails": ["ops@example.com"]},
-    "clusterAccess": [{"name": "ops", "principalArn": "arn:aws:iam::123456789012:role/ops", "policy": "view"}],
-    "gatewayCertificateArn": "arn:aws:acm:eu-central-1:123456789012:certificate/0123",
+    "secrets": ["hubToken", "alerting", "remoteWrite"],
+    **{setting: value for setting, value in {**DEPLOYED, **CHANGES}.items() if setting not in LEFT_AS_SHIPPED},
     "gpuNvmeRaid0": False,
-    "gpuWarmPool": True,
-    "gpuSpot": True,
-    "startCacheWriter": True,
-    "privateAccessCidrs": ["192.168.0.0/24"],
-    "prometheusVolumeGib": 10,
-    "systemNodeCount": 2,
 }
 
 
@@ -37,6 +41,10 @@ def emitted(programs: list[Program]) -> set[str]:
     """Types with a namespace of the aws plugin; the component's children are registered by its own plugin."""
     types = {resource.type for program in programs for resource in program.resources} | EKS_COMPONENT.keys()
     return {kind for kind in types if kind.startswith("aws:")}
+
+
+def test_every_setting_is_on_in_one_of_the_programs() -> None:
+    assert EVERYTHING.keys() - {"secrets"} | LEFT_AS_SHIPPED.keys() == CHANGES.keys()
 
 
 def test_the_stand_in_serves_what_is_emitted_and_nothing_else(emitted: set[str]) -> None:
