@@ -7,7 +7,9 @@ from botocore.exceptions import (
     ConfigParseError,
     ConnectionError,
     CredentialRetrievalError,
+    FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     InvalidConfigError,
     InvalidRegionError,
     LoginError,
@@ -48,6 +50,8 @@ _BAD_CREDENTIALS = {
     "UnrecognizedClientException",
 }
 _WRONG_CLOCK = {"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"}
+_TRANSIENT_ERRORS = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
+_TRANSIENT_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
 _ACCESS_DENIED = {"403", "AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}
 
 
@@ -68,3 +72,15 @@ def explain(error: BotoCoreError | ClientError) -> str:
     status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     # Where an answer has no body, botocore makes the code of the status.
     return f"AWS answered {' '.join(dict.fromkeys(filter(None, (status, code))))}; try again later"
+
+
+def is_transient(error: BotoCoreError | ClientError) -> bool:
+    """Whether the same request may succeed a little later."""
+    if isinstance(error, ClientError):
+        return http_status(error) >= 500 or error.response["Error"]["Code"] in _TRANSIENT_CODES
+    return isinstance(error, _TRANSIENT_ERRORS)
+
+
+def http_status(error: ClientError) -> int:
+    """Of the answer, as HTTP has it."""
+    return error.response["ResponseMetadata"]["HTTPStatusCode"]

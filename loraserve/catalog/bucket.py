@@ -8,11 +8,9 @@ import base64
 import copy
 import hashlib
 import os
-import queue
 import random
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,9 +21,6 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    ConnectionError,
-    FlexibleChecksumError,
-    HTTPClientError,
     IncompleteReadError,
     ProfileNotFound,
     ReadTimeoutError,
@@ -33,8 +28,9 @@ from botocore.exceptions import (
 )
 from urllib3 import exceptions as urllib3_exceptions
 
-from loraserve.catalog.aws_errors import explain
+from loraserve.catalog.aws_errors import explain, http_status, is_transient
 from loraserve.catalog.files import FileEntry, OnProgress
+from loraserve.catalog.transfers import WORKERS, Tally, digest_of_span, in_parallel, is_part, read_span
 from loraserve.errors import LoraserveError
 
 ATTEMPTS = 4
@@ -43,12 +39,6 @@ CHUNK_BYTES = 64 << 10
 STALL_SECONDS = 30.0
 STALL_BYTES = 16 << 10
 """A part that gains less in STALL_SECONDS is asked for anew: another of S3's servers may answer."""
-WORKERS = 8
-"""Parts of one file in flight."""
-
-
-_TRANSIENT_ERRORS = (ConnectionError, HTTPClientError, IncompleteReadError, FlexibleChecksumError)
-_TRANSIENT_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
 
 T = TypeVar("T")
 
@@ -160,9 +150,9 @@ class Bucket:
 
     def upload(self, key: str, path: Path, entry: FileEntry, progress: OnProgress) -> None:
         """A file, as an object. Raises VersionExists unless it is there with the same bytes."""
-        tally = _Tally(f"uploading {path.name}", entry.size, progress)
+        tally = Tally(f"uploading {path.name}", entry.size, progress)
         if len(entry.parts) == 1:
-            self._create(key, entry.checksum, lambda: self._put(key, _read(path, entry.span(0)), entry.checksum))
+            self._create(key, entry.checksum, lambda: self._put(key, read_span(path, entry.span(0)), entry.checksum))
         else:
             self._create(key, entry.checksum, lambda: self._put_parts(key, path, entry, tally))
         tally.finish()
@@ -172,17 +162,17 @@ class Bucket:
 
         Raises ObjectMissing, DigestMismatch; OSError when the disk fails.
         """
-        tally = _Tally(f"downloading {target.name}", entry.size, progress)
+        tally = Tally(f"downloading {target.name}", entry.size, progress)
         resumed = target.exists()
         with target.open("ab") as file:
             file.truncate(entry.size)
 
         def fetch(part: int) -> None:
-            if not resumed or _digest(target, entry.span(part)) != entry.parts[part]:
+            if not resumed or digest_of_span(target, entry.span(part)) != entry.parts[part]:
                 self._call(key, lambda: self._fetch_part(key, entry, part, target))
             tally.add(len(entry.span(part)))
 
-        _in_parallel(fetch, range(len(entry.parts)))
+        in_parallel(fetch, range(len(entry.parts)))
         with target.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -213,7 +203,7 @@ class Bucket:
         put = partial(self._s3.put_object, Bucket=self.name, Key=key, Body=content, IfNoneMatch="*", **checked)
         self._call(key, put)
 
-    def _put_parts(self, key: str, path: Path, entry: FileEntry, tally: "_Tally") -> None:
+    def _put_parts(self, key: str, path: Path, entry: FileEntry, tally: Tally) -> None:
         upload, etags = self._open_upload(key, path, entry)
         target = {"Bucket": self.name, "Key": key, "UploadId": upload}
         checksums = [base64.b64encode(bytes.fromhex(part)).decode() for part in entry.parts]
@@ -221,14 +211,14 @@ class Bucket:
         def send(part: int) -> None:
             number = part + 1
             if number not in etags:
-                body = _read(path, entry.span(part))
+                body = read_span(path, entry.span(part))
                 numbered = {"PartNumber": number, "ChecksumSHA256": checksums[part]}
                 sent = self._call(key, lambda: self._s3.upload_part(**target, **numbered, Body=body))
                 etags[number] = sent["ETag"]
             tally.add(len(entry.span(part)))
 
         tally.start()
-        _in_parallel(send, range(len(entry.parts)))
+        in_parallel(send, range(len(entry.parts)))
         parts = [
             {"PartNumber": number, "ETag": etags[number], "ChecksumSHA256": checksum}
             for number, checksum in enumerate(checksums, start=1)
@@ -244,7 +234,7 @@ class Bucket:
             if upload["Key"] == key and upload.get("ChecksumAlgorithm") == "SHA256":
                 there = {"Bucket": self.name, "Key": key, "UploadId": upload["UploadId"]}
                 etags = {part["PartNumber"]: part["ETag"] for part in self._pages("list_parts", "Parts", key, there)}
-                if all(_is_part(path, entry, number, etag) for number, etag in etags.items()):
+                if all(is_part(path, entry, number, etag) for number, etag in etags.items()):
                     return upload["UploadId"], etags
         begun = self._call(
             key, lambda: self._s3.create_multipart_upload(Bucket=self.name, Key=key, ChecksumAlgorithm="SHA256")
@@ -253,13 +243,13 @@ class Bucket:
 
     def verify(self, key: str, entry: FileEntry, progress: OnProgress) -> None:
         """Reads every byte of an object, and keeps none. Raises ObjectMissing, DigestMismatch."""
-        tally = _Tally(f"reading {key}", entry.size, progress)
+        tally = Tally(f"reading {key}", entry.size, progress)
 
         def check(part: int) -> None:
             self._call(key, lambda: self._read_part(key, entry, part, lambda chunk: None))
             tally.add(len(entry.span(part)))
 
-        _in_parallel(check, range(len(entry.parts)))
+        in_parallel(check, range(len(entry.parts)))
 
     def objects(self, prefix: str) -> list[dict[str, Any]]:
         """Key, Size, LastModified of every object below a prefix."""
@@ -333,7 +323,7 @@ class Bucket:
                 if attempt == ATTEMPTS:
                     raise
             except (BotoCoreError, ClientError) as error:
-                if attempt == ATTEMPTS or not _is_transient(error):
+                if attempt == ATTEMPTS or not is_transient(error):
                     raise _translate(error, self.url(key)) from error
             time.sleep(random.uniform(0, min(LONGEST_PAUSE_SECONDS, self._pause_seconds * 2 ** (attempt - 1))))
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -382,87 +372,13 @@ class _Stall:
         self._since, self._gained = now, 0
 
 
-class _Tally:
-    """Adds up what the threads of one transfer have done."""
-
-    def __init__(self, name: str, total: int, progress: OnProgress) -> None:
-        self._name = name
-        self._total = total
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._done = 0
-
-    def start(self) -> None:
-        self._done = 0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            self._progress(self._name, self._done, self._total)
-
-    def finish(self) -> None:
-        if self._done < self._total:
-            self.add(self._total - self._done)
-
-
-def _in_parallel(action: Callable[[int], None], items: Iterable[int]) -> None:
-    """Waits for all; the first failure stops the rest. An executor's threads would hold up the end of the process."""
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for item in items:
-        waiting.put(item)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        while not failures:
-            try:
-                action(waiting.get_nowait())
-            except queue.Empty:
-                return
-            except BaseException as error:
-                failures.append(error)
-
-    threads = [
-        threading.Thread(target=work, name="transfer", daemon=True) for _ in range(min(WORKERS, waiting.qsize()))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-
-
-def _read(path: Path, span: range) -> bytes:
-    with path.open("rb") as file:
-        file.seek(span.start)
-        return file.read(len(span))
-
-
-def _digest(path: Path, span: range) -> str:
-    return hashlib.sha256(_read(path, span)).hexdigest()
-
-
-def _is_part(path: Path, entry: FileEntry, number: int, etag: str) -> bool:
-    """Whether an uploaded part holds these bytes; with SSE-S3 a part's ETag is its MD5."""
-    if number > len(entry.parts):
-        return False
-    content = _read(path, entry.span(number - 1))
-    return etag.strip('"') == hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _is_transient(error: BotoCoreError | ClientError) -> bool:
-    if isinstance(error, ClientError):
-        return _status(error) >= 500 or error.response["Error"]["Code"] in _TRANSIENT_CODES
-    return isinstance(error, _TRANSIENT_ERRORS)
-
-
 def _translate(error: BotoCoreError | ClientError, url: str) -> Exception:
     if not isinstance(error, ClientError):
         return CatalogUnavailable(f"{url}: {explain(error)}")
     code = error.response["Error"]["Code"]
     if code in ("NoSuchUpload", "InvalidPart", "PreconditionFailed"):
         return _Overtaken(code)
-    match _status(error):
+    match http_status(error):
         case 404 if code == "NoSuchBucket":
             return CatalogUnavailable(f"{url}: there is no such bucket; check its name and the AWS account")
         case 404:
@@ -471,10 +387,6 @@ def _translate(error: BotoCoreError | ClientError, url: str) -> Exception:
             return _wrong_size(url, "less")
         case _:
             return CatalogUnavailable(f"{url}: {explain(error)}")
-
-
-def _status(error: ClientError) -> int:
-    return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def _wrong_size(url: str, relation: str) -> DigestMismatch:
