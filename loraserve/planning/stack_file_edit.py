@@ -74,7 +74,9 @@ def with_adapter(path: Path, entry: Adapter) -> Edit:
 
     edit = _edit(path, change)
     placed = stack_file.read(path, edit.after).adapters
-    if entry not in [each.model_copy(update={"prewarm": entry.prewarm, "fallback": entry.fallback}) for each in placed]:
+    if (entry.version_pin(), entry.canary_percent) not in [
+        (each.version_pin(), each.canary_percent) for each in placed
+    ]:
         raise CannotEdit(
             f"{path} has a form in which {entry.name} cannot be placed; paste what `loraserve show` prints"
         )
