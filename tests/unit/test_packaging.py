@@ -128,3 +128,15 @@ def test_the_import_rules_catch_a_room_that_reaches_up(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "loraserve.contract is not allowed to import loraserve.agent" in run.stdout
     assert "loraserve is not allowed to import pulumi" in run.stdout
+
+
+@pytest.mark.parametrize("container", ["loraserve", "local"])
+def test_the_map_for_newcomers_has_every_room_of_the_import_rules(container: str) -> None:
+    [rooms] = [
+        rule["layers"]
+        for rule in _PROJECT["tool"]["importlinter"]["contracts"]
+        if rule.get("containers") == [container]
+    ]
+    named = {room.strip() for layer in rooms for room in layer.split("|")} - {"__main__"}
+    map_ = (CHECKOUT / "CONTRIBUTING.md").read_text().partition("## The map")[2].partition("The rules are in")[0]
+    assert [room for room in sorted(named) if not re.search(rf"\b{room}\b", map_)] == []
