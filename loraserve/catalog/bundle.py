@@ -28,6 +28,7 @@ from loraserve.contract.base_model import Mirror
 from loraserve.contract.desired_state import Adapter
 from loraserve.contract.document import Document, HubId
 from loraserve.contract.evaluation import Verdict
+from loraserve.contract.served_name import ServedName
 
 _INDEX = "bundle.json"
 _VERSION, _VERDICTS, _LINEAGE = "version/", "evaluations/", "lineage/"
@@ -83,7 +84,7 @@ class Candidate(Document):
         return AdapterManifest if self.adapter else BaseManifest
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.entry.version}"
+        return ServedName.of(self.name, self.entry.version)
 
 
 @dataclass(frozen=True)

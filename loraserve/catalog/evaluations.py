@@ -6,6 +6,7 @@ evaluations/{adapter name}/{version}/{digest of the verdict}.json
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.files import digest_of
 from loraserve.contract.evaluation import InvalidVerdict, Verdict, verdict_key, verdict_prefix
+from loraserve.contract.served_name import ServedName
 
 MAX_VERDICT_BYTES = 64 << 10
 
@@ -48,7 +49,7 @@ def _read(bucket: Bucket, name: str, version: str, key: str) -> Verdict:
         raise InvalidVerdict(f"{bucket.url(key)}: {error}") from None
     if key != verdict_key(verdict.candidate.name, verdict.candidate.version, digest_of(content)):
         raise InvalidVerdict(
-            f"{bucket.url(key)} is no verdict that `loraserve evaluate` wrote on {name}@{version}: find out who did with "
+            f"{bucket.url(key)} is no verdict that `loraserve evaluate` wrote on {ServedName.of(name, version)}: find out who did with "
             "evaluatorRole, and publish these bytes as another version"
         )
     return verdict

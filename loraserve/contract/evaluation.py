@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from loraserve.contract.addresses import EVALUATION_PREFIX
 from loraserve.contract.document import Digest, Document, HubId, PathSegment
+from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -43,6 +44,9 @@ class EvaluatedVersion(Document):
     """Of an adapter as callers know it, or of a whole model."""
     version: PathSegment
     digest: Digest
+
+    def __str__(self) -> str:
+        return ServedName.of(self.name, self.version)
 
 
 class BaseIdentity(Document):

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 def sentence(outcome: Outcome) -> str:
     """The verdict, for a person."""
     verdict = outcome.verdict
-    candidate = f"{verdict.candidate.name}@{verdict.candidate.version}"
+    candidate = str(verdict.candidate)
     found = [f"{verdict.result.value.upper()}: {candidate} by {verdict.primary_score}"]
     for part in outcome.parts:
         compared = part.comparisons[verdict.primary_score]
@@ -125,7 +125,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit }
 
 def as_html(outcome: Outcome) -> str:
     verdict, noise = outcome.verdict, outcome.noise
-    title = f"{verdict.candidate.name}@{verdict.candidate.version}: {verdict.result.value}"
+    title = f"{verdict.candidate}: {verdict.result.value}"
     return "".join(
         [
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",

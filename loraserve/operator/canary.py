@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.monitoring.metrics import CANARY, DURATION, quantile
 from loraserve.operator.prometheus import Prometheus
@@ -182,7 +183,7 @@ def read(prometheus: Prometheus, name: str, stable: str, canary: str, window: st
     for version in (stable, canary):
         if not sums[version].get("requests"):
             raise NotJudged(
-                f"Prometheus knows no request of {name}@{version} beside the other version: has it run as a canary, and "
+                f"Prometheus knows no request of {ServedName.of(name, version)} beside the other version: has it run as a canary, and "
                 "has anybody called it?"
             )
     counted = prometheus.now(f"count(count by (pod) ({CANARY}{where}))")

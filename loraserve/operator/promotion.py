@@ -16,6 +16,7 @@ from loraserve.catalog.files import OnProgress, digest_of
 from loraserve.catalog.gate import inspect
 from loraserve.catalog.manifest import AdapterManifest, Manifest
 from loraserve.contract.evaluation import BaseIdentity, Verdict
+from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.operator.pulumi import Pulumi
 from loraserve.planning import stack_file, stack_file_edit
@@ -79,16 +80,16 @@ class Stack:
 
     def find(self, what: str) -> Candidate:
         """`faq@v3`, where this stack has it. Raises NotPromoted."""
-        name, _, version = what.rpartition("@")
-        if not name or not version:
+        asked = ServedName(what)
+        if not asked.adapter or not asked.version:
             raise NotPromoted(f"{what!r} names no version: say it as faq@v3")
-        known = self.named(name)
+        known = self.named(asked.adapter)
         for candidate in known:
-            if candidate.entry.version == version:
+            if candidate.entry.version == asked.version:
                 return candidate
         there = ", ".join(each.entry.version for each in known) or "none"
         raise NotPromoted(
-            f"{self.file} names no {what} (of {name} it has: {there}): what is promoted has run in {self.name}"
+            f"{self.file} names no {what} (of {asked.adapter} it has: {there}): what is promoted has run in {self.name}"
         )
 
     def fits(self, manifest: Manifest, folder: Path) -> None:
@@ -228,9 +229,9 @@ def _check_against_production(candidate: Candidate, verdict: Verdict, target: St
         return
     against = verdict.primary.against
     if standing[0].digest not in (candidate.entry.digest, against and against.digest):
-        told = f"{against.name}@{against.version}" if against else "the base model"
+        told = str(against) if against else "the base model"
         raise NotPromoted(
-            f"{candidate} was compared with {told}, {target.name} serves {candidate.name}@{standing[0].version} by now: "
+            f"{candidate} was compared with {told}, {target.name} serves {ServedName.of(candidate.name, standing[0].version)} by now: "
             "`loraserve evaluate` it against that"
         )
 
