@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +67,9 @@ class GoModule:
 def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
     """Builds these programs of these modules, and copies the modules' files. Raises ProcessError.
 
-    The sources of one module are fetched, and those of one before deleted, while another is compiled.
+    The sources of one module are fetched while another is compiled, and go while the next one is: a minute of a slow disk.
     """
-    with _caches(say) as caches, ThreadPoolExecutor(1) as deleting, ThreadPoolExecutor(1) as fetching:
+    with _caches(say) as (caches, tidying), ThreadPoolExecutor(1) as fetching:
         executable = _find_go(say)
         builds = {module: _Go(executable, caches, module.name) for module in wanted}
         fetched = {module: fetching.submit(_fetch, go, module) for module, go in builds.items()}
@@ -78,14 +78,14 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
                 _wait_for_sources(module, fetched[module], say)
                 if programs := wanted[module]:
                     _compile(go, module, sorted(programs), say)
-                deleting.submit(shutil.rmtree, go.sources, ignore_errors=True)
+                tidying.submit(shutil.rmtree, go.sources, ignore_errors=True)
         finally:
             fetching.shutdown(cancel_futures=True)
 
 
 def write_locks(modules: Iterable[GoModule], say: Say) -> None:
     """Pins all that the modules are built from anew: go.mod and go.sum, after a version was changed. Raises ProcessError."""
-    with _caches(say) as caches:
+    with _caches(say) as (caches, _):
         executable = _find_go(say)
         for module in modules:
             with awaited(f"resolving {module.name} {module.version}", say):
@@ -222,13 +222,15 @@ def _build_folder(go: _Go, module: GoModule) -> Path:
 
 
 @contextmanager
-def _caches(say: Say) -> Iterator[Path]:
-    """Of an interrupted build they are kept, so that the next one goes on."""
+def _caches(say: Say) -> Iterator[tuple[Path, Executor]]:
+    """And who gives back their disk. Of an interrupted build they are kept, so that the next one goes on."""
     folder = cache_dir() / "go"
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    with awaited("deleting sources and what the compiler kept of them", say):
-        shutil.rmtree(folder)
+    with ThreadPoolExecutor(1) as tidying:
+        yield folder, tidying
+        last = tidying.submit(shutil.rmtree, folder)
+        with awaited("deleting sources and what the compiler kept of them", say):
+            last.result()
 
 
 def _find_go(say: Say) -> Path:
