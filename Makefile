@@ -34,8 +34,9 @@ dashboard: install ## Watch the local stack by a Prometheus of its own, and draw
 test: quick tools images browser ## Everything: format, lint, types; unit, engine and end-to-end tests
 	@$(MAKE) --no-print-directory --jobs=3 engine e2e others
 
+# Beside two others a second process of unit tests wins nothing, and each has to load all modules first.
 others: ## All checks and tests but the two long ones, one after the other
-	@$(MAKE) --no-print-directory --jobs=1 check unit
+	@$(MAKE) --no-print-directory --jobs=1 check unit WORKERS=0
 
 check: quick ## Format, lint, import rules and types
 	@$(PY) -m pyright
@@ -45,8 +46,10 @@ quick: install ## In seconds what CI runs first: format, lint and import rules (
 	@$(PY) -m ruff check .
 	@.venv/bin/lint-imports --no-logo
 
+WORKERS ?= 2
+
 unit: install ## Pure logic, and the program under mocks
-	@$(PY) -m pytest -n 2 --dist loadfile tests/unit
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile tests/unit
 
 fuzz: install ## The gateway's fuzz tests with 10,000 cases, about half an hour
 	@FUZZ_CASES=10000 $(PY) -m pytest --timeout 3600 tests/unit/test_gateway_fuzz.py
