@@ -88,20 +88,24 @@ reassign: install tools images ## At every new vLLM: answers stay right while ad
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.tools
 
+# Nothing is silent for long, on a slow line either. The sleeping one must not hold on to whoever reads this.
+BEAT_SECONDS := 15
+SHOWN = began=$$(date +%s); while sleep $(BEAT_SECONDS) >/dev/null 2>&1; do echo "    $$(($$(date +%s) - began)) s so far"; done & \
+	trap "kill $$!" EXIT;
+
 install: .venv/.installed
 
 .venv/.installed: requirements-dev.txt $(UV)
-	@echo "installing Python packages into .venv"
-	@$(UV) venv --quiet --seed --clear --python $(PYTHON) .venv
-	@$(UV) pip sync --quiet --python $(PY) --require-hashes requirements-dev.txt
+	@echo "installing Python packages into .venv ..."
+	@$(SHOWN) $(UV) venv --quiet --seed --clear --python $(PYTHON) .venv && \
+	  $(UV) pip sync --quiet --python $(PY) --require-hashes requirements-dev.txt
 	@touch $@
 
 $(UV):
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "$(PYTHON) must be Python 3.11 or newer with venv (Debian: apt install python3-venv), or say PYTHON=..."; exit 1; }
-	@echo "installing uv into $(CACHE)"
-	@$(PYTHON) -m venv $(CACHE)/uv
-	@$(CACHE)/uv/bin/pip --quiet install uv==0.13.9
+	@echo "installing uv into $(CACHE) ..."
+	@$(SHOWN) $(PYTHON) -m venv $(CACHE)/uv && $(CACHE)/uv/bin/pip --quiet install uv==0.13.9
 
 lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
 	@$(PY) -m local.tools lock $(NAMES)

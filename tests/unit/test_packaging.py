@@ -69,6 +69,20 @@ def test_no_word_of_the_makefile_installs_vllm(lock: str) -> None:
     assert not {"vllm", "torch"} & _pins(lock).keys()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_installation_on_a_slow_line_is_not_silent(tmp_path: Path, fails: bool) -> None:
+    slow = tmp_path / "uv"
+    slow.write_text(f"#!/bin/sh\nmkdir -p .venv\nsleep 0.5\nexit {int(fails)}\n")
+    slow.chmod(0o755)
+    for name in ("Makefile", "requirements-dev.txt"):
+        (tmp_path / name).symlink_to(CHECKOUT / name)
+    command = ["make", "install", f"UV={slow}", "BEAT_SECONDS=0.1"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.splitlines()[0] == "installing Python packages into .venv ..."
+    assert " s so far" in run.stdout
+    assert bool(run.returncode) is fails
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `pip install .` installs, built by the uv that `make install` installed (nothing is downloaded)."""
