@@ -95,7 +95,7 @@ def _child(pipe: Any, config: Row, row: Row, imposed: bool) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ |= {"VLLM_CACHE_ROOT": f"{folder}/cache", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "fork"  # so that its processes see the imposed card, too
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # so that its processes see the imposed card, too
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
     (folder / "config.json").write_text(json.dumps(config))
     try:

@@ -90,7 +90,7 @@ def _variables(settings: Settings, secret: pulumi.Input[str]) -> dict[str, Any]:
         base_folder=base_folder(settings),
         cache_dir=CACHE_DIR if compiles else None,
         start_cache_version=compiles,
-        adapter_disk_bytes=pod_resources.adapter_disk_bytes(settings.adapters),
+        adapter_disk_bytes=settings.pod_disk.adapter_bytes,
         adapters_held=settings.adapters_held,
         port=AGENT_PORT,
         log_format=settings.log_format,

@@ -72,7 +72,7 @@ def _shared_volumes(settings: Settings) -> list[core.VolumeArgsDict]:
         "name": BASE_VOLUME,
         "empty_dir": {"size_limit": f"{pod_resources.base_volume_gib(settings.weights_bytes)}Gi"},
     }
-    adapters = pod_resources.adapter_volume_gib(settings.adapters)
+    adapters = settings.pod_disk.adapter_volume_gib
     return [
         {"name": ADAPTERS_VOLUME, "empty_dir": {"size_limit": f"{adapters}Gi"}},
         *([base] if settings.base_model_mirror else []),

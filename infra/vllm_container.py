@@ -26,23 +26,29 @@ from infra.names import (
 )
 from infra.pods import environment, hardened, of_secret, probe
 from loraserve.planning import pod_resources
+from loraserve.planning.gpu_memory import beyond_the_share
 from loraserve.planning.stack_settings import Settings
-from loraserve.vllm_plugins import guard
+from loraserve.vllm_plugins import gpu_share, guard
 
 core = k8s.core.v1
 
 PRESTOP_SECONDS = 15
 """The endpoint leaves every kube-proxy before vLLM is told to stop."""
+_MIB = 1024**2
 _FILES_DIR = "/etc/vllm"
 _TEMPLATE_FILE = "chat_template.jinja"
 _GUARD_MODULE = "loraserve_guard"
-"""Found, as the other module of ours, through PYTHONPATH; where it is not found, vLLM does not start."""
+"""Found, as the other modules of ours, through PYTHONPATH; where it is not found, vLLM does not start."""
 _METRICS_MODULE = "loraserve_lora_metrics"
+_SHARE_MODULE = "loraserve_gpu_share"
 _PLUGINS = {
     "METADATA": "Metadata-Version: 2.1\nName: loraserve-vllm-plugins\nVersion: 1\n",
-    "entry_points.txt": f"[vllm.stat_logger_plugins]\nloraserve = {_METRICS_MODULE}:LoraMetrics\n",
+    "entry_points.txt": (
+        f"[vllm.stat_logger_plugins]\nloraserve = {_METRICS_MODULE}:LoraMetrics\n"
+        f"[vllm.general_plugins]\nloraserve = {_SHARE_MODULE}:{gpu_share.lower_share_where_needed.__name__}\n"
+    ),
 }
-"""As an installed package announces it; vLLM takes our metrics in the place of its own."""
+"""As an installed package announces them; vLLM takes our metrics in the place of its own."""
 _PLUGINS_DIR = "loraserve_vllm_plugins-1.dist-info"
 _NOT_COMPILED = (
     "--port",
@@ -72,10 +78,10 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
     on_cpu, mirrored = settings.local.vllm_device == "cpu", bool(settings.base_model_mirror)
     instance = settings.gpu_instance
     needs = pod_resources.ON_CPU if on_cpu else pod_resources.on_gpu(instance)
-    disk = pod_resources.pod_disk_gib(settings.adapters, settings.weights_bytes)
-    disk = {"ephemeral-storage": f"{pod_resources.CPU_DISK_GIB if on_cpu else disk}Gi"}
+    disk = {"ephemeral-storage": f"{pod_resources.CPU_DISK_GIB if on_cpu else settings.pod_disk.pod_gib}Gi"}
     variables = {
         **(_CPU_ENVIRONMENT if on_cpu else _gpu_environment(instance.gpus)),
+        gpu_share.SPARE_VARIABLE: str(beyond_the_share(settings.serving) // _MIB),
         **vllm_environment(lora=bool(settings.envelope), offline=mirrored),
         # The official image sets none: nothing of it is hidden.
         "PYTHONPATH": _FILES_DIR,
@@ -143,10 +149,10 @@ def vllm_volumes(settings: Settings, files: pulumi.Input[str]) -> list[core.Volu
 
 
 def vllm_files(settings: Settings) -> dict[str, str]:
-    """Files beside vLLM: what guards its routes and bounds its metrics, and the chat template where the base model has none
-    or another is wanted."""
+    """Files beside vLLM: what guards its routes, bounds its metrics and fits its share to the card, and the chat template where
+    the base model has none or another is wanted."""
     plugins = Path(guard.__file__).parent
-    modules = {_GUARD_MODULE: "guard.py", _METRICS_MODULE: "lora_metrics.py"}
+    modules = {_GUARD_MODULE: "guard.py", _METRICS_MODULE: "lora_metrics.py", _SHARE_MODULE: "gpu_share.py"}
     files = {
         f"{name}.py": (plugins / source).read_text(encoding="utf-8") for name, source in modules.items()
     } | _PLUGINS

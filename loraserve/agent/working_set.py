@@ -3,18 +3,17 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from loraserve.agent.drain import DrainTimes
 from loraserve.contract.desired_state import Adapter
 from loraserve.contract.served_name import ServedName
+from loraserve.planning.holding import Declared, by_name, fit_all, held, unasked_order
 
 ASKED_SECONDS = 15.0
 """What was asked for so lately is held in any case. A gateway asks again every second while a request waits."""
 EVICTION = DrainTimes(quiet_seconds=6.0, longest_seconds=float("inf"))
 """Gateways act for five seconds on what they heard; what is in use never goes."""
-_SPARE_VERSIONS = 2
-"""Room on the disk for what is fetched before another one is evicted."""
 
 
 class WorkingSet:
@@ -71,34 +70,27 @@ class WorkingSet:
 
     def choose(self, adapters: Sequence[Adapter], keep: Collection[str]) -> None:
         """Those to `keep` and what was asked for just now, then what was used last, then, of what never was, the prewarmed first."""
-        declared: dict[str, list[Adapter]] = {}
-        for adapter in adapters:
-            declared.setdefault(adapter.name, []).append(adapter)
+        declared = by_name(adapters)
         self._forget_all_but(declared)
-        self.is_all = self._most is None or (len(adapters) <= self._most and _bytes(adapters) <= self._disk_bytes)
-        self.names = frozenset(declared if self.is_all else self._fill(declared, keep))
+        self.is_all = self._most is None or fit_all(adapters, self._most, self._disk_bytes)
+        if self._most is None or self.is_all:
+            self.names = frozenset(declared)
+        else:
+            wanted = held(
+                declared,
+                self._ranked(declared),
+                self._most,
+                self._disk_bytes,
+                anyway=lambda name: name in keep or self.is_asked(name),
+            )
+            self.names = frozenset(wanted)
 
-    def _fill(self, declared: Mapping[str, Sequence[Adapter]], keep: Collection[str]) -> Iterator[str]:
-        sizes = sorted((adapter.size_bytes for versions in declared.values() for adapter in versions), reverse=True)
-        places, room = self._most or 0, self._disk_bytes - sum(sizes[:_SPARE_VERSIONS])
-        for name in self._ranked(declared):
-            versions = declared[name]
-            fits = len(versions) <= places and _bytes(versions) <= room
-            if fits or name in keep or self.is_asked(name):
-                places, room = places - len(versions), room - _bytes(versions)
-                yield name
-
-    def _ranked(self, declared: Mapping[str, Sequence[Adapter]]) -> list[str]:
+    def _ranked(self, declared: Declared) -> list[str]:
         with self._lock:
             used = list(reversed(self._used))
-        unused = sorted(declared.keys() - set(used))
-        return used + sorted(unused, key=lambda name: not any(adapter.prewarm for adapter in declared[name]))
+        return used + unasked_order({name: declared[name] for name in declared.keys() - set(used)})
 
     def _forget_all_but(self, names: Collection[str]) -> None:
         with self._lock:
             for gone in self._used.keys() - set(names):
                 del self._used[gone]
-
-
-def _bytes(adapters: Iterable[Adapter]) -> int:
-    return sum(adapter.size_bytes for adapter in adapters)

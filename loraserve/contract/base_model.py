@@ -59,6 +59,11 @@ class Base(Document):
     """Its own or one that the stack gives it; without one vLLM completes prompts and answers no conversation."""
 
 
+_FUSED = ("phi3",)
+"""Families whose queries, keys and values are one layer, as are gate and up: of Phi-3 and Phi-4. An adapter has one A and one B
+for the whole, and vLLM one pair of buffers (`packed_modules_mapping` of its models/phi3.py)."""
+
+
 class DecoderConfig(BaseModel):
     """A decoder-only model with grouped-query attention and a gated MLP. Names are those of its config.json."""
 
@@ -70,21 +75,30 @@ class DecoderConfig(BaseModel):
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
     head_dim: PositiveInt
+    family: str | None = None
+    """The config.json's model_type."""
 
     @property
     def lora_shape(self) -> LoraShape:
         """The layers that an adapter can change."""
         queries = self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        modules = {
-            "q_proj": (self.hidden_size, queries),
-            "k_proj": (self.hidden_size, keys),
-            "v_proj": (self.hidden_size, keys),
-            "o_proj": (queries, self.hidden_size),
-            "gate_proj": (self.hidden_size, self.intermediate_size),
-            "up_proj": (self.hidden_size, self.intermediate_size),
-            "down_proj": (self.intermediate_size, self.hidden_size),
-        }
+        if self.family in _FUSED:
+            modules = {
+                "qkv_proj": (self.hidden_size, queries + 2 * keys),
+                "o_proj": (queries, self.hidden_size),
+                "gate_up_proj": (self.hidden_size, 2 * self.intermediate_size),
+            }
+        else:
+            modules = {
+                "q_proj": (self.hidden_size, queries),
+                "k_proj": (self.hidden_size, keys),
+                "v_proj": (self.hidden_size, keys),
+                "o_proj": (queries, self.hidden_size),
+                "gate_proj": (self.hidden_size, self.intermediate_size),
+                "up_proj": (self.hidden_size, self.intermediate_size),
+            }
+        modules["down_proj"] = (self.intermediate_size, self.hidden_size)
         return LoraShape(num_hidden_layers=self.num_hidden_layers, modules=modules)
 
 
@@ -108,5 +122,9 @@ def read_base(source: str) -> Base:
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """What a config.json may leave out, as transformers fills it in."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    derived = {"num_key_value_heads": heads, "head_dim": hidden // heads if hidden and heads else None}
+    derived = {
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads if hidden and heads else None,
+        "family": config.get("model_type"),
+    }
     return derived | {key: value for key, value in config.items() if value is not None}

@@ -26,7 +26,6 @@ _MOST_BYTES = 64 << 20
 """Of a JSON file, or of a header."""
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WITHOUT_OUR_LAYERS = {
-    "phi3": "its layers qkv_proj and gate_up_proj are not those that adapters are checked against here",
     "mixtral": "its MLPs are experts",
 }
 
@@ -159,7 +158,7 @@ def _described(name: str, revision: str | None, config: dict[str, Any], weights:
         raise UnknownBaseModel(f"{name} has no safetensors weights: convert it, or take a model that has")
     known = {field: value for field, value in with_defaults(config).items() if field in ModelShape.model_fields}
     try:
-        more = {"weights_gib": round(weights / _GIB, 2), "family": kind, "quantisation": _quantisation(config) or None}
+        more = {"weights_gib": round(weights / _GIB, 2), "quantisation": _quantisation(config) or None}
         shape = ModelShape.model_validate(known | more)
     except ValidationError as error:
         raise UnknownBaseModel(f"{name} is no decoder-only model that is known here:\n{explain(error)}") from None

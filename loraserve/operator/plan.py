@@ -63,6 +63,8 @@ class Plan:
     smaller: Offer | None
     larger: Offer | None
     adapters: int
+    on_demand: int
+    """Of these, what no pod holds before a request asks for it."""
     rank: int
     target_modules: tuple[str, ...]
     flags: tuple[str, ...]
@@ -99,7 +101,8 @@ def plan(settings: Settings, region: str, at_once: int | None = None) -> Plan:
     """`region` is for prices only; `at_once` takes the place of `adapterSlots`."""
     if at_once is not None:
         settings = settings.model_copy(update={"adapter_slots": None})
-        wanted = envelope_around(settings.adapters, at_once=at_once)
+        modules = settings.model_shape.lora_shape.modules
+        wanted = envelope_around(settings.adapters, at_once=at_once, modules=modules)
         fitting = within_memory(replace(settings.serving, envelope=wanted)).envelope
         settings = settings.model_copy(update={"adapter_slots": fitting.slots if fitting else 0})
     envelope, node = settings.envelope, settings.gpu_instance
@@ -119,8 +122,9 @@ def plan(settings: Settings, region: str, at_once: int | None = None) -> Plan:
             *settings.levers.flags,
             *settings.lora_flags,
         ),
-        adapter_disk_gib=pod_resources.adapter_volume_gib(settings.adapters),
-        pod_disk_gib=pod_resources.pod_disk_gib(settings.adapters, settings.weights_bytes),
+        on_demand=settings.adapters_on_demand,
+        adapter_disk_gib=settings.pod_disk.adapter_volume_gib,
+        pod_disk_gib=settings.pod_disk.pod_gib,
         node_disk_gib=int(settings.gpu_node_disk_gib * pod_resources.USABLE_DISK),
         pod_memory_mib=pod_resources.on_gpu(node).limits.memory_mib,
         node_memory_mib=node.allocatable_memory_mib,
@@ -156,7 +160,8 @@ def _offer(settings: Settings, instance: GpuInstanceType, region: str) -> Offer:
 
 def _serving_on(settings: Settings, instance: GpuInstanceType) -> Serving:
     """As the stack would serve on another instance type: slots and share are computed anew."""
-    envelope = envelope_around(settings.adapters, settings.adapter_slots)
+    modules = settings.model_shape.lora_shape.modules
+    envelope = envelope_around(settings.adapters, settings.adapter_slots, modules=modules)
     serving = replace(settings.serving, instance=instance, envelope=envelope)
     return within_memory(serving) if settings.adapter_slots is None else serving
 

@@ -37,7 +37,8 @@ def plan(stack_file: Path, region: str, url: str | None, namespace: str, window:
         print_json(found.plain())
         return
     offers = [offer for offer in (found.smaller, found.offer, found.larger) if offer]
-    click.echo(f"{found.model}, {found.adapters} adapters, {found.max_model_len:,} tokens at most\n")
+    asked = f" ({found.on_demand} of them loaded on demand)" if found.on_demand else ""
+    click.echo(f"{found.model}, {found.adapters} adapters{asked}, {found.max_model_len:,} tokens at most\n")
     shown = table("", *(f"{offer.instance}{' (chosen)' if offer is found.offer else ''}" for offer in offers))
     for label, cell in _ROWS.items():
         add_row(shown, label, *(cell(offer) for offer in offers))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -32,9 +33,12 @@ from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.keys import InvalidKeys, Key, KeyRing
 from loraserve.errors import LoraserveError
 from loraserve.operator.kubectl import Kubectl, KubectlFailed
+from loraserve.vllm_plugins.gpu_share import LOWERED
 
 SELECTOR = ",".join(f"{key}={value}" for key, value in VLLM_SELECTOR.items())
 _ANSWER_SECONDS = 5
+_START_BYTES = 200_000
+"""Of a log: what vLLM writes at its start."""
 _FROM_HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A port of this machine is no business of a proxy."""
 _SOON = timedelta(days=14)
@@ -50,11 +54,19 @@ class PodStatus:
     """Why there is no state."""
     ended: str | None = None
     """What vLLM said last where it has ended with an error, and was started again."""
+    lowered: str | None = None
+    """What vLLM says of a card that has less free memory than its share."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""
         state = self.state and self.state.model_dump(mode="json", by_alias=True)
-        return {"name": self.name, "state": state, "problem": self.problem, "ended": self.ended}
+        return {
+            "name": self.name,
+            "state": state,
+            "problem": self.problem,
+            "ended": self.ended,
+            "lowered": self.lowered,
+        }
 
 
 @dataclass(frozen=True)
@@ -128,9 +140,22 @@ def _last_error(pod: dict[str, Any]) -> str | None:
     return (errors or lines or [f"exit code {ended['exitCode']}"])[-1]
 
 
+def _lowered(kubectl: Kubectl, namespace: str, name: str) -> str | None:
+    """Told at its start. Who may not read logs is not told."""
+    beginning = ("--container", VLLM, f"--limit-bytes={_START_BYTES}")
+    try:
+        log = kubectl.run("logs", f"pod/{name}", "--namespace", namespace, *beginning)
+    except KubectlFailed:
+        return None
+    said = re.search(rf"\S+ has .*{LOWERED}.*", log)
+    return said[0] if said else None
+
+
 def _rows(pod: PodStatus, now: float) -> Iterator[tuple[str, ...]]:
     if pod.ended:
         yield pod.name, "", "", f"[red]vLLM ended: {escape(pod.ended)}[/]", ""
+    if pod.lowered:
+        yield pod.name, "", "", f"[yellow]{escape(pod.lowered)}[/]", ""
     if not pod.state:
         yield pod.name, "", "", f"[red]{escape(pod.problem or '')}[/]", ""
         return
@@ -185,7 +210,8 @@ def _read_pod(kubectl: Kubectl, namespace: str, name: str) -> PodStatus:
     try:
         with kubectl.forward(namespace, f"pod/{name}", AGENT_PORT) as agent:
             answer = _FROM_HERE.open(f"{agent}/v1/state", timeout=_ANSWER_SECONDS).read()
-        return PodStatus(name, AgentState.model_validate_json(answer, by_alias=True))
+        state = AgentState.model_validate_json(answer, by_alias=True)
+        return PodStatus(name, state, lowered=_lowered(kubectl, namespace, name))
     except KubectlFailed as error:
         return PodStatus(name, None, str(error))
     except (OSError, HTTPException):

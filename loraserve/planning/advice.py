@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loraserve.planning.envelope import crowding_warning, envelope_around, widening
 from loraserve.planning.gpu_memory import plan_memory, within_memory
-from loraserve.planning.known_models import known_fault
+from loraserve.planning.known_models import KNOWN_MODELS, known_fault
 from loraserve.planning.stack_settings import Settings
 
 MEASURED_GPUS = (1, 2)
@@ -18,9 +18,21 @@ def advice(settings: Settings) -> Iterator[str]:
     """A sentence for each."""
     if crowding := crowding_warning(settings.adapters, settings.envelope):
         yield crowding
+    if waiting := settings.adapters_on_demand:
+        yield (
+            f"{waiting} of {len(settings.adapters)} adapter versions are loaded on demand: vLLM keeps {settings.adapters_held} in "
+            f"the pod's memory, and {settings.pod_disk.adapter_volume_gib} GiB of its disk are for them. The first request for "
+            "one that is not there waits for it, or is answered 503 after a minute (docs/adapters.md)"
+        )
     yield from _widening(settings)
     if settings.envelope and (fault := known_fault(settings.model_shape)):
         yield f"{settings.base_model}: {fault}"
+    short = known.short_context if (known := KNOWN_MODELS.get(settings.base_model)) else None
+    if short and settings.max_model_len > short:
+        yield (
+            f"maxModelLen {settings.max_model_len:,} makes vLLM use what {settings.base_model} has for long contexts for short "
+            f"ones too, which it answers a little worse then: where no request is longer, set maxModelLen to {short}"
+        )
     if settings.monitoring_enabled and not (settings.alerting.reaches_somebody or settings.cluster_stack):
         yield "alerts reach nobody: name an SNS topic, Slack, e-mail or a webhook in alerting (docs/alerting.md)"
     if settings.gpu_hours_per_day and (settings.inference_replicas or not settings.scaling_enabled):
@@ -40,8 +52,9 @@ def _widening(settings: Settings) -> Iterator[str]:
     if settings.local.vllm_device == "cpu" or not settings.envelope:
         return
     now = plan_memory(settings.serving).kv_tokens
-    for name, others in sorted(widening(settings.adapters).items()):
-        narrower = replace(settings.serving, envelope=envelope_around(others, settings.adapter_slots))
+    modules = settings.model_shape.lora_shape.modules
+    for name, others in sorted(widening(settings.adapters, modules).items()):
+        narrower = replace(settings.serving, envelope=envelope_around(others, settings.adapter_slots, modules=modules))
         narrower = narrower if settings.adapter_slots else within_memory(narrower)
         without, slots = plan_memory(narrower), narrower.envelope.slots if narrower.envelope else 0
         yield (

@@ -7,7 +7,7 @@ docs/capacity.md has the measurements behind the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.contract.document import MAX_RANK
@@ -22,20 +22,29 @@ _SHARED_SLOTS = 32
 """Beyond that, kernels that look through all slots cost more than fetching an adapter into one."""
 SWAP_HEADROOM = 2
 """Versions that may be resident beside the declared ones, while one adapter is swapped and another is added."""
-_MODULE_GROUPS = (
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("gate_proj", "up_proj", "down_proj"),
-)
+USUAL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")
 
 
-FIRST = Envelope(slots=SLOT_STEPS[0], rank=16, target_modules=tuple(sorted(_MODULE_GROUPS[0])))
-"""What vLLM is started with from the beginning, so that the first adapters, such as most are, restart nothing."""
+def first_envelope(modules: Collection[str] = USUAL_MODULES) -> Envelope:
+    """What vLLM is started with from the beginning, so that the first adapters, such as most are, restart nothing."""
+    return Envelope(slots=SLOT_STEPS[0], rank=16, target_modules=tuple(sorted(_groups(modules)[0])))
+
+
+def _groups(modules: Collection[str]) -> tuple[set[str], set[str]]:
+    """Attention and MLP of a base model with these layers."""
+    attention = set(modules) & set(_ATTENTION)
+    return attention, set(modules) - attention
 
 
 def envelope_around(
-    adapters: Sequence[Adapter], slots: int | None = None, at_once: int | None = None
+    adapters: Sequence[Adapter],
+    slots: int | None = None,
+    at_once: int | None = None,
+    modules: Collection[str] = USUAL_MODULES,
 ) -> Envelope | None:
-    """The smallest envelope with headroom around the declared versions; None for 0 slots, which turns LoRA off.
+    """The smallest envelope with headroom around the declared versions of a base model with these layers; None for 0 slots,
+    which turns LoRA off.
 
     Without `slots`, every version that may be resident has one (a canary beside its stable version, both versions during
     a swap) as long as that is the faster way; beyond that there are slots for those that are `at_once` in use.
@@ -43,13 +52,14 @@ def envelope_around(
     if slots == 0:
         return None
     wanted = slots or _default_slots(len(adapters) + SWAP_HEADROOM, at_once)
-    if wanted == FIRST.slots and not any(FIRST.misfit(adapter) for adapter in adapters):
-        return FIRST
-    touched = {module for adapter in adapters for module in adapter.target_modules} or set(FIRST.target_modules)
-    grouped = {module for group in _MODULE_GROUPS if touched & set(group) for module in group}
+    first = first_envelope(modules)
+    if wanted == first.slots and not any(first.misfit(adapter) for adapter in adapters):
+        return first
+    touched = {module for adapter in adapters for module in adapter.target_modules} or set(first.target_modules)
+    grouped = {module for group in _groups(modules) if touched & group for module in group}
     return Envelope(
         slots=wanted,
-        rank=_at_least(max((adapter.rank for adapter in adapters), default=FIRST.rank), RANKS),
+        rank=_at_least(max((adapter.rank for adapter in adapters), default=first.rank), RANKS),
         target_modules=tuple(sorted(grouped | touched)),
     )
 
@@ -84,13 +94,13 @@ def crowding_warning(adapters: Sequence[Adapter], slots: Envelope | None) -> str
     )
 
 
-def widening(adapters: Sequence[Adapter]) -> dict[str, Sequence[Adapter]]:
+def widening(adapters: Sequence[Adapter], modules: Collection[str] = USUAL_MODULES) -> dict[str, Sequence[Adapter]]:
     """Adapters that alone make the envelope wider for all: their name, and the others."""
     found: dict[str, Sequence[Adapter]] = {}
     for name in {adapter.name for adapter in adapters}:
         others = [adapter for adapter in adapters if adapter.name != name]
         mine = [adapter for adapter in adapters if adapter.name == name]
-        around = envelope_around(others)
+        around = envelope_around(others, modules=modules)
         if others and around and any(around.misfit(adapter) for adapter in mine):
             found[name] = others
     return found

@@ -175,9 +175,13 @@ def _allocated(tensors: Iterable[int]) -> int:
 
 def largest_utilization(serving: Serving) -> float:
     """The largest share that leaves room for the CUDA context, and for what sampling takes beyond vLLM's profiling."""
-    sampling = serving.max_num_seqs * serving.model.vocab_size * _SAMPLING_BYTES
-    outside = (_CONTEXT + _CARD_RESERVE + sampling) / (serving.instance.gpu.memory_mib * _MIB)
+    outside = (_CONTEXT + _CARD_RESERVE + beyond_the_share(serving)) / (serving.instance.gpu.memory_mib * _MIB)
     return min(int((1 - outside) * 100) / 100, LARGEST_UTILIZATION)
+
+
+def beyond_the_share(serving: Serving) -> int:
+    """Bytes that sampling a full batch takes."""
+    return serving.max_num_seqs * serving.model.vocab_size * _SAMPLING_BYTES
 
 
 def within_memory(serving: Serving) -> Serving:

@@ -2,7 +2,7 @@
 
 Shapes of those in bf16: LitGPT's table, made from each config.json (`litgpt/config.py` at Lightning-AI/litgpt 2685705); the
 longest context of Qwen2.5's instruction models: their cards ("config.json is set for context length up to 32,768 tokens").
-Quantised ones: Qwen3's from a survey of their quantization_config of 2026-04-26, with a link to each config.json; Llama's from
+That Phi-4-mini's head is its embedding: its card. Quantised ones: Qwen3's from a survey of their quantization_config of 2026-04-26, with a link to each config.json; Llama's from
 RedHatAI's card of w4a16 and from the report vllm#42488. All read 2026-11-28. A model whose source was not opened is not here;
 `loraserve base-model` reads any other from the hub or a folder.
 """
@@ -30,6 +30,8 @@ class KnownModel:
     has_chat_template: bool = True
     trained_as: str | None = None
     trained_revision: str = "main"
+    short_context: int | None = None
+    """The longest context that it was made for without a loss to short ones (LongRoPE); None: the longest of all."""
 
     @property
     def accepted_ids(self) -> tuple[str, ...]:
@@ -97,6 +99,8 @@ _GEMMA_2 = {
     "2b": _Config("gemma2", 26, 2304, 9216, 8, 4, 256_000, 8192, head_dim=256, tied=True),
     "9b": _Config("gemma2", 42, 3584, 14336, 16, 8, 256_000, 8192, head_dim=256, tied=True),
 }
+_PHI_4 = _Config("phi3", 40, 5120, 17920, 40, 10, 100_352, 16_384)
+_PHI_4_MINI = _Config("phi3", 32, 3072, 8192, 24, 8, 200_064, 131_072, tied=True)
 _LLAMA_31_8B_INSTRUCT = "meta-llama/Llama-3.1-8B-Instruct"
 MISTRAL_7B_AWQ = _MISTRAL_7B.shape("awq").model_copy(update={"weights_gib": 4.02})
 """Of the default base model; its weights were measured."""
@@ -141,6 +145,12 @@ _ALL = (
         for size in ("0.6B", "1.7B")
     ),
     *(KnownModel(f"google/gemma-2-{size}-it", config.shape()) for size, config in _GEMMA_2.items()),
+    KnownModel("microsoft/phi-4", _PHI_4.shape()),
+    KnownModel("microsoft/Phi-4-reasoning", replace(_PHI_4, longest=32_768).shape()),
+    *(
+        KnownModel(f"microsoft/Phi-4-mini-{kind}", _PHI_4_MINI.shape(), short_context=4096)
+        for kind in ("instruct", "reasoning")
+    ),
 )
 
 KNOWN_MODELS = {model.name: model for model in _ALL}

@@ -24,8 +24,6 @@ class ModelShape(DecoderConfig):
     """GPU memory of the loaded weights (vLLM logs it at start-up), GiB."""
     max_position_embeddings: PositiveInt | None = None
     """The longest context that the model was made for; None where it is not known."""
-    family: str | None = None
-    """The config.json's model_type."""
     quantisation: str | None = None
     """Such as `awq 4 bits`."""
 

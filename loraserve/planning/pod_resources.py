@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loraserve.contract.addresses import GPU_RESOURCE, PROJECT
 from loraserve.contract.desired_state import Adapter, Envelope
 from loraserve.planning.envelope import SWAP_HEADROOM
+from loraserve.planning.holding import disk_needed
 from loraserve.planning.instance_types import GpuInstanceType
 from loraserve.planning.model_shapes import ModelShape
 
@@ -154,43 +155,55 @@ def adapters_in_memory(shape: ModelShape, envelope: Envelope, instance: GpuInsta
     return min(of_each // of_one, _MOST_ADAPTERS_IN_MEMORY)
 
 
-def adapter_volume_gib(adapters: Sequence[Adapter]) -> int:
-    """Size of the volume that holds them, with both versions of some during a swap."""
-    needed = _disk_needed(adapters)
-    return next((gib for gib in _ADAPTER_VOLUMES_GIB if needed <= _FILLED * gib * _GIB), _ADAPTER_VOLUMES_GIB[-1])
+@dataclass(frozen=True)
+class PodDisk:
+    """The serving pod's disk: adapters, base weights, caches; `node_gib` is what pods and images share on a node.
 
+    Where not all adapters fit, the least used are fetched when a request asks for them.
+    """
 
-def adapter_disk_bytes(adapters: Sequence[Adapter]) -> int:
-    """What the agent may fill of that volume."""
-    return int(_FILLED * adapter_volume_gib(adapters) * _GIB)
+    adapters: Sequence[Adapter]
+    weights_bytes: float
+    node_gib: int
 
+    @property
+    def adapter_volume_gib(self) -> int:
+        """Size of the volume that holds them: the smallest for all, with both versions of some during a swap, or the largest
+        that the node has room for."""
+        room = int(self.node_gib * USABLE_DISK) - _OTHER_DISK_GIB - base_volume_gib(self.weights_bytes)
+        possible = [gib for gib in _ADAPTER_VOLUMES_GIB if gib <= room] or [_ADAPTER_VOLUMES_GIB[0]]
+        needed = disk_needed(self.adapters)
+        return next((gib for gib in possible if needed <= _FILLED * gib * _GIB), possible[-1])
 
-def pod_disk_gib(adapters: Sequence[Adapter], weights_bytes: float) -> int:
-    """Ephemeral storage that the pod asks for on a GPU node."""
-    return _OTHER_DISK_GIB + base_volume_gib(weights_bytes) + adapter_volume_gib(adapters)
+    @property
+    def adapter_bytes(self) -> int:
+        """What the agent may fill of that volume."""
+        return int(_FILLED * self.adapter_volume_gib * _GIB)
 
+    @property
+    def pod_gib(self) -> int:
+        """Ephemeral storage that the pod asks for on a GPU node."""
+        return _OTHER_DISK_GIB + base_volume_gib(self.weights_bytes) + self.adapter_volume_gib
 
-def disk_problem(adapters: Sequence[Adapter], weights_bytes: float, node_disk_gib: int) -> str | None:
-    """Why adapters and base weights do not fit a node's disk, with both versions of some during a swap; None where they do."""
-    needed, volume, pod = _disk_needed(adapters), adapter_volume_gib(adapters), pod_disk_gib(adapters, weights_bytes)
-    if weights_bytes > _BASE_VOLUMES_GIB[-1] * _GIB:
+    def problem(self) -> str | None:
+        """Why a pod cannot work on this disk, and what would; None where it can."""
+        if self.weights_bytes > _BASE_VOLUMES_GIB[-1] * _GIB:
+            return (
+                f"{PROJECT}:baseModel has {self.weights_bytes / _GIB:.1f} GiB of weights, and a pod has {_BASE_VOLUMES_GIB[-1]} "
+                "GiB of disk for them: take a smaller or a quantised model"
+            )
+        largest = max((adapter.size_bytes for adapter in self.adapters), default=0)
+        least = (1 + SWAP_HEADROOM) * largest
+        if self.pod_gib <= self.node_gib * USABLE_DISK and least <= self.adapter_bytes:
+            return None
+        volume = next((gib for gib in _ADAPTER_VOLUMES_GIB if least <= _FILLED * gib * _GIB), None)
+        if volume is None:
+            return (
+                f"{PROJECT}:adapters: the largest has {largest / _GIB:.0f} GiB, and a pod has no disk for three of it"
+            )
+        pod = _OTHER_DISK_GIB + base_volume_gib(self.weights_bytes) + volume
         return (
-            f"{PROJECT}:baseModel has {weights_bytes / _GIB:.1f} GiB of weights, and a pod has {_BASE_VOLUMES_GIB[-1]} GiB of "
-            "disk for them: take a smaller or a quantised model"
+            f"{PROJECT}:gpuRootVolumeGib: base weights, caches and three adapters (one in use, one new, one old) need {pod} GiB, "
+            f"and pods may use {int(self.node_gib * USABLE_DISK)} GiB of a node: set it to {int(pod / USABLE_DISK) + 1}, or "
+            "gpuNvmeRaid0 to true on a type with larger disks"
         )
-    if needed <= adapter_disk_bytes(adapters) and pod <= node_disk_gib * USABLE_DISK:
-        return None
-    told = f"{PROJECT}:adapters need {needed / _GIB:.1f} GiB of disk, new versions beside old ones included"
-    if needed > adapter_disk_bytes(adapters):
-        return f"{told}, and a pod has {volume} GiB at most: split them over two stacks"
-    whole = int(pod / USABLE_DISK) + 1
-    return (
-        f"{told}, with base weights and caches {pod} GiB, and pods may use "
-        f"{int(node_disk_gib * USABLE_DISK)} GiB of a node: set gpuRootVolumeGib to {whole}, or gpuNvmeRaid0 to true on a "
-        "type with larger disks"
-    )
-
-
-def _disk_needed(adapters: Sequence[Adapter]) -> int:
-    sizes = sorted((adapter.size_bytes for adapter in adapters), reverse=True)
-    return sum(sizes) + sum(sizes[:SWAP_HEADROOM])

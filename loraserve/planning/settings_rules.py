@@ -340,8 +340,7 @@ def a_node_that_fits_the_pod(settings: Settings) -> Iterator[str]:
 @_rule
 def disk_for_adapters_and_weights(settings: Settings) -> Iterator[str]:
     if _shape(settings):
-        disk = settings.gpu_node_disk_gib
-        yield from _told(pod_resources.disk_problem(settings.adapters, settings.weights_bytes, disk))
+        yield from _told(settings.pod_disk.problem())
 
 
 def _shape(settings: Settings) -> ModelShape | None:

@@ -18,7 +18,7 @@ from loraserve.contract.base_model import Base, Mirror, StartCache
 from loraserve.contract.desired_state import Adapter, Envelope, check_names
 from loraserve.contract.evaluation import BaseIdentity
 from loraserve.contract.keys import Key
-from loraserve.planning import cold_start
+from loraserve.planning import cold_start, holding
 from loraserve.planning.alerting import Alerting
 from loraserve.planning.envelope import envelope_around, lora_flags
 from loraserve.planning.extra_args import Levers, read_levers
@@ -27,7 +27,7 @@ from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, GpuInstanceTyp
 from loraserve.planning.known_models import DEFAULT_CHAT_TEMPLATES, KNOWN_MODELS
 from loraserve.planning.model_shapes import ModelShape
 from loraserve.planning.objectives import Objective
-from loraserve.planning.pod_resources import adapters_in_memory
+from loraserve.planning.pod_resources import PodDisk, adapters_in_memory
 from loraserve.planning.remote_write import RemoteWrite
 from loraserve.planning.setting_sections import (
     Budget,
@@ -248,6 +248,16 @@ class Settings(Section):
         return self.gpu_instance.nvme_gb * 9 // 10 if self.gpu_nvme_raid0 else self.gpu_root_volume_gib
 
     @property
+    def pod_disk(self) -> PodDisk:
+        """Of the serving pod."""
+        return PodDisk(self.adapters, self.weights_bytes, self.gpu_node_disk_gib)
+
+    @property
+    def adapters_on_demand(self) -> int:
+        """How many of the declared versions no pod holds before a request asks for them."""
+        return holding.on_demand(self.adapters, self.adapters_held, self.pod_disk.adapter_bytes)
+
+    @property
     def most_system_nodes(self) -> int:
         """One more than there are, for an update that replaces them."""
         return self.system_node_count + 1
@@ -306,7 +316,7 @@ class Settings(Section):
             instance=self.gpu_instance,
             max_model_len=self.max_model_len,
             gpu_memory_utilization=self.gpu_memory_utilization,
-            envelope=envelope_around(self.adapters, self.adapter_slots),
+            envelope=envelope_around(self.adapters, self.adapter_slots, modules=self.model_shape.lora_shape.modules),
         )
         return within_memory(serving) if self.adapter_slots is None else serving
 

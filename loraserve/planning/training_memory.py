@@ -112,6 +112,11 @@ def training_fits(run: TrainingRun) -> bool:
 
 def training_problem(run: TrainingRun) -> str | None:
     """Why a training does not fit its instance, and the smallest change that would make it; None where it fits."""
+    layers = run.model.lora_shape.modules
+    if strangers := [name for name in run.target_modules if name not in layers]:
+        return (
+            f"target_modules: {', '.join(strangers)} are not layers of the base model: name some of {', '.join(layers)}"
+        )
     plan, instance = plan_training(run), run.instance
     if training_fits(run):
         return None

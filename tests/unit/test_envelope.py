@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from loraserve.contract.desired_state import Adapter
 from loraserve.planning.envelope import (
-    FIRST,
     RANKS,
     SWAP_HEADROOM,
     crowding_warning,
     envelope_around,
+    first_envelope,
     lora_flags,
     restart_reason,
     widening,
@@ -77,7 +77,7 @@ def test_a_canary_has_a_slot_of_its_own() -> None:
 
 
 def test_beyond_fifty_adapters_the_working_set_has_the_slots() -> None:
-    assert {(envelope_around(many(count)) or FIRST).slots for count in (51, 100, 200)} == {32}
+    assert {(envelope_around(many(count)) or first_envelope()).slots for count in (51, 100, 200)} == {32}
     chosen = envelope_around(many(200), slots=64)
     assert chosen
     assert chosen.slots == 64

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infra import pinned_images
+from loraserve.contract.base_model import with_defaults
 from loraserve.contract.desired_state import Envelope
 from loraserve.planning.gpu_memory import (
     MEASURED_VLLM,
@@ -50,6 +51,7 @@ def shape_of(row: dict[str, Any]) -> ModelShape:
     plain = [one for one in MEASURED_ROWS if one["model"] == row["model"] and not one["slots"]]
     alike = next((one for one in plain if one.get("tensor_parallel", 1) == gpus), plain[0])
     weights = alike["measured"]["weights_mib"] * alike.get("tensor_parallel", 1) / 1024
+    config = with_defaults(config)
     known = {name: config[name] for name in ModelShape.model_fields if name in config}
     return ModelShape.model_validate(known | {"weights_gib": weights})
 

@@ -9,7 +9,7 @@ import pytest
 from loraserve.operator import cli
 from loraserve.planning.advice import advice
 from loraserve.planning.known_models import KNOWN_MODELS, known_fault
-from loraserve.planning.settings_parser import parse
+from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import CHECKOUT, adapter, stack_values
 
 MEASURED = json.loads((CHECKOUT / "bench/gpu_memory.json").read_text())
@@ -22,6 +22,8 @@ SAME_SHAPE = {
     "qwen3-4b": "Qwen/Qwen3-4B",
     "qwen3-8b-awq": "Qwen/Qwen3-8B-AWQ",
     "gemma-2-2b": "google/gemma-2-2b-it",
+    "phi-4-mini": "microsoft/Phi-4-mini-instruct",
+    "phi-4": "microsoft/phi-4",
 }
 """Models of the measured rows, and those of the list that are made alike."""
 
@@ -38,9 +40,32 @@ def test_weights_and_shape_are_those_that_were_measured(measured: str, known: st
 
 def test_a_known_model_needs_its_name_alone() -> None:
     for name, known in KNOWN_MODELS.items():
-        gpus = "p5.48xlarge" if known.shape.num_attention_heads % 8 == 0 else "g6e.2xlarge"
+        divisible = not known.shape.num_attention_heads % 8 and not known.shape.num_key_value_heads % 4
+        gpus = "p5.48xlarge" if divisible else "g6e.2xlarge"
         parsed = parse(stack_values("dev", baseModel=name, maxModelLen=2048, gpuInstanceType=gpus))
         assert parsed.model_shape == known.shape
+
+
+def test_layers_that_are_one_in_the_base_model_are_one_for_its_adapters() -> None:
+    """Phi's queries, keys and values, and its gate and up: so PEFT trains them, and so vLLM has buffers for them."""
+    fused = adapter(rank=8, targetModules=["qkv_proj", "o_proj"])
+    settings = parse(stack_values("dev", baseModel="microsoft/Phi-4-mini-instruct", maxModelLen=4096, adapters=[fused]))
+
+    assert settings.model_shape.lora_shape.modules["qkv_proj"] == (3072, 3072 + 2 * 1024)
+    assert settings.envelope
+    assert settings.envelope.target_modules == ("o_proj", "qkv_proj"), "the first envelope is of its own layers"
+    with pytest.raises(InvalidSettings, match="target modules v_proj are not LoRA layers"):
+        parse(stack_values("dev", baseModel="microsoft/phi-4", adapters=[adapter(targetModules=["v_proj"])]))
+
+
+def test_a_long_context_that_costs_the_short_ones_is_pointed_out() -> None:
+    def told(length: int) -> list[str]:
+        values = stack_values("dev", baseModel="microsoft/Phi-4-mini-instruct", maxModelLen=length)
+        return [sentence for sentence in advice(parse(values)) if "long contexts" in sentence]
+
+    assert told(4096) == []
+    (sentence,) = told(8192)
+    assert "set maxModelLen to 4096" in sentence
 
 
 def test_a_known_model_is_described_without_a_network(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from infra.node_groups import autoscaler_tags, sizes
 from infra.preflight import check_kubernetes
 from infra.standing import Group
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, with_the_same_gpus
-from loraserve.planning.pod_resources import pod_disk_gib
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import stack_values
 from tests.unit.declared import Program, Resource, declare
@@ -174,7 +173,7 @@ def test_the_autoscaler_is_told_of_disk_that_the_pod_fits_on_and_a_node_really_h
     told = autoscaler_tags(settings)["k8s.io/cluster-autoscaler/node-template/resources/ephemeral-storage"]
     gib = int(told.removesuffix("Gi"))
     whole = settings.gpu_instance.nvme_gb * 1e9 / 1024**3 if on_nvme else settings.gpu_root_volume_gib
-    assert pod_disk_gib([], settings.weights_bytes) < gib < 0.85 * whole
+    assert settings.pod_disk.pod_gib < gib < 0.85 * whole
     assert gib > 0.7 * whole
 
 

@@ -87,8 +87,8 @@ def test_a_folder_without_weights_is_told_so(folder: Path) -> None:
 
 
 def test_a_model_with_other_layers_is_refused_with_the_reason(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "phi3"}))
-    with pytest.raises(UnknownBaseModel, match="qkv_proj and gate_up_proj"):
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "mixtral"}))
+    with pytest.raises(UnknownBaseModel, match="its MLPs are experts"):
         describe(str(folder))
 
 

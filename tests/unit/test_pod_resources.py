@@ -8,28 +8,35 @@ from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
 from loraserve.planning.known_models import MISTRAL_7B_AWQ
 from tests.stack_values import adapter
 
+GIB = 1024**3
+
 
 def adapters(count: int, size: int) -> list[Adapter]:
     return [Adapter.model_validate(adapter(f"a{number}", sizeBytes=size)) for number in range(count)]
 
 
-def test_adapters_that_fit_the_disk_only_without_a_swap_are_refused() -> None:
-    size = 6 * 1024**3
-    weights = 4 * 1024**3
-    assert pod_resources.disk_problem(adapters(4, size), weights, 100) is None
-    told = pod_resources.disk_problem(adapters(5, size), weights, 100) or ""
-    assert "loraserve:adapters need 42.0 GiB of disk" in told
-    assert "set gpuRootVolumeGib to 138" in told
-    assert pod_resources.disk_problem(adapters(5, size), weights, 138) is None
-    assert "split them over two stacks" in (pod_resources.disk_problem(adapters(50, size), weights, 10_000) or "")
+def disk(count: int, size: int, node_gib: int = 100) -> pod_resources.PodDisk:
+    return pod_resources.PodDisk(adapters(count, size), 4 * GIB, node_gib)
+
+
+def test_the_volume_holds_all_adapters_where_the_node_has_room_for_them_during_a_swap() -> None:
+    assert [disk(count, 6 * GIB).adapter_volume_gib for count in (1, 4, 5)] == [20, 40, 40]
+    assert disk(5, 6 * GIB, node_gib=138).adapter_volume_gib == 80, "with two new versions beside the five"
+    assert disk(50, 6 * GIB).problem() is None, "the least used wait for a request"
+
+
+def test_a_disk_that_no_three_adapters_fit_on_is_refused_with_what_would_do() -> None:
+    assert disk(50, 6 * GIB, node_gib=60).adapter_volume_gib == 10
+    told = disk(50, 6 * GIB, node_gib=60).problem() or ""
+    assert "set it to 63" in told
+    assert disk(50, 6 * GIB, node_gib=63).problem() is None
+    assert "no disk for three of it" in (disk(1, 110 * GIB, node_gib=10_000).problem() or "")
 
 
 def test_the_volume_grows_with_the_adapters_in_few_steps() -> None:
     megabytes = 1024**2
-    volumes = {
-        count: pod_resources.adapter_volume_gib(adapters(count, 200 * megabytes)) for count in (1, 40, 50, 90, 150)
-    }
-    assert volumes == {1: 10, 40: 10, 50: 20, 90: 20, 150: 40}
+    volumes = {count: disk(count, 200 * megabytes).adapter_volume_gib for count in (1, 40, 50, 90, 150, 1000)}
+    assert volumes == {1: 10, 40: 10, 50: 20, 90: 20, 150: 40, 1000: 40}
 
 
 def test_the_pod_fits_a_g6_xlarge_and_14_gib_would_not() -> None:

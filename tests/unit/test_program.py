@@ -14,6 +14,7 @@ from infra.serving_pod import grace_seconds
 from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.desired_state import Envelope
 from loraserve.planning.gpu_memory import GRAPH_SIZES
+from loraserve.vllm_plugins import gpu_share
 from tests.stack_values import CHECKOUT, adapter
 from tests.unit.declared import Program, declare, environment_in_pod
 
@@ -453,6 +454,13 @@ def test_parsers_of_tools_and_reasoning_are_named_to_vllm(dev: Program) -> None:
     chosen = vllm(declare("dev", toolCallParser="hermes", reasoningParser="qwen3"))["args"]
     added = {"--enable-auto-tool-choice", "--tool-call-parser=hermes", "--reasoning-parser=qwen3"}
     assert set(chosen) - set(vllm(dev)["args"]) == added
+
+
+def test_vllm_knows_what_has_to_stay_free_beside_its_share() -> None:
+    """A logit takes 16 bytes where it is sorted: 256 rows of a vocabulary of 32,000, and of 128,256."""
+    llama = declare("dev", baseModel="meta-llama/Llama-3.2-3B-Instruct")
+    spare = [environment(vllm(program))[gpu_share.SPARE_VARIABLE] for program in (declare("dev"), llama)]
+    assert spare == ["125", "501"]
 
 
 def test_vllm_is_started_by_its_command_and_finds_the_guard_of_its_routes(dev: Program) -> None:

@@ -325,7 +325,9 @@ def test_base_weights_that_exceed_the_nodes_disk_are_refused() -> None:
         return {"version": "v1", "digest": "sha256:" + "a" * 64, "sizeBytes": gib * 1024**3}
 
     parse(stack_values("dev", baseModelMirror=mirror(81)))
-    assert "with base weights and caches 340 GiB, and pods may use 180 GiB" in problems(baseModelMirror=mirror(161))
+    told = problems(baseModelMirror=mirror(161))
+    assert "base weights, caches and three adapters" in told
+    assert "need 340 GiB, and pods may use 180 GiB of a node: set it to 426" in told
     told = problems(baseModelMirror=mirror(700), gpuInstanceType="p5.48xlarge")
     assert "baseModel has 700.0 GiB of weights, and a pod has 640 GiB" in told
 

@@ -67,6 +67,9 @@ class FakeKubectl:
         items = [{"metadata": {"name": name}, "status": status} for name in names]
         self._answer(f"{context}/get pods" if context else "get pods", json.dumps({"items": items}))
 
+    def log(self, pod: str, text: str) -> None:
+        self._answer(f"logs pod {pod}", text)
+
     def desired(self, document: str | None) -> None:
         """As `get --ignore-not-found` prints it."""
         found = json.dumps({"data": {"desired.json": document}}) if document else ""
@@ -240,6 +243,24 @@ def test_without_kubectl_the_fix_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["status"]) == 1
     assert "kubectl is not installed" in capsys.readouterr().err
+
+
+def test_a_share_that_was_lowered_is_told_in_vllms_words(
+    kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = (
+        "cuda:0 has 126.8 of 139.8 GiB free, less than the share 0.95 that was planned: something else uses the card."
+    )
+    kubectl.pods("vllm-a")
+    kubectl.state("vllm-a", state())
+    kubectl.log(
+        "vllm-a", f"INFO 12:00 starting\n(EngineCore pid=7) WARNING 12:01 [loraserve_gpu_share.py:57] {told}\nINFO on"
+    )
+
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pods"][0]["lowered"] == told
+    assert main(["status"]) == 0
+    assert "less than the share" in capsys.readouterr().out
 
 
 def test_why_a_vllm_ended_is_told_in_its_own_words(kubectl: FakeKubectl, capsys: pytest.CaptureFixture[str]) -> None:

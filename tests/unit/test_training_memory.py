@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
-from loraserve.planning.known_models import MISTRAL_7B_AWQ
+from loraserve.planning.known_models import KNOWN_MODELS, MISTRAL_7B_AWQ
 from loraserve.planning.training_memory import (
     TrainingRun,
     next_setting,
@@ -54,6 +54,14 @@ def test_a_misfit_names_the_smallest_change_and_the_instance_that_fits() -> None
     assert "gpuInstanceType g6e.xlarge" in str(
         training_problem(run(method="lora", length=16384, batch_size=1, accumulation=1))
     )
+
+
+def test_layers_that_the_base_model_has_under_another_name_are_told() -> None:
+    phi = KNOWN_MODELS["microsoft/Phi-4-mini-instruct"].shape
+    told = training_problem(run(model=phi)) or ""
+    assert "q_proj" in told
+    assert "name some of qkv_proj, o_proj, gate_up_proj, down_proj" in told
+    assert training_problem(run(model=phi, target_modules=tuple(phi.lora_shape.modules), length=512)) is None
 
 
 def test_a_gpu_without_bfloat16_is_refused_with_one_that_has_it() -> None:
