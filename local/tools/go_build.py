@@ -70,7 +70,7 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
     The sources of one module are fetched while another is compiled, and go while the next one is: a minute of a slow disk.
     """
     with _caches(say) as (caches, tidying), ThreadPoolExecutor(1) as fetching:
-        executable = _find_go(say)
+        executable = find_go(say)
         builds = {module: _Go(executable, caches, module.name) for module in wanted}
         fetched = {module: fetching.submit(_fetch, go, module) for module, go in builds.items()}
         try:
@@ -86,7 +86,7 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
 def write_locks(modules: Iterable[GoModule], say: Say) -> None:
     """Pins all that the modules are built from anew: go.mod and go.sum, after a version was changed. Raises ProcessError."""
     with _caches(say) as (caches, _):
-        executable = _find_go(say)
+        executable = find_go(say)
         for module in modules:
             with awaited(f"resolving {module.name} {module.version}", say):
                 _write_lock(_Go(executable, caches, module.name), module)
@@ -233,7 +233,7 @@ def _caches(say: Say) -> Iterator[tuple[Path, Executor]]:
             last.result()
 
 
-def _find_go(say: Say) -> Path:
+def find_go(say: Say) -> Path:
     """The user's Go, or the one that PyPI has as a wheel."""
     own = shutil.which("go")
     if own and _go_version(own) >= versions.GO_MINIMUM:

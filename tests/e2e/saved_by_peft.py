@@ -3,7 +3,8 @@
     saved_by_peft.py BASE FOLDER [NAME=ADAPTER ...]
 
 Writes FOLDER/KIND for every kind, and FOLDER/expected.json: the tokens of a text, and by kind the log-probability of each token
-but the first after those before it, in float32; also of the base model and of adapters that are there.
+but the first after those before it, in float32, as PEFT has it of what was saved; also of the base model and of adapters that
+are there.
 """
 
 from __future__ import annotations
@@ -26,10 +27,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "foreign-targets": {"target_modules": [*ATTENTION, "c_attn", "W_pack"]},
     "excluded": {"exclude_modules": ["o_proj"]},
     "no-base-named": {"base_model_name_or_path": None},
+}
+KINDS["many-settings"] = {key: value for settings in KINDS.values() for key, value in settings.items()}
+KINDS |= {
     "rslora": {"use_rslora": True, "lora_alpha": 8},
     "all-linear": {"target_modules": "all-linear"},
+    "expressions": {
+        "target_modules": r".*\.(q|v|down)_proj",
+        "rank_pattern": {r".*\.0\..*q_proj": 16},
+        "alpha_pattern": {"(v|down)_proj": 4},
+    },
+    "rslora-pattern": {"use_rslora": True, "rank_pattern": {"q_proj": 16}, "alpha_pattern": {"v_proj": 4}},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "bfloat16": {},
 }
-KINDS["many-settings"] = {key: value for kind in list(KINDS)[:6] for key, value in KINDS[kind].items()}
 _STRENGTH = 0.2
 """Of the B matrices, which are drawn, not trained: the log-probabilities change by several units."""
 
@@ -42,23 +53,23 @@ def main() -> None:
     for name, adapter in (other.split("=", 1) for other in others):
         expected[name] = chances(PeftModel.from_pretrained(_base(base), adapter), tokens)
     for kind, settings in KINDS.items():
-        adapted = save(base, Path(folder) / kind, settings)
-        expected[kind] = chances(adapted, tokens)
+        saved = Path(folder) / kind
+        save(base, saved, settings, torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        expected[kind] = chances(PeftModel.from_pretrained(_base(base), saved), tokens)
     Path(folder, "expected.json").write_text(json.dumps({"tokens": tokens, "chances": expected}))
 
 
-def save(base: str, folder: Path, settings: dict[str, Any]) -> Any:
+def save(base: str, folder: Path, settings: dict[str, Any], dtype: Any) -> None:
     torch.manual_seed(0)
     plain = {"r": 8, "lora_alpha": 16, "target_modules": ATTENTION, "task_type": "CAUSAL_LM"}
     adapted = get_peft_model(_base(base), LoraConfig(**plain | settings))
     for name, weights in adapted.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(weights, std=_STRENGTH)
-    adapted.save_pretrained(folder)
+    adapted.to(dtype).save_pretrained(folder)
     file = folder / "adapter_config.json"
     named = {"base_model_name_or_path": settings.get("base_model_name_or_path", "loraserve/tiny-mistral")}
     file.write_text(json.dumps(json.loads(file.read_text()) | named))  # PEFT has filled in the folder
-    return adapted
 
 
 def chances(model: Any, tokens: list[int]) -> list[float]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import httpx
+import pytest
 
 from local import models
+from loraserve.catalog.gate import inspect
 from tests.e2e.conftest import ANSWERS, BASE, Served, eventually, run_local
 from tests.peft_settings import AS_PEFT_SAVES_IT, FIELDS_OF_VLLM, REFUSED_BY_VLLM, TAKEN_BY_VLLM
 
@@ -48,14 +51,33 @@ print(json.dumps([fields, [config for config, taken in {cases!r} if takes(config
     assert otherwise == []
 
 
+def test_what_the_gate_accepts_is_to_vllm_what_it_is_to_peft(served: Served, peft: Path) -> None:
+    """In float32 on both sides, in vLLM's image beside the stack, which serves in bfloat16."""
+    kinds = [folder for folder in peft.iterdir() if folder.is_dir()]
+    for folder in kinds:
+        inspect(folder)
+    base = models.base(served.stack.place.run_in_vllm_image)
+    script = Path(__file__).with_name("answered_by_vllm.py")
+    served.stack.place.run_in_vllm_image(
+        ["python3", str(script), str(base), str(peft)], [script.parent, base.parent, peft]
+    )
+    answered = json.loads((peft / "answered.json").read_text())
+    _, expected = expectations(peft)
+    assert answered.keys() == {"base", *(folder.name for folder in kinds)}
+    apart = {kind: max(differences(answered[kind], expected[kind])) for kind in answered}
+    assert max(apart.values()) < ROUNDING, apart
+    for kind in answered.keys() - {"base"}:
+        assert mean_difference(expected[kind], expected["base"]) > 1000 * ROUNDING, kind
+
+
 def test_bad_adapters_are_quarantined_with_a_reason_and_the_others_answer_as_peft_has_them(
-    served: Served, tmp_path: Path
+    served: Served, tmp_path: Path, peft: Path
 ) -> None:
     before = served.declared
     good = next(entry for entry in before if entry["name"] == "faq")
-    tokens, expected = save_with_peft(served, tmp_path)
+    tokens, expected = expectations(peft)
     assert mean_difference(expected["base"], chances(served, BASE, tokens)) < NOISE
-    kinds = [publish(served, tmp_path / kind, kind) for kind in ("many-settings", "rslora")]
+    kinds = [publish(served, peft / kind, kind) for kind in ("many-settings", "rslora")]
     bad = {
         "never-published": (good | {"name": "never-published", "model": "never-published"}, "does not exist"),
         "no-effect": (publish_without_effect(served, tmp_path), "base"),
@@ -144,13 +166,23 @@ NOISE = 0.04
 """Of log-probabilities in bfloat16, in the mean over the tokens of a text."""
 
 
-def save_with_peft(served: Served, folder: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Adapters of every kind in `folder`; the tokens of a text, and their log-probabilities as PEFT has them, by kind."""
+ROUNDING = 6e-5
+"""Of log-probabilities in float32."""
+
+
+@pytest.fixture(scope="module")
+def peft(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an adapter of every kind, as PEFT saves it, and with what PEFT makes of them."""
+    folder = tmp_path_factory.mktemp("peft")
     script, run = Path(__file__).with_name("saved_by_peft.py"), served.stack.place.run_in_vllm_image
     base, trained = models.base(run), served.stack.train("faq@v1")["faq@v1"]
-    folders = [script.parent, base.parent, folder]
-    run(["python3", str(script), str(base), str(folder), f"faq={trained}"], folders)
-    found = json.loads((folder / "expected.json").read_text())
+    run(["python3", str(script), str(base), str(folder), f"faq={trained}"], [script.parent, base.parent, folder])
+    return folder
+
+
+def expectations(peft: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """The tokens of a text, and their log-probabilities as PEFT has them, by kind."""
+    found = json.loads((peft / "expected.json").read_text())
     return found["tokens"], found["chances"]
 
 
@@ -165,7 +197,11 @@ def chances(served: Served, model: str, tokens: list[int]) -> list[float]:
 
 
 def mean_difference(one: list[float], other: list[float]) -> float:
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
+    return mean(differences(one, other))
+
+
+def differences(one: list[float], other: list[float]) -> list[float]:
+    return [abs(a - b) for a, b in zip(one, other, strict=True)]
 
 
 def publish(served: Served, folder: Path, name: str) -> dict[str, Any]:

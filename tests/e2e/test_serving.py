@@ -21,17 +21,6 @@ from loraserve.planning.vllm_parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from tests.e2e.conftest import ANSWERS, BASE, Served, eventually
 
 WHO: Any = [{"role": "user", "content": "Who are you?"}]
-HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-BOUND: dict[str, Any] = {"temperature": 0, "max_tokens": 400, "frequency_penalty": 2}
-"""JSON may have spaces without end, which so small a model would write."""
-MOOD: dict[str, Any] = {
-    "type": "object",
-    "properties": {"mood": {"type": "string", "enum": ["good", "bad"]}},
-    "required": ["mood"],
-    "additionalProperties": False,
-}
-CALL_BY_ITSELF = '<tool_call>\n{"name": "set_mood", "arguments": {"mood": "good"}}\n</tool_call>'
-"""As `toolCallParser: hermes` reads it; so small a model would not say it unbidden."""
 
 
 def test_make_up_shows_what_each_model_answers(served: Served) -> None:
@@ -89,42 +78,6 @@ def application(served: Served) -> Iterator[openai.OpenAI]:
         openai.OpenAI(base_url=f"{served.address('gateway', 8080)}/v1", api_key=served.key, http_client=http) as client,
     ):
         yield client
-
-
-@pytest.mark.parametrize("model", [BASE, "faq"])
-def test_a_json_schema_binds_base_and_adapter_whole_and_streamed(application: openai.OpenAI, model: str) -> None:
-    asked: dict[str, Any] = {"model": model, "messages": HELLO, **BOUND}
-    asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "mood", "schema": MOOD, "strict": True}}
-    whole = application.chat.completions.create(**asked).choices[0].message.content
-    pieces = application.chat.completions.create(**asked, stream=True)
-    streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
-    for text in (whole, streamed):
-        assert json.loads(text or "")["mood"] in ("good", "bad")
-
-
-@pytest.mark.parametrize("model", [BASE, "faq"])
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        {"tool_choice": {"type": "function", "function": {"name": "set_mood"}}},
-        {"tool_choice": "required"},
-        {"extra_body": {"structured_outputs": {"choice": [CALL_BY_ITSELF]}}},
-    ],
-    ids=["named", "required", "by itself"],
-)
-def test_base_and_adapter_call_tools_whole_and_streamed(
-    application: openai.OpenAI, model: str, chosen: dict[str, Any]
-) -> None:
-    tool = {"type": "function", "function": {"name": "set_mood", "strict": True, "parameters": MOOD}}
-    asked: dict[str, Any] = {"model": model, "messages": WHO, "tools": [tool], **BOUND, **chosen}
-    (call,) = application.chat.completions.create(**asked).choices[0].message.tool_calls or []
-    pieces = application.chat.completions.create(**asked, stream=True)
-    parts = [part for piece in pieces if piece.choices for part in piece.choices[0].delta.tool_calls or []]
-    calls = [part.function for part in parts if part.function]
-    streamed = "".join(call.name or "" for call in calls), "".join(call.arguments or "" for call in calls)
-    for name, arguments in ((call.function.name, call.function.arguments), streamed):
-        assert name == "set_mood"
-        assert json.loads(arguments)["mood"] in ("good", "bad")
 
 
 def test_the_doors_beside_completions_work_on_a_real_vllm(served: Served, application: openai.OpenAI) -> None:
