@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from local.paths import CHECKOUT
+from tests.releases import RELEASES, Release, git
 
 DOCUMENTS = [
     "README.md",
@@ -77,28 +78,15 @@ def test_the_threat_model_promises_nothing_without_a_test() -> None:
     assert [row for row in rows if row in proofs and "::test_" not in row] == []
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _releases() -> list[tuple[str, str]]:
-    """Tag and commit, oldest first."""
-    lines = (CHECKOUT / "tests/releases.txt").read_text().splitlines()
-    return [(tag, commit) for tag, commit in (line.split() for line in lines if not line.startswith("#"))]
-
-
-@pytest.mark.parametrize(("tag", "commit"), _releases())
-def test_a_release_is_a_commit_of_this_history(tag: str, commit: str) -> None:
-    if not (CHECKOUT / ".git").exists():
-        pytest.skip("this is not a clone: there is no history to look into")
-    if _git("rev-parse", "--is-shallow-repository") == "true":
-        pytest.skip("this clone is shallow: `git fetch --unshallow` brings the history")
-    _git("merge-base", "--is-ancestor", commit, "HEAD")
-    assert tomllib.loads(_git("show", f"{commit}:pyproject.toml"))["project"]["version"] == tag.removeprefix("v")
+@pytest.mark.parametrize("release", RELEASES, ids=str)
+def test_a_release_is_a_commit_of_this_history(release: Release) -> None:
+    git("merge-base", "--is-ancestor", release.commit, "HEAD")
+    project = tomllib.loads(git("show", f"{release.commit}:pyproject.toml").decode())["project"]
+    assert project["version"] == release.version
 
 
 def test_the_changelog_has_every_release_and_the_version_is_none_of_them() -> None:
-    released = [tag.removeprefix("v") for tag, _ in _releases()]
+    released = [release.version for release in RELEASES]
     version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
     sections = re.findall(r"^## \[(\d\S*)\]", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert version not in released, "a release is a commit: the next one has another version"
