@@ -72,6 +72,8 @@ class Plan:
     pod_disk_gib: int
     node_disk_gib: int
     pod_memory_mib: int
+    adapters_held: int | None
+    """What vLLM keeps in it; None without LoRA."""
     node_memory_mib: int
     advice: tuple[str, ...]
     measured_with: str
@@ -127,6 +129,7 @@ def plan(settings: Settings, region: str, at_once: int | None = None) -> Plan:
         pod_disk_gib=settings.pod_disk.pod_gib,
         node_disk_gib=int(settings.gpu_node_disk_gib * pod_resources.USABLE_DISK),
         pod_memory_mib=pod_resources.on_gpu(node).limits.memory_mib,
+        adapters_held=settings.adapters_held,
         node_memory_mib=node.allocatable_memory_mib,
         advice=tuple(advice(settings)),
         measured_with=MEASURED_VLLM,

@@ -46,7 +46,7 @@ def plan(stack_file: Path, region: str, url: str | None, namespace: str, window:
     click.echo(
         f"\nrank {found.rank}, LoRA on {', '.join(found.target_modules) or 'nothing'}\n"
         f"disk: {found.adapter_disk_gib} GiB for adapters, {found.pod_disk_gib} of {found.node_disk_gib} GiB in all\n"
-        f"memory: {found.pod_memory_mib:,} MiB at most, the node has {found.node_memory_mib:,}\n"
+        f"memory: {found.pod_memory_mib:,} MiB at most, with {found.adapters_held or 0} adapters in it; the node has {found.node_memory_mib:,}\n"
         f"flags: {' '.join(found.flags)}\n"
         f"GPU figures follow a model of vLLM {found.measured_with} that was measured on H200 and H100 cards "
         "(docs/capacity.md), not on these."
