@@ -72,7 +72,7 @@ def build(wanted: Mapping[GoModule, Sequence[str]], say: Say) -> None:
     with _caches(say) as (caches, tidying), ThreadPoolExecutor(1) as fetching:
         executable = find_go(say)
         builds = {module: _Go(executable, caches, module.name) for module in wanted}
-        fetched = {module: fetching.submit(_fetch, go, module) for module, go in builds.items()}
+        fetched = {module: fetching.submit(_fetch, go, module, wanted[module]) for module, go in builds.items()}
         try:
             for module, go in builds.items():
                 _wait_for_sources(module, fetched[module], say)
@@ -157,8 +157,8 @@ def _wait_for_sources(module: GoModule, fetched: Future[None], say: Say) -> None
     fetched.result()
 
 
-def _fetch(go: _Go, module: GoModule) -> None:
-    """The sources of its programs and its files, into a folder to build in."""
+def _fetch(go: _Go, module: GoModule, programs: Sequence[str]) -> None:
+    """Its files, and the sources of the programs that are wanted, into a folder to build in."""
     source = _build_folder(go, module)
     shutil.copytree(module.lock, source, dirs_exist_ok=True)
     if module.embedded or module.files or module.lacking:
@@ -169,8 +169,8 @@ def _fetch(go: _Go, module: GoModule) -> None:
             (origin / name).parent.mkdir(parents=True, exist_ok=True)
             (origin / name).touch()
         _put(module, (origin / name for name in module.files))
-    if module.programs:
-        go.run("list", *_tags(module), "-deps", *module.programs.values(), cwd=source)
+    if programs:
+        go.run("list", *_tags(module), "-deps", *(module.programs[name] for name in programs), cwd=source)
 
 
 def _compile(go: _Go, module: GoModule, programs: Sequence[str], say: Say) -> None:

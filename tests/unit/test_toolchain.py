@@ -106,6 +106,11 @@ def test_files_of_a_module_lie_beside_its_programs(go: Path) -> None:
     assert len(_builds(go)) == 1
 
 
+def test_only_for_programs_that_are_wanted_is_everything_fetched_that_they_import(go: Path) -> None:
+    toolchain.crds()
+    assert not (go / "flags").exists(), "no `go list`: a gigabyte for KEDA alone"
+
+
 def test_a_recent_pulumi_of_the_users_is_taken(go: Path) -> None:
     own = go / "programs" / "pulumi"
     _write_program(own, "#!/bin/sh\necho v3.300.1\n")
