@@ -18,13 +18,12 @@ from tests.aws_actions import actions_of
 from tests.engine.aws_world import ASSUMED_BY_EC2, REGION, Handler, World, in_place_changes, policy
 
 
-@pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    started = Cloud.start(tmp_path_factory.mktemp("cloud"), REGION, die_with_parent=True)
-    with started as cloud, pytest.MonkeyPatch.context() as patch:
+@pytest.fixture(scope="module", autouse=True)
+def environment(cloud: Cloud) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in cloud.environment.items():
             patch.setenv(name, value)
-        yield cloud
+        yield
 
 
 STAND_INS_OWN = {
@@ -50,7 +49,7 @@ class Listening(Account):
 
 
 @pytest.fixture(scope="module")
-def account(cloud: Cloud) -> Listening:
+def account(environment: None) -> Listening:
     account = Listening()
     account.configure({"region": REGION, "defaultTags": json.dumps({"tags": {"Project": "loraserve"}})})
     return account
@@ -176,7 +175,7 @@ def test_input_that_the_real_provider_would_refuse_is_refused(
         Handler(account, token).create(**inputs)
 
 
-def test_a_stack_for_another_account_is_refused(cloud: Cloud) -> None:
+def test_a_stack_for_another_account_is_refused() -> None:
     with pytest.raises(InvalidInput, match=rf"allowedAccountIds: .*111111111111.*{ACCOUNT_ID}"):
         Account().configure({"region": REGION, "allowedAccountIds": '["111111111111"]'})
 
@@ -187,6 +186,6 @@ def test_without_an_emulated_aws_nothing_is_called(monkeypatch: pytest.MonkeyPat
         Account().configure({"region": REGION})
 
 
-def test_an_unknown_provider_setting_is_refused(cloud: Cloud) -> None:
+def test_an_unknown_provider_setting_is_refused() -> None:
     with pytest.raises(InvalidInput, match="aws:regoin"):
         Account().configure({"regoin": REGION})

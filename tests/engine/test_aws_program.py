@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,15 +111,12 @@ CREATED = 1 + 13 + sum(EKS_COMPONENT.values())
 """The stack, what the program makes itself, and the component."""
 
 
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[Cloud]:
+@pytest.fixture(autouse=True)
+def environment(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(json.dumps(KUBECONFIG))
-    started = Cloud.start(tmp_path / "cloud", REGION, die_with_parent=True)
-    with started as cloud, pytest.MonkeyPatch.context() as patch:
-        for name, value in (cloud.environment | {"LORASERVE_KUBECONFIG": str(kubeconfig)}).items():
-            patch.setenv(name, value)
-        yield cloud
+    for name, value in (cloud.environment | {"LORASERVE_KUBECONFIG": str(kubeconfig)}).items():
+        monkeypatch.setenv(name, value)
 
 
 def test_a_program_is_created_changed_refreshed_and_destroyed(cloud: Cloud, tmp_path: Path) -> None:

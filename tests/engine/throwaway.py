@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from local.engine.plugins import install
 from local.tools.toolchain import Tool, ensure
 from tests.engine.cli import PulumiStack
+from tests.engine.warm import warm_python
 
 
 class Throwaway(PulumiStack):
@@ -21,13 +21,13 @@ class Throwaway(PulumiStack):
 
     def __init__(self, folder: Path, program: str, config: Mapping[str, Any] | None = None) -> None:
         """`config` is the `config` section of Pulumi.yaml."""
-        project = {"name": "throwaway", "runtime": {"name": "python", "options": {"virtualenv": sys.prefix}}}
+        project = {"name": "throwaway", "runtime": {"name": "python", "options": {"virtualenv": str(warm_python())}}}
         (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project | {"config": dict(config or {})}))
         (folder / "state").mkdir()
         install(folder / "home")
         (folder / "__main__.py").write_text(textwrap.dedent(program))
         environment = {
-            "LORASERVE_PYTHON": sys.executable,
+            "LORASERVE_PYTHON": str(warm_python() / "bin" / "python"),
             "PULUMI_BACKEND_URL": f"file://{folder / 'state'}",
             "PULUMI_CONFIG_PASSPHRASE": "throwaway",
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
