@@ -76,7 +76,7 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks swaps cold_start clients losses on_demand'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients losses on_demand'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)

@@ -1,7 +1,7 @@
 """One tenant against all others: what the gateway takes of memory, how its neighbours and its probe fare, attack by attack.
 
 The gateway runs in a memory cgroup with its pod's limit, so root is needed; a neighbour asks steadily, and /livez is asked all the
-time. `python -m bench.attacks [NAME ...]`
+time. `python -m bench.attacks [--before CHECKOUT] [NAME ...]`; with a checkout of release 0.1.0 its gateway is the one attacked.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import ssl
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
-from bench import vegeta
+from bench import report, vegeta
 from bench.gateway import Gateway, Upstream, gateway, rss_mb, upstream
 from bench.vegeta import Answers, Request
 from loraserve.contract.keys import create_key
 from loraserve.planning.pod_resources import GATEWAY_MEMORY_LIMIT_MIB
 
-SECONDS = 10.0
+SECONDS = 6.0
 OVERLOAD_SECONDS = 60.0
 OVERLOAD_RATE = 400
 NEIGHBOUR_RATE = 10
@@ -136,6 +135,59 @@ async def large_headers(target: Target) -> None:
     await asyncio.gather(*(hold() for _ in range(427)))
 
 
+async def large_trailers(target: Target) -> None:
+    """427 requests without a key, each with a megabyte behind its body."""
+
+    async def hold() -> None:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port)
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+            )
+            for number in range(120):
+                writer.write(b"X-%d: " % number + b"x" * 8000 + b"\r\n")
+                await writer.drain()
+            await asyncio.sleep(SECONDS)
+            writer.close()
+
+    await asyncio.gather(*(hold() for _ in range(427)))
+
+
+async def unread_answers(target: Target) -> None:
+    """2,100 connections without a key that ask a thousand times, and read nothing."""
+    question = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+
+    async def hold() -> None:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, TimeoutError):
+            await loop.sock_connect(client, ("127.0.0.1", target.gateway.port))
+            async with asyncio.timeout(SECONDS):
+                await loop.sock_sendall(client, question)
+                await asyncio.Event().wait()
+        client.close()
+
+    await asyncio.gather(*(hold() for _ in range(2100)))
+
+
+async def silent_bodies(target: Target) -> None:
+    """2,100 requests of one key that announce a byte and do not send it."""
+
+    async def hold() -> None:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port)
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.unlimited}\r\n"
+            writer.write(f"{head}Content-Length: 1\r\n\r\n".encode())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SECONDS):
+                    target.statuses[(await reader.readline()).decode()[9:12] or "none"] += 1
+            writer.close()
+
+    await asyncio.gather(*(hold() for _ in range(2100)))
+
+
 async def silent_handshakes(target: Target) -> None:
     """3,000 connections that begin TLS and never end it."""
     outgoing = ssl.MemoryBIO()
@@ -159,6 +211,11 @@ async def bursting_json(target: Target) -> None:
     await by_callers(8, lambda: target.ask(target.unlimited, body))
 
 
+async def quotation_marks(target: Target) -> None:
+    body = b"[" + b"," * 160_000 + b'"' + b'\\"' * 1_900_000
+    await by_callers(8, lambda: target.ask(target.unlimited, body))
+
+
 async def bad_json(target: Target) -> None:
     body = b'{"model": "faq", "prompt": "' + b"x" * _LARGE
     await by_callers(8, lambda: target.ask(target.unlimited, body))
@@ -178,8 +235,15 @@ async def wrong_keys(target: Target) -> None:
 
 async def large_answers(target: Target) -> None:
     """8 answers of 256 MiB each, as `prompt_logprobs` makes them, to clients that hardly read."""
-    body = b'{"model": "faq", "prompt": "Hi", "prompt_logprobs": 20}'
+    await hold_answers(target, b'{"model": "faq", "prompt": "Hi", "prompt_logprobs": 20}')
 
+
+async def large_events(target: Target) -> None:
+    """8 streams with one event of 256 MiB, as `echo` with `logprobs` makes them, to clients that hardly read."""
+    await hold_answers(target, b'{"model": "faq", "prompt": "Hi", "echo": true, "logprobs": 20, "stream": true}')
+
+
+async def hold_answers(target: Target, body: bytes) -> None:
     async def hold() -> None:
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port, limit=1 << 16)
@@ -205,15 +269,16 @@ async def overload(target: Target) -> None:
 ATTACKS: dict[str, Attack] = {
     attack.__name__: attack
     for attack in (
-        *(large_bodies, large_bodies_without_limit, large_headers, silent_handshakes, bursting_json, bad_json),
-        *(unknown_models, lists_of_models, wrong_keys, large_answers, overload),
+        *(large_bodies, large_bodies_without_limit, silent_bodies, large_headers, large_trailers, silent_handshakes),
+        *(unread_answers, bursting_json, quotation_marks, bad_json, unknown_models, lists_of_models, wrong_keys),
+        *(large_answers, large_events, overload),
     )
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    before_mb: float
+    idle_mb: float
     peak_mb: float
     alive: bool
     slowest_probe: float
@@ -222,32 +287,38 @@ class Outcome:
     statuses: Counter[str]
 
 
-def suffer(name: str, folder: Path, behind: Upstream) -> Outcome:
+def suffer(name: str, folder: Path, behind: Upstream, before: Path | None) -> Outcome:
     """A fresh gateway through one attack."""
     group = MemoryGroup(f"loraserve-bench-{os.getpid()}", GATEWAY_MEMORY_LIMIT_MIB)
     limited, limited_entry = create_key("attacker-limited", ("*",), 1)
     unlimited, unlimited_entry = create_key("attacker", ("*",), None)
     try:
-        with gateway(folder, behind, [limited_entry, unlimited_entry], group.command, tls=True) as under:
-            target = Target(under, limited, unlimited)
-            before = rss_mb(under.pid)
+        others = [limited_entry, unlimited_entry]
+        with gateway(folder, behind, others, group.command, tls=True, before=before) as under:
+            target, idle = Target(under, limited, unlimited), rss_mb(under.pid)
             with ThreadPoolExecutor(1) as pool, probing(under) as probes:
                 seconds = (OVERLOAD_SECONDS if name == "overload" else SECONDS) + 4
                 neighbour = pool.submit(
                     vegeta.answers, under.request(), vegeta.at_rate(NEIGHBOUR_RATE), folder, seconds
                 )
                 time.sleep(2)
-                asyncio.run(ATTACKS[name](target))
+                asyncio.run(bounded(ATTACKS[name](target), 2 * seconds))
                 answers = neighbour.result()
-            return Outcome(before, group.peak_mb, alive(under), max(probes, default=0), answers, target.statuses)
+            return Outcome(idle, group.peak_mb, alive(under), max(probes, default=0), answers, target.statuses)
     finally:
         with contextlib.suppress(OSError):
             group.remove()
 
 
+async def bounded(attack: Awaitable[None], seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await attack
+
+
 def alive(under: Gateway) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(f"http://127.0.0.1:{under.metrics_port}/livez", trust_env=False).status_code == 200
+        return httpx.get(f"http://127.0.0.1:{under.metrics_port}/livez", trust_env=False, timeout=30).status_code == 200
     return False
 
 
@@ -279,24 +350,38 @@ def main() -> None:
     """Prints a table; exit code 1 where the gateway died, or its probe was not answered within a second."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ATTACKS)}; default: all")
-    names = parser.parse_args().names or list(ATTACKS)
-    table = Table(
-        "attack", "MB before", "peak MB", "alive", "slowest probe s", "neighbour p50", "p99 ms", "failed", "seen"
+    parser.add_argument("--before", type=Path, help="a checkout of release 0.1.0")
+    options = parser.parse_args()
+    failed = list[str]()
+    columns = (
+        "attack",
+        "idle MB",
+        "peak MB",
+        "alive",
+        "slowest probe s",
+        "neighbour's p50 ms",
+        "p99 ms",
+        "failed",
+        "answers",
     )
-    failed = False
+    report.markdown(columns, rows(options.names or ATTACKS, options.before, failed))
+    sys.exit(bool(failed))
+
+
+def rows(names: Iterable[str], before: Path | None, failed: list[str]) -> Iterator[list[str]]:
+    """Notes what was not survived as promised."""
     for name in names:
         with tempfile.TemporaryDirectory(prefix="loraserve-attack-") as folder, upstream(Path(folder)) as behind:
-            outcome = suffer(name, Path(folder), behind)
-        failed |= not outcome.alive or outcome.slowest_probe > 1
-        seen = ", ".join(f"{count} x {status}" for status, count in sorted(outcome.statuses.items()))
-        table.add_row(
-            *(name, f"{outcome.before_mb:.0f}", f"{outcome.peak_mb:.0f}", "yes" if outcome.alive else "NO"),
-            *(f"{outcome.slowest_probe:.2f}", f"{outcome.neighbour.p50:.1f}", f"{outcome.neighbour.p99:.1f}"),
-            *(str(outcome.neighbour.failed), seen),
-        )
-        print(name, outcome, flush=True)
-    Console(width=160).print(table)
-    sys.exit(failed)
+            outcome = suffer(name, Path(folder), behind, before)
+        if not outcome.alive or outcome.slowest_probe > 1:
+            failed.append(name)
+        neighbour = outcome.neighbour
+        yield [
+            *(name, f"{outcome.idle_mb:.0f}", f"{outcome.peak_mb:.0f}", "yes" if outcome.alive else "NO"),
+            *(f"{outcome.slowest_probe:.2f}", f"{neighbour.p50:.1f}", f"{neighbour.p99:.0f}"),
+            f"{neighbour.failed} of {neighbour.count + neighbour.failed}",
+            ", ".join(f"{count} x {status}" for status, count in sorted(outcome.statuses.items())),
+        ]
 
 
 if __name__ == "__main__":

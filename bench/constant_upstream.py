@@ -10,6 +10,7 @@ from typing import cast
 
 import uvloop
 
+from bench import before
 from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
@@ -50,6 +51,8 @@ _WHOLE = answer(_whole())
 _SLOW_SECONDS = 2.0
 _LARGE_PIECE, _LARGE_PIECES = b"x" * (1 << 16), 4096
 _LARGE_HEAD = answer(b"").replace(b"Content-Length: 0", b"Content-Length: %d" % (len(_LARGE_PIECE) * _LARGE_PIECES))
+_LARGE_CHUNK = chunked(_LARGE_PIECE)
+_LARGE_EVENT = chunked(b'data: {"id":"1","choices":[{"index":0,"text":"')
 
 
 class Http(asyncio.Protocol):
@@ -79,7 +82,11 @@ class Http(asyncio.Protocol):
 
 
 def vllm(http: Http, head: bytes, body: bytes) -> None:
-    if b'"prompt_logprobs"' in body:
+    if b'"echo"' in body:
+        http.write(_STREAM_HEAD + _LARGE_EVENT)
+        for _ in range(_LARGE_PIECES):
+            http.write(_LARGE_CHUNK)
+    elif b'"prompt_logprobs"' in body:
         http.write(_LARGE_HEAD)
         for _ in range(_LARGE_PIECES):
             http.write(_LARGE_PIECE)
@@ -147,7 +154,7 @@ def _desired() -> str:
         target_modules=("q_proj",),
         size_bytes=1,
     )
-    return DesiredState(base=Base(name=_BASE), bucket="bench", adapters=(adapter,)).to_json()
+    return before.document(DesiredState(base=Base(name=_BASE), bucket="bench", adapters=(adapter,)))
 
 
 async def _serve(vllm_port: int, agent_port: int, kubernetes_port: int) -> None:

@@ -1,7 +1,8 @@
 """What the gateway adds to a request, beside other proxies: one process each, against an upstream that answers at once.
 
-Keys, aliases, limits, metrics and the access log are on; vegeta makes the load. Others take part where their executable is given:
-`python -m bench.gateway --vllm-router <venv>/bin/vllm-router --litellm <venv>/bin/litellm`.
+Keys, aliases, limits, metrics and the access log are on; vegeta makes the load, a minute for each server. Others take part where
+their executable is given, and the gateway of release 0.1.0 where a checkout of it is (its commit is in tests/releases.txt):
+`python -m bench.gateway --before <checkout> --vllm-router <venv>/bin/vllm-router --litellm <venv>/bin/litellm`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
-from bench import vegeta
+from bench import before as release
+from bench import report, vegeta
 from bench.constant_upstream import SERVED
 from bench.vegeta import Answers, Request
 from local.processes import Process, free_port, free_ports
@@ -33,6 +33,7 @@ CONCURRENCY = (1, 50, 200)
 STEADY_RATE = 200
 SECONDS = 5.0
 HELD = 1000
+OURS = "gateway"
 WARM_UP_SECONDS = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -46,16 +47,19 @@ class Target:
     pid: int
     key: str
     model: str
+    second_key: str = ""
+    """Another tenant's."""
 
-    def request(self, *, stream: bool = False) -> Request:
+    def request(self, *, stream: bool = False, slow: bool = False, key: str | None = None) -> Request:
         """A chat request of about 1 KB."""
         system, user = "You answer briefly. " * 10, "Why? " * 100
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         body = {"model": self.model, "messages": messages, "max_tokens": 64, "stream": stream}
-        return Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", self.key, body)
+        body |= {"user": "slow"} if slow else {}
+        return Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", key or self.key, body)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gateway(Target):
     metrics_port: int
     tls_port: int
@@ -98,15 +102,37 @@ def memory_of_held_requests(target: Gateway, behind: Upstream, folder: Path) -> 
     """MB that HELD waiting requests take in a gateway whose model sleeps."""
     before = rss_mb(target.pid)
     behind.show_pods(awake=False)
-    callers = vegeta.attack(target.request(), vegeta.by_callers(HELD), folder)
-    with running("callers", callers, folder):
+    with calling([target.request(), target.request(key=target.second_key)], folder):
         deadline = time.monotonic() + 30
         while waiting(target) < HELD:
             assert time.monotonic() < deadline, f"{waiting(target)} of {HELD} requests wait"
             time.sleep(0.2)
-        held = rss_mb(target.pid) - before
+        taken = rss_mb(target.pid) - before
     behind.show_pods(awake=True)
-    return held
+    return taken
+
+
+def memory_of_slow_requests(target: Target, folder: Path) -> float:
+    """MB that HELD requests take which a model answers after two seconds; a gateway sends it as many as it can take."""
+    before, most = rss_mb(target.pid), 0.0
+    with calling([target.request(slow=True), target.request(slow=True, key=target.second_key)], folder):
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            most = max(most, rss_mb(target.pid))
+            time.sleep(0.1)
+    return most - before
+
+
+@contextlib.contextmanager
+def calling(requests: Sequence[Request], folder: Path) -> Iterator[None]:
+    """HELD callers, as many for each request: no tenant of the gateway may hold more than half of what it holds."""
+    with contextlib.ExitStack() as stack:
+        for number, request in enumerate(requests):
+            own = folder / f"callers-{number}"
+            own.mkdir(exist_ok=True)
+            command = vegeta.attack(request, vegeta.by_callers(HELD // len(requests)), own)
+            stack.enter_context(running("callers", command, own))
+        yield
 
 
 def waiting(target: Gateway) -> int:
@@ -168,10 +194,12 @@ def gateway(
     wrap: Callable[..., tuple[str, ...]] = lambda *command: command,
     *,
     tls: bool = False,
+    before: Path | None = None,
 ) -> Iterator[Gateway]:
-    """`others` may call it too; `wrap` makes a command of its command."""
+    """`others` may call it too; `wrap` makes a command of its command; `before` is a checkout of release 0.1.0."""
     key, entry = create_key("bench", ("*",), 100_000_000)
-    (folder / "keys.json").write_text(KeyRing(keys=(entry, *others)).to_json())
+    second_key, second = create_key("bench-2", ("*",), 100_000_000)
+    (folder / "keys.json").write_text(KeyRing(keys=(entry, second, *others)).to_json())
     (folder / "token").write_text("token")
     port, metrics_port, tls_port = free_ports(3)
     environment = GatewaySettings.variables(
@@ -191,10 +219,21 @@ def gateway(
         wait_seconds=HOLD_SECONDS,
         balancer_idle_seconds=HOLD_SECONDS,
     )
-    command = wrap(sys.executable, "-m", "loraserve", "gateway")
-    with running("gateway", command, folder, environment) as process:
+    if before:
+        environment |= {"GATEWAY_NAMESPACE": "bench", "GATEWAY_KUBERNETES_TOKEN_FILE": str(folder / "token")}
+    command = release.command(before, sys.executable, "-m", "loraserve", "gateway")
+    with running("gateway", wrap(*command), folder, environment) as process:
         process.wait_until(answers(metrics_port, "/readyz"))
-        yield Gateway("loraserve gateway", port, process.pid, key, SERVED.adapter, metrics_port, tls_port)
+        yield Gateway(
+            f"{OURS} {release.NAME}" if before else OURS,
+            port,
+            process.pid,
+            key,
+            SERVED.adapter,
+            second_key,
+            metrics_port=metrics_port,
+            tls_port=tls_port,
+        )
 
 
 @contextlib.contextmanager
@@ -243,38 +282,49 @@ def measure_target(target: Target, folder: Path, rows: list[tuple[str, str, Load
 def main() -> None:
     """Prints a table for people and a line of JSON for machines; exit code 1 where the gateway misses a target."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, help="a checkout of release 0.1.0")
     parser.add_argument("--vllm-router", help="its executable")
     parser.add_argument("--litellm", help="its executable")
     options = parser.parse_args()
     rows: list[tuple[str, str, Load]] = []
+    held: dict[str, tuple[float, float | None]] = {}
     with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as name, upstream(Path(name)) as behind:
         folder = Path(name)
         measure_target(Target("direct", behind.vllm, behind.pid, "none", SERVED), folder, rows)
-        with gateway(folder, behind) as target:
-            measure_target(target, folder, rows)
-            held = memory_of_held_requests(target, behind, folder)
+        for before in [options.before, None] if options.before else [None]:
+            with gateway(folder, behind, before=before) as target:
+                measure_target(target, folder, rows)
+                held[target.name] = (
+                    memory_of_slow_requests(target, folder),
+                    memory_of_held_requests(target, behind, folder),
+                )
         if options.vllm_router:
             with vllm_router(options.vllm_router, folder, behind) as target:
                 measure_target(target, folder, rows)
+                held[target.name] = memory_of_slow_requests(target, folder), None
         if options.litellm:
             with litellm(options.litellm, folder, behind) as target:
                 measure_target(target, folder, rows)
     show(rows)
-    print(f"{HELD} held requests take {held:.0f} MB")
+    for name, (slow, asleep) in held.items():
+        waiting_for_none = "" if asleep is None else f", and {asleep:.0f} MB while the model sleeps"
+        print(f"{name}: {HELD} requests to a slow model take {slow:.0f} MB{waiting_for_none}")
     sys.exit(any(missed(rows)))
 
 
 def show(rows: list[tuple[str, str, Load]]) -> None:
-    table = Table("server", "load", "p50 ms", "p99 ms", "requests/s", "per core", "MB", "failed")
-    results = []
+    columns = ("server", "load", "p50 ms", "p99 ms", "requests/s", "per core", "MB", "failed")
+    table, results = [], []
     for name, kind, load in rows:
         p50, p99, rate = load.answers.p50, load.answers.p99, load.answers.rate
-        table.add_row(
-            *(name, kind, f"{p50:.2f}", f"{p99:.2f}", f"{rate:.0f}", f"{load.rate_per_core:.0f}"),
-            *(f"{load.rss_mb:.0f}", str(load.answers.failed)),
+        table.append(
+            [
+                *(name, kind, f"{p50:.2f}", f"{p99:.2f}", f"{rate:.0f}", f"{load.rate_per_core:.0f}"),
+                *(f"{load.rss_mb:.0f}", str(load.answers.failed)),
+            ]
         )
         results.append({"server": name, "load": kind, "p50": round(p50, 3), "p99": round(p99, 3), "rate": rate})
-    Console().print(table)
+    report.markdown(columns, table)
     print(json.dumps(results))
 
 
@@ -282,12 +332,12 @@ def missed(rows: list[tuple[str, str, Load]]) -> Iterator[bool]:
     """The promises: at most 1 ms added at a steady rate, 1,000 requests a second and core, 100 MB."""
     by_load = {(name, kind): load for name, kind, load in rows}
     steady = f"whole, {STEADY_RATE}/s"
-    ours, direct = by_load["loraserve gateway", steady], by_load["direct", steady]
+    ours, direct = by_load[OURS, steady], by_load["direct", steady]
     yield ours.answers.p50 - direct.answers.p50 > 1.0
-    busy = by_load["loraserve gateway", f"whole, {CONCURRENCY[1]} at once"]
+    busy = by_load[OURS, f"whole, {CONCURRENCY[1]} at once"]
     yield busy.rate_per_core < 1000
     yield busy.rss_mb > 100
-    yield any(load.answers.failed for (name, _), load in by_load.items() if name == "loraserve gateway")
+    yield any(load.answers.failed for (name, _), load in by_load.items() if name == OURS)
 
 
 if __name__ == "__main__":

@@ -145,9 +145,14 @@ class PublicApi:
 
     @web.middleware
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every request ends in one record, every error in OpenAI's shape; only probes of health leave none."""
+        """Every request ends in one record, every error in OpenAI's shape; only probes of health leave none.
+
+        Who has no key gets one answer for each connection: of many that ask and ask, each would have its turn before all others.
+        """
         if request.match_info.handler == self.health:
-            return await handler(request)
+            response = await handler(request)
+            response.force_close()
+            return response
         record = request[RECORD] = _new_record(request)
         try:
             response = await handler(request)
@@ -168,14 +173,11 @@ class PublicApi:
             record.finish(self._gateway.metrics)
             if self._gateway.ledger:
                 self._gateway.ledger.count(record)
-        if not response.prepared:
-            response.headers.update(self._limit_headers(request))
+        if KEY not in request:
+            response.force_close()
+        elif not response.prepared:
+            response.headers.update(self._gateway.limits.headers(request[KEY], self._gateway.pods.replicas))
         return response
-
-    def _limit_headers(self, request: web.Request) -> dict[str, str]:
-        """What is left to the caller, once it is known."""
-        key = request.get(KEY)
-        return self._gateway.limits.headers(key, self._gateway.pods.replicas) if key else {}
 
 
 class InnerApi:

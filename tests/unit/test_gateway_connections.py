@@ -189,10 +189,9 @@ def test_where_there_are_too_many_connections_the_oldest_idle_one_makes_room(few
 
 
 def test_clients_that_do_not_take_their_answers_make_room(few: World) -> None:
-    """Nor do they need a key for it: they ask and ask, and read nothing."""
     deaf = [connect(few.url, buffer=2048) for _ in range(3)]
     for client in deaf:
-        ask_until_nothing_is_taken(client)
+        ask_until_nothing_is_taken(client, few.key)
     assert few.post(chat()).status_code == 200
     for client in deaf:
         client.close()
@@ -202,19 +201,25 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(tmp_path: Path) -> N
     with world(tmp_path, answer_seconds=0.2) as at:
         at.start(adapter(), pods=0)
         with connect(at.url, buffer=2048) as client, pytest.raises(ConnectionError):
-            ask_for_ever(client)
+            ask_for_ever(client, at.key)
 
 
-def ask_for_ever(client: socket.socket) -> None:
+def ask_for_ever(client: socket.socket, key: str) -> None:
     while True:
-        ask_until_nothing_is_taken(client)
+        ask_until_nothing_is_taken(client, key)
 
 
-def ask_until_nothing_is_taken(client: socket.socket) -> None:
+def ask_until_nothing_is_taken(client: socket.socket, key: str) -> None:
     client.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
         while True:
-            client.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+            client.send(f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode() * 200)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/nothing", "/health"])
+def test_who_has_no_key_gets_one_answer_for_each_connection(serving: World, path: str) -> None:
+    answer = answer_to(serving, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 3)
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_handshakes_that_never_come_make_room_too(few: World) -> None:
