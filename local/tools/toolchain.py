@@ -285,7 +285,12 @@ def check_room(needed_gb: float, what: str) -> None:
 def _files(module: GoModule) -> list[Path]:
     """Files of a module's source, copied to the cache."""
     copies = [module.folder / Path(name).name for name in module.files]
-    if not all(copy.exists() for copy in copies):
+
+    def are_there() -> bool:
+        return all(copy.exists() for copy in copies)
+
+    if not are_there():
         with _cache_lock():
-            go_build.build({module: []}, say)
+            if not are_there():
+                go_build.build({module: []}, say)
     return copies

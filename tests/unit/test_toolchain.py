@@ -17,7 +17,7 @@ from local.tools.toolchain import MODULES, Tool
 _GO = """#!/bin/sh
 case "$1 $2" in
   version*) echo go version go1.99.0 linux/amd64 ;;
-  "mod download") echo '{{"Dir": "{folder}/module"}}' ;;
+  "mod download") echo >> {folder}/downloads; echo '{{"Dir": "{folder}/module"}}' ;;
   list*) test -e go.sum; echo "$GOFLAGS" >> {folder}/flags ;;
   build*)
     echo "$@" >> {folder}/builds
@@ -104,6 +104,12 @@ def test_files_of_a_module_lie_beside_its_programs(go: Path) -> None:
     for manifest in toolchain.crds():
         assert manifest.read_text().endswith(manifest.name)
     assert len(_builds(go)) == 1
+
+
+def test_who_waited_for_another_that_made_the_files_takes_them(go: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: toolchain.crds(), range(4)))
+    assert len((go / "downloads").read_text().splitlines()) == len({"keda", "prometheus-operator"})
 
 
 def test_only_for_programs_that_are_wanted_is_everything_fetched_that_they_import(go: Path) -> None:
