@@ -72,7 +72,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def lay_out_project(folder: Path) -> None:
+def lay_out_project(folder: Path, virtual_environment: str | Path = sys.prefix) -> None:
     """A project folder that runs this checkout's program; its stack files may be written without touching the checkout."""
     folder.mkdir(parents=True, exist_ok=True)
     for entry in CHECKOUT.iterdir():
@@ -81,7 +81,7 @@ def lay_out_project(folder: Path) -> None:
             link.unlink(missing_ok=True)
             link.symlink_to(entry)
     project = _load(CHECKOUT / "Pulumi.yaml")
-    project["runtime"]["options"]["virtualenv"] = sys.prefix
+    project["runtime"]["options"]["virtualenv"] = str(virtual_environment)
     (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
 
 

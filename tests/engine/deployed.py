@@ -19,6 +19,7 @@ from local.engine.receipt import left_behind
 from tests.engine import simulated_nodes
 from tests.engine.chart_repository import RECEIPT, ChartRepository
 from tests.engine.cli import Changes, PulumiStack
+from tests.engine.warm import warm_python
 from tests.stack_values import PRODUCTION_CHOICES
 
 REGION = "eu-central-1"
@@ -79,13 +80,14 @@ class Deployment(PulumiStack):
 
     def __init__(self, world: World, name: str, **settings: Any) -> None:
         project = world.folder / f"project-{name}"
-        workspace.lay_out_project(project)
+        workspace.lay_out_project(project, warm_python())
         self.world = world
         self._settings = {"chartRepository": world.charts.address} | settings
         if name == "prod":
             self._settings |= PRODUCTION_CHOICES
         workspace.write_stack_file(project, name, self._settings)
         environment = workspace.environment(world.folder, world.cloud, world.control_plane)
+        environment["LORASERVE_PYTHON"] = str(warm_python() / "bin" / "python")
         super().__init__(project, name, workspace.cli(world.folder), environment)
 
     def change(self, **settings: Any) -> Changes:
