@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ _PAUSE = 'FROM {base}\nENTRYPOINT ["sleep", "infinity"]\n'
 _COREDNS = 'FROM {base}\nCOPY coredns /coredns\nENTRYPOINT ["/coredns"]\n'
 
 
+_UNUSED_SECONDS = 24 * 3600
+"""After which an archive goes; another checkout, of other code, may be about to load what this one does not need."""
+
+
 @dataclass(frozen=True)
 class Image:
     """An image: how pods name it, and how it is built into buildah's storage. Its tag tells what it is built from."""
@@ -67,9 +72,10 @@ class Image:
                     _archive(self.reference, self.archive)
                 if self.heavy:
                     _buildah("rmi", "--force", self.reference)
-                for older in _archives().glob(f"{self.name}-*.tar"):
-                    if older != self.archive:
-                        older.unlink()
+            self.archive.touch()
+            for other in _archives().glob(f"{self.name}-*.tar"):
+                if other.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+                    other.unlink()
         return self.archive
 
     def forget(self) -> None:

@@ -143,3 +143,18 @@ def claim_without_links(monkeypatch: pytest.MonkeyPatch, *routes: str, links: Co
     monkeypatch.setattr("local.cluster.network._ip", ip)
     monkeypatch.setattr("local.cluster.network._ip_json", lambda what, *_: found[what])
     return Network.claim()
+
+
+def test_an_image_that_another_checkout_has_just_made_is_left_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORASERVE_CACHE", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    ours, theirs, old = (tmp_path / "images" / f"loraserve-{tag}.tar" for tag in ("aaa", "bbb", "old"))
+    for archive in (ours, theirs, old):
+        archive.touch()
+    os.utime(old, (0, 0))
+    recipes.Image("localhost/loraserve:aaa", build=lambda _: None).ensure_archive(lambda _: None)
+    assert ours.exists()
+    assert theirs.exists()
+    assert not old.exists()
