@@ -83,8 +83,8 @@ def rendered(program: Program, archives: dict[str, Path], tmp_path_factory: pyte
     (folder / "charts.json").write_text(json.dumps(charts))
     with ControlPlane.start(folder / "cluster", die_with_parent=True) as plane:
         kubectl(plane.kubeconfig, "create", "namespace", names.MONITORING_NAMESPACE)
-        # Not through the CLI, which takes a minute over these megabytes.
-        apply = ("apply", "--server-side", "--filename=-")
+        # Not through the CLI, which takes a minute over these megabytes. The control plane has some of another version already.
+        apply = ("apply", "--server-side", "--force-conflicts", "--filename=-")
         kubectl(plane.kubeconfig, *apply, stdin=definitions(archives["kube-prometheus-stack"]))
         (folder / "kubeconfig").write_text(plane.kubeconfig.read_text())
         project = Throwaway(folder, PROGRAM)
