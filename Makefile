@@ -30,8 +30,9 @@ ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 dashboard: install ## Watch the local stack by a Prometheus of its own, and draw what it sees in a browser
 	@$(PY) -m local dashboard
 
-# Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time.
-test: quick tools images browser ## Everything: format, lint, types; unit, engine and end-to-end tests
+# Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time, and
+# what only they need is made while types are checked.
+test: quick browser ## Everything: format, lint, types; unit, engine and end-to-end tests
 	@$(MAKE) --no-print-directory --jobs=3 engine e2e others
 
 # Beside two others a second process of unit tests wins nothing, and each has to load all modules first.
