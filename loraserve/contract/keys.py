@@ -60,7 +60,7 @@ def create_key(
     tokens_per_month: int | None = None,
 ) -> tuple[str, Key]:
     """A new key, to be shown once, and its entry. Raises InvalidKeys."""
-    identifier = secrets.token_hex(_ID_BYTES)
+    identifier = "k" + secrets.token_hex(_ID_BYTES)  # some YAML readers take 03427940 and 12e45678 for numbers
     key = key_of(identifier, secrets.token_urlsafe(_SECRET_BYTES))
     try:
         entry = Key.model_validate(

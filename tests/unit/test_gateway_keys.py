@@ -37,6 +37,16 @@ def test_a_key_is_known_by_its_digest_alone(file: Path) -> None:
     assert key.rpartition("-")[2] not in file.read_text()
 
 
+@pytest.mark.parametrize("drawn", ["03427940", "12e45678", "34279401"])
+def test_no_reader_of_a_stack_file_takes_an_id_for_a_number(drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML writes the first two without quotes, and Pulumi reads numbers."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: drawn)
+
+    _, entry = create_key("team-a", ("faq",), 60)
+
+    assert entry.id == f"k{drawn}"
+
+
 @pytest.mark.parametrize(
     "authorization",
     [
