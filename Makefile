@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask dashboard install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 
 dashboard: install ## Watch the local stack by a Prometheus of its own, and draw what it sees in a browser
 	@$(PY) -m local dashboard
+
+traces: install ## Take the spans of the local stack's requests, and show each request as a tree
+	@$(PY) -m local traces
 
 # Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time, and
 # what only they need is made while types are checked.

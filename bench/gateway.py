@@ -195,8 +195,12 @@ def gateway(
     *,
     tls: bool = False,
     before: Path | None = None,
+    traced: bool = False,
 ) -> Iterator[Gateway]:
-    """`others` may call it too; `wrap` makes a command of its command; `before` is a checkout of release 0.1.0."""
+    """`others` may call it too; `wrap` makes a command of its command; `before` is a checkout of release 0.1.0.
+
+    `traced`: its spans go to the upstream as well, which takes them for requests.
+    """
     key, entry = create_key("bench", ("*",), 100_000_000)
     second_key, second = create_key("bench-2", ("*",), 100_000_000)
     (folder / "keys.json").write_text(KeyRing(keys=(entry, second, *others)).to_json())
@@ -214,6 +218,7 @@ def gateway(
         port=port,
         metrics_port=metrics_port,
         tls_port=tls_port if tls else None,
+        traces_url=f"http://127.0.0.1:{behind.vllm}/v1/traces" if traced else None,
         vllm_port=behind.vllm,
         agent_port=behind.agent,
         wait_seconds=HOLD_SECONDS,
@@ -225,7 +230,7 @@ def gateway(
     with running("gateway", wrap(*command), folder, environment) as process:
         process.wait_until(answers(metrics_port, "/readyz"))
         yield Gateway(
-            f"{OURS} {release.NAME}" if before else OURS,
+            f"{OURS} {release.NAME}" if before else f"{OURS}, traced" if traced else OURS,
             port,
             process.pid,
             key,
@@ -285,6 +290,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout of release 0.1.0")
     parser.add_argument("--vllm-router", help="its executable")
     parser.add_argument("--litellm", help="its executable")
+    parser.add_argument("--traces", action="store_true", help="our gateway once more, with each request traced")
     options = parser.parse_args()
     rows: list[tuple[str, str, Load]] = []
     held: dict[str, tuple[float, float | None]] = {}
@@ -298,6 +304,9 @@ def main() -> None:
                     memory_of_slow_requests(target, folder),
                     memory_of_held_requests(target, behind, folder),
                 )
+        if options.traces:
+            with gateway(folder, behind, traced=True) as target:
+                measure_target(target, folder, rows)
         if options.vllm_router:
             with vllm_router(options.vllm_router, folder, behind) as target:
                 measure_target(target, folder, rows)

@@ -45,7 +45,7 @@ from infra.pods import (
 from loraserve.contract.addresses import GATEWAY_KEYS, GATEWAY_KEYS_FILE
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key, KeyRing, digest_of_key, key_of
-from loraserve.planning import pod_resources
+from loraserve.planning import pod_resources, traces
 from loraserve.planning.stack_settings import Settings
 
 core = k8s.core.v1
@@ -74,6 +74,7 @@ def gateway_variables(
         usage_bucket=usage_bucket,
         reads_verdicts=bool(settings.evaluations),
         log_format=settings.log_format,
+        traces_url=settings.traces_endpoint and traces.traces_url(settings.traces_endpoint),
         pod_name=of_pod("metadata.name"),
         port=GATEWAY_PORT,
         tls_port=GATEWAY_TLS_PORT if settings.gateway_certificate_arn else None,

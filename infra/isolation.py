@@ -30,6 +30,7 @@ from infra.names import (
     VLLM_PORT,
     VLLM_SELECTOR,
 )
+from loraserve.planning import traces
 
 METADATA_ADDRESS = "169.254.169.254/32"
 _EKS_SERVICE_CIDRS = ("10.100.0.0/16", "172.20.0.0/16")
@@ -159,6 +160,7 @@ class Isolation(_Policies):
         load_test: bool = False,
         start_cache_writer: bool = False,
         training: bool = False,
+        traces_endpoint: str | None = None,
         emulated_aws: bool = False,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -177,6 +179,9 @@ class Isolation(_Policies):
         if training:  # S3, STS and the hub; nobody comes in
             reach_aws.append(TRAINING_LABELS)
             self._create("training-out", TRAINING_LABELS, egress=[{"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}])
+        if traces_endpoint:
+            for selector in (VLLM_SELECTOR, GATEWAY_SELECTOR):
+                self._create(f"{selector['app']}-to-collector", selector, egress=[_collector(traces_endpoint)])
         if emulated_aws:  # it, and the API of a cluster beside it, listen on ports of their own
             for selector in reach_aws:
                 self._create(f"{selector['app']}-to-local-servers", selector, egress=[{"to": [_internet()]}])
@@ -244,6 +249,13 @@ def _addresses(api_server: ApiServer) -> list[net.NetworkPolicyPeerArgsDict]:
 def _internet() -> net.NetworkPolicyPeerArgsDict:
     """S3, STS and the model hub are outside the cluster, which no namespace selector can name."""
     return {"ip_block": {"cidr": "0.0.0.0/0", "except_": [METADATA_ADDRESS]}}
+
+
+def _collector(address: str) -> net.NetworkPolicyEgressRuleArgsDict:
+    """In the cluster all pods of its namespace, as a policy cannot name a Service; outside any address, as it cannot name a host."""
+    inside = traces.namespace(address)
+    peer: net.NetworkPolicyPeerArgsDict = {"namespace_selector": _namespace(inside)} if inside else _internet()
+    return {"to": [peer], "ports": [_tcp(traces.port(address))]}
 
 
 def _dns_pods() -> net.NetworkPolicyPeerArgsDict:

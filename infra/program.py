@@ -118,6 +118,7 @@ def deploy() -> None:
         load_test=config.load_test is not None,
         start_cache_writer=config.start_cache_writer,
         training=config.training is not None,
+        traces_endpoint=config.traces_endpoint,
         emulated_aws=config.local.aws_endpoint_url is not None,
         opts=in_cluster,
     )

@@ -25,7 +25,7 @@ from infra.names import (
     VLLM_PORT,
 )
 from infra.pods import environment, hardened, of_secret, probe
-from loraserve.planning import pod_resources
+from loraserve.planning import pod_resources, traces
 from loraserve.planning.gpu_memory import beyond_the_share
 from loraserve.planning.stack_settings import Settings
 from loraserve.vllm_plugins import gpu_share, guard
@@ -60,6 +60,7 @@ _NOT_COMPILED = (
     "--tool-call-parser",
     "--reasoning-parser",
     "--max-cpu-loras",
+    "--otlp-traces-endpoint",
 )
 """Flags that change nothing of what is compiled."""
 _CPU_ENVIRONMENT = {
@@ -70,6 +71,11 @@ _CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",  # a start takes a quarter of the CPU time (images/vllm-cpu/Containerfile)
+}
+
+_TRACES_ENVIRONMENT = {
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # by gRPC vLLM would use no TLS
+    "OTEL_SERVICE_NAME": VLLM,
 }
 
 
@@ -86,6 +92,7 @@ def vllm_container(settings: Settings, secret: pulumi.Input[str]) -> core.Contai
         # The official image sets none: nothing of it is hidden.
         "PYTHONPATH": _FILES_DIR,
         "VLLM_API_KEY": of_secret(secret, VLLM_API_KEY),
+        **(_TRACES_ENVIRONMENT if settings.traces_endpoint else {}),
         **({"HF_TOKEN": of_secret(secret, HUB_TOKEN)} if settings.hub_token else {}),
     }
     return {
@@ -179,6 +186,7 @@ def vllm_flags(settings: Settings) -> list[str]:
             else []
         ),
         *([f"--reasoning-parser={settings.reasoning_parser}"] if settings.reasoning_parser else []),
+        *([f"--otlp-traces-endpoint={traces.traces_url(address)}"] if (address := settings.traces_endpoint) else []),
         *settings.lora_flags,
     ]
 

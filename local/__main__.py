@@ -1,4 +1,4 @@
-"""This project's `local` stack on one machine: `make up`, `down`, `status`, `logs`, `ask` and `dashboard`.
+"""This project's `local` stack on one machine: `make up`, `down`, `status`, `logs`, `ask`, `dashboard` and `traces`.
 
 State lives in one folder, `$LORASERVE_STATE` or `$XDG_STATE_HOME/loraserve`.
 """
@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from infra import names
 from infra.names import SERVING_NAMESPACE, VLLM
 from local import commands, models
 from local.asking import Endpoint, GatewayLost
@@ -22,12 +23,15 @@ from local.processes import ProcessError, locked
 from local.progress import console, say, step
 from local.stack import LocalStack, state_folder
 from local.tools.toolchain import Tool, ensure
+from local.traces import PORT, collector, tree
 from loraserve.errors import LoraserveError
 from loraserve.operator.application_commands import DASHBOARD_PORT
 from loraserve.operator.dashboard_server import DashboardServer
 from loraserve.operator.prometheus import Prometheus
 
 _ATTEMPTS = 15
+_SETTLED_S = 6
+"""Gateway and vLLM send their spans within it."""
 
 
 def up(stack: LocalStack, context: str | None) -> None:
@@ -129,6 +133,24 @@ def dashboard(stack: LocalStack, port: int) -> None:
             server.serve_forever()
 
 
+def traces(stack: LocalStack, port: int) -> None:
+    """A collector on the address that pods reach this machine by, and each request's spans as a tree, until Ctrl-C."""
+    if not stack.place.running:
+        raise ProcessError("The local stack does not run; `make up` starts it.")
+    shown: set[str] = set()
+    with collector(stack.place.address, port) as found, suppress(KeyboardInterrupt):
+        if stack.declared.get(f"{names.PROJECT}:tracesEndpoint") != found.url:
+            console.print(
+                f"  Set `{names.PROJECT}:tracesEndpoint: {found.url}` in {stack.declared_file}, then `make up`."
+            )
+        while True:
+            with found.arrived:
+                found.arrived.wait(_SETTLED_S)
+            for trace in found.settled(_SETTLED_S) - shown:
+                shown.add(trace)
+                console.print("\n".join(tree(found.trace(trace))), markup=False, soft_wrap=True)
+
+
 def _kubeconfig(stack: LocalStack) -> Path:
     """Of the cluster that serves. Raises ProcessError."""
     if not stack.place.running:
@@ -147,6 +169,7 @@ def main() -> None:
     asking.add_argument("--model", required=True)
     asking.add_argument("--prompt", required=True)
     verbs.add_parser("dashboard").add_argument("--port", type=int, default=DASHBOARD_PORT)
+    verbs.add_parser("traces").add_argument("--port", type=int, default=PORT)
     options = parser.parse_args()
     stack = LocalStack(state_folder())
     try:
@@ -164,6 +187,8 @@ def main() -> None:
                 logs(stack)
             case "dashboard":
                 dashboard(stack, options.port)
+            case "traces":
+                traces(stack, options.port)
             case _:
                 ask(stack, options.model, options.prompt)
     except (ProcessError, CloudLostError, LoraserveError) as error:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from loraserve.contract.addresses import AGENT_PORT, GATEWAY, GATEWAY_METRICS_PORT, GATEWAY_PORT, VLLM_PORT
-from loraserve.contract.environment import Count, KubernetesSettings, Port, ProcessSettings, Seconds
+from loraserve.contract.environment import Count, KubernetesSettings, Port, ProcessSettings, Seconds, Url
 
 
 class GatewaySettings(ProcessSettings):
@@ -25,6 +25,8 @@ class GatewaySettings(ProcessSettings):
     """Where the usage ledger is; None: there is none, and no monthly budget holds."""
     reads_verdicts: bool = False
     """Whether it exports the last verdict of each declared version, from the same bucket."""
+    traces_url: Url | None = None
+    """Where a collector takes spans, as OTLP over HTTP; None: nothing is traced."""
     pod_name: str = GATEWAY
     port: Port = GATEWAY_PORT
     tls_port: Port | None = None

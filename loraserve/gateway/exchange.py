@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import aiohttp
@@ -34,6 +35,7 @@ from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import HiddenUsage, Record, StreamMeter, Usage
 from loraserve.gateway.routing import Route, Routes
+from loraserve.gateway.traces import Kind, Span, Traces
 from loraserve.gateway.upstream import BROKEN
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
 from loraserve.log import event
@@ -72,6 +74,7 @@ class Gateway:
     metrics: Metrics
     http: aiohttp.ClientSession
     routes: Routes
+    traces: Traces
     ledger: Ledger | None = None
 
 
@@ -107,6 +110,9 @@ class Exchange:
         self._deadline = record.started + gateway.settings.wait_seconds
         self._loading_since: float | None = None
         """Since when it has waited for an adapter that is loaded for it."""
+        self._record.span = gateway.traces.begin(request.headers.get("traceparent", ""))
+        if self._record.span:
+            self._record.trace = self._record.span.trace
         self._stream: web.StreamResponse | None = None
         """The answer, once its headers are sent: what happens from then on is told in band."""
 
@@ -188,7 +194,8 @@ class Exchange:
         self._gateway.cold_starts.begin()
         since = time.monotonic()
         try:
-            return await self._wait(ticket)
+            with self._part("wait"):
+                return await self._wait(ticket)
         except BaseException:
             self._gateway.room.leave(ticket)
             raise
@@ -229,11 +236,12 @@ class Exchange:
         url = f"http://{host(place.pod.address)}:{self._settings.vllm_port}{self._request.path}"
         payload = self._completion.payload(place.served, self._key.tenant if self._door.generates else None)
         try:
-            headers = self._upstream_headers()
-            async with self._gateway.http.post(url, data=payload, headers=headers, allow_redirects=False) as answer:
-                if answer.status == 200 and answer.content_type == _EVENT_STREAM:
-                    return await self._pass_stream(answer)
-                return await self._pass_whole(answer, place)
+            with self._part("vllm", Kind.CLIENT) as call:
+                headers = self._upstream_headers() | ({"traceparent": call.traceparent} if call else {})
+                async with self._gateway.http.post(url, data=payload, headers=headers, allow_redirects=False) as answer:
+                    if answer.status == 200 and answer.content_type == _EVENT_STREAM:
+                        return await self._pass_stream(answer)
+                    return await self._pass_whole(answer, place)
         except ClientGone:
             raise
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -242,6 +250,10 @@ class Exchange:
             raise UpstreamTimeout(f"The model sent nothing for {self._settings.stall_seconds:g} s.") from None
         except BROKEN as error:
             raise _Dropped from error
+
+    def _part(self, name: str, kind: Kind = Kind.INTERNAL) -> AbstractContextManager[Span | None]:
+        """A span below the request's."""
+        return self._record.span.child(name, kind) if self._record.span else nullcontext()
 
     def _upstream_headers(self) -> dict[str, str]:
         """Nothing of the client's but what traces it."""

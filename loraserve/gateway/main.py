@@ -31,6 +31,7 @@ from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
 from loraserve.gateway.server import Clients, Refuse
 from loraserve.gateway.tls import self_signed
+from loraserve.gateway.traces import Traces
 from loraserve.gateway.verdicts import Verdicts
 from loraserve.gateway.waiting_room import WaitingRoom
 from loraserve.kubernetes import KubernetesApi, Manifest, config_map, endpoint_slices
@@ -154,7 +155,9 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         metrics=metrics,
         http=http,
         routes=Routes(),
+        traces=Traces(http, settings.traces_url, settings.pod_name),
     )
+    stack.push_async_callback(gateway.traces.send)  # after the servers: the last requests' too
     if settings.usage_bucket:
         gateway.ledger = Ledger(
             Bucket(settings.usage_bucket),
@@ -178,7 +181,7 @@ def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> No
         endpoint_slices(namespace, settings.gateway_service): gateway.pods.follow_gateway,
     }
     tasks = [asyncio.create_task(api.follow(collection, on_change)) for collection, on_change in followed.items()]
-    tasks.append(asyncio.create_task(_refresh_keys(gateway)))
+    tasks += [asyncio.create_task(_refresh_keys(gateway)), asyncio.create_task(gateway.traces.follow())]
     if gateway.ledger:
         tasks.append(asyncio.create_task(gateway.ledger.follow()))
     if settings.reads_verdicts and settings.usage_bucket:

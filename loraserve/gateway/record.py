@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Self
 
+from loraserve.contract.served_name import ServedName
 from loraserve.gateway.metrics import OTHER, Metrics
+from loraserve.gateway.traces import Span
 from loraserve.log import event
 from loraserve.monitoring.metrics import FAILURES, OK
 
@@ -36,6 +38,8 @@ class Record:
     path: str
     request_id: str
     trace: str | None = None
+    span: Span | None = None
+    """None where it is not traced."""
     tenant: str | None = None
     caller: str | None = None
     """Who was assigned to a version; neither logged nor a label."""
@@ -79,6 +83,26 @@ class Record:
             if count:
                 metrics.tokens.labels(tenant, model, version, direction).inc(count)
         log.info(self._line(seconds))
+        if self.span:
+            self.span.end(f"POST {self.path}", self._attributes(), failed=self.outcome in FAILURES)
+
+    def _attributes(self) -> dict[str, str | int | float | None]:
+        """OpenTelemetry's names where it has some."""
+        served = ServedName(self.served) if self.served else None
+        return {
+            "http.response.status_code": self.status,
+            "gen_ai.request.model": self.model,
+            "gen_ai.response.model": served,
+            "gen_ai.usage.input_tokens": self.prompt_tokens,
+            "gen_ai.usage.output_tokens": self.completion_tokens,
+            "loraserve.version": served and served.version,
+            "loraserve.tenant": self.tenant,
+            "loraserve.outcome": self.outcome,
+            "loraserve.fallback": self.fallback,
+            "loraserve.wait_seconds": round(self.waited, 3),
+            "loraserve.time_to_first_token_seconds": None if self.first_byte is None else round(self.first_byte, 3),
+            "loraserve.request_id": self.request_id,
+        }
 
     def _line(self, seconds: float) -> str:
         optional = {

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from loraserve.contract.addresses import SERVING_NAMESPACE, stack_name_problem
+from loraserve.planning import traces
 from loraserve.planning.envelope import SLOT_STEPS
 from loraserve.planning.extra_args import read_levers
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES, SYSTEM_INSTANCE_TYPES
@@ -164,6 +165,7 @@ StateLocation = Annotated[OptionalText, AfterValidator(_bucket_or_folder)]
 KmsKeyArn = Annotated[OptionalText, AfterValidator(_kms_key)]
 CertificateArn = Annotated[OptionalText, AfterValidator(_certificate)]
 ChartRepository = Annotated[OptionalText, AfterValidator(_chart_address)]
+CollectorAddress = Annotated[OptionalText, AfterValidator(traces.endpoint)]
 Scenario = Annotated[
     Literal["phases", "tenants", "overload", "sweep"] | None, BeforeValidator(lambda value: value or None)
 ]

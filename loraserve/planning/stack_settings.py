@@ -42,6 +42,7 @@ from loraserve.planning.setting_values import (
     AdapterSlots,
     CertificateArn,
     ChartRepository,
+    CollectorAddress,
     GpuInstanceTypeName,
     KmsKeyArn,
     Log,
@@ -168,6 +169,7 @@ class Settings(Section):
     remote_write: RemoteWrite | None = None
 
     log_format: Literal["text", "json"]
+    traces_endpoint: CollectorAddress
 
     addons_enabled: bool
     monitoring_enabled: bool

@@ -119,6 +119,7 @@ CHANGES: Mapping[str, Any] = {
         "password": "a secret of the config",
     },
     "logFormat": "json",
+    "tracesEndpoint": "http://collector.observability.svc:4318",
     "addonsEnabled": False,
     "monitoringEnabled": False,
     "prometheusVolumeGib": 10,

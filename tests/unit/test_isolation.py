@@ -233,6 +233,30 @@ def test_alertmanager_calls_who_is_to_be_told_and_nobody_else() -> None:
     assert "metadata" not in {name for name, _ in called}
 
 
+@pytest.mark.parametrize(
+    ("address", "port", "reached"),
+    [
+        ("http://collector.observability.svc:4318", 4318, {"collector"}),
+        ("https://otlp.example.com", 443, {"internet", "node", "api-server", "api-service"}),
+        ("http://otlp.example.com:4318", 4318, {"internet", "node", "api-server", "api-service"}),
+    ],
+)
+def test_spans_are_sent_to_their_collector_and_nowhere_else(address: str, port: int, reached: set[str]) -> None:
+    rendered = declare("dev", tracesEndpoint=address).of_type("networking.k8s.io/v1:NetworkPolicy")
+    policies = [policy.inputs for policy in rendered]
+    everybody = EVERYBODY | {"collector": Pod("observability")}
+    for name, pod in (("vllm", VLLM), ("gateway", GATEWAY)):
+        called = {
+            (other, number)
+            for other, who in everybody.items()
+            for number in (*PORTS, 4318)
+            if allowed(policies, "Egress", pod, who, number)
+        }
+        before = {(target, number) for source, target, number in MAY_LEAVE if source == name}
+        assert called - before == {(other, port) for other in reached} - before
+    assert not allowed(policies, "Egress", STRANGER, everybody["collector"], 4318)
+
+
 def test_names_are_asked_over_udp_too(policies: list[dict[str, Any]]) -> None:
     assert allowed(policies, "Egress", VLLM, DNS, 53, "UDP")
     assert allowed(policies, "Egress", GATEWAY, DNS, 53, "UDP")
