@@ -9,12 +9,15 @@ from typing import Any
 
 from moto.core.responses import ActionResult
 from moto.eks.exceptions import InvalidParameterException, ResourceInUseException
+from moto.eks.models import Cluster
 
 from local.stand_ins.moto_gaps.eks_base import EksCalls, addons, stamped, updated
 
 _ADDONS = ("coredns", "kube-proxy", "vpc-cni", "aws-ebs-csi-driver", "eks-node-monitoring-agent")
 _ADDON_VERSION = re.compile(r"v\d+\.\d+\.\d+-eksbuild\.\d+")
 """Any well-formed version is accepted; one must be named."""
+_NEED_NODES = ("coredns", "aws-ebs-csi-driver")
+"""Deployments, not DaemonSets: where there is no node they never become healthy."""
 
 
 class AddonCalls(EksCalls):
@@ -29,8 +32,7 @@ class AddonCalls(EksCalls):
             "addonArn": self.arn(f"addon/{cluster.name}/{name}/{uuid.uuid4()}"),
             "addonName": name,
             "clusterName": cluster.name,
-            "health": {"issues": []},
-            "status": "ACTIVE",
+            **_health(cluster, name),
         }
         self._check_addon(addon)
         addons(cluster)[name] = addon
@@ -64,3 +66,10 @@ class AddonCalls(EksCalls):
             json.loads(addon.get("configurationValues") or "{}")
         except ValueError as error:
             raise InvalidParameterException(message=f"ConfigurationValue is not in valid JSON: {error}") from error
+
+
+def _health(cluster: Cluster, name: str) -> dict[str, Any]:
+    if name not in _NEED_NODES or any(group.status == "ACTIVE" for group in cluster.nodegroups.values()):
+        return {"health": {"issues": []}, "status": "ACTIVE"}
+    issue = {"code": "InsufficientNumberOfReplicas", "message": "The add-on is unhealthy", "resourceIds": []}
+    return {"health": {"issues": [issue]}, "status": "DEGRADED"}
