@@ -252,6 +252,16 @@ class _Parser:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> Any:
+        """In pieces of what is bounded: the event loop reads sixteen times as much at once."""
+        found: tuple[Any, ...] = ()
+        while True:
+            piece, data = data[: self._head_bytes], data[self._head_bytes :]
+            messages, upgraded, tail = self._feed(piece)
+            found = (*found, *messages)
+            if upgraded or not data:
+                return found, upgraded, tail + data
+
+    def _feed(self, data: bytes) -> Any:
         if self._is_broken and data:
             raise BadHttpMessage("what follows a badly framed body is no request")
         known = self._body.total_bytes
