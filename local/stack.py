@@ -148,6 +148,7 @@ class LocalStack:
                 self._publish()
         with step("pulumi up --stack local"):
             self._apply(built | self.declared)
+        place.wake()
 
     def down(self) -> list[str]:
         """Destroys the stack, stops everything, removes the state. Returns what the destroy or the stop left behind.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra import names
 from local.cluster import containerd, keda, node, user_cluster
 from local.cluster.control_plane import ControlPlane
 from local.cluster.kubectl import kubectl
@@ -109,8 +110,13 @@ class Machine:
             image=recipes.coredns().reference, domain=node.CLUSTER_DOMAIN, address=network.dns_service
         )
         kubectl(control_plane.kubeconfig, "apply", "--server-side", "--filename", "-", stdin=manifest)
-        if are_there(*keda.PARTS):  # else the model has never slept, and answers without it
+        if are_there(*keda.PARTS):
             self.start_scaling()
+
+    def wake(self) -> None:
+        if not are_there(*keda.PARTS):  # the number of replicas is KEDA's, and the bucket was made with none
+            scale = ("scale", f"deployment/{names.VLLM}", "--replicas=1", "--namespace", names.SERVING_NAMESPACE)
+            kubectl(self._started().kubeconfig, *scale)
 
     def start_scaling(self) -> None:
         ensure(*keda.PARTS)

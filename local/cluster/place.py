@@ -69,6 +69,9 @@ class Place(Protocol):
     def start(self, say: Say) -> None:
         """Starts what is missing: then the node takes pods that run the images. Raises ProcessError."""
 
+    def wake(self) -> None:
+        """Sees to it that there is a pod of the model, where what would do so is not built yet. Raises ProcessError."""
+
     def start_scaling(self) -> None:
         """Starts what takes the model to zero and back, built first where it is missing. Raises ProcessError."""
 

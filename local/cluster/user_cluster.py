@@ -123,6 +123,9 @@ class UserCluster:
         say(f"node {name} takes the model: it gets a label and advertises one GPU")
         self._set_on_node(name, labels=names.GPU_SELECTOR, gpus="1")
 
+    def wake(self) -> None:
+        """Without KEDA the program itself says how many replicas there are."""
+
     def start_scaling(self) -> None:
         """KEDA is off here: a cluster of one's own may have one."""
 
