@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ logs: install ## Show the logs of vLLM and its agent as they come
 
 ask: install ## Ask a model: make ask MODEL=faq PROMPT='Who are you?'
 	@$(PY) -m local ask --model "$(MODEL)" --prompt "$(PROMPT)"
+
+shell: install ## A shell in which `loraserve`, `kubectl`, `pulumi`, `aws` and OpenAI's clients mean the local stack
+	@$(PY) -m local shell
 
 dashboard: install ## Watch the local stack by a Prometheus of its own, and draw what it sees in a browser
 	@$(PY) -m local dashboard

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def up(stack: LocalStack, context: str | None) -> None:
     console.print("  make ask MODEL=faq PROMPT='Hello'         # ask more")
     console.print("  make status                               # what runs")
     console.print("  make logs                                 # of vLLM and its agent")
+    console.print(
+        "  make shell                                # `loraserve`, `kubectl`, `aws` and OpenAI's clients for it"
+    )
     console.print(f"  export KUBECONFIG={kubeconfig}")
     console.print(f"  {ensure(Tool.KUBECTL)[Tool.KUBECTL]} get pods --all-namespaces")
     console.print(f"  Adapters and keys are declared in {stack.declared_file}: change it, then `make up` again.")
@@ -122,6 +126,22 @@ def ask(stack: LocalStack, model: str, prompt: str) -> None:
         print(served.ask(model, prompt))
 
 
+def shell(stack: LocalStack, command: Sequence[str]) -> int:
+    """A shell for this stack, as publishers, operators and applications have it on AWS; returns its exit code."""
+    with stack.endpoint() as served:
+        if not command:
+            console.print(
+                "In this shell `loraserve`, `kubectl`, `pulumi`, `aws` and OpenAI's clients mean the local stack; `exit` leaves it.\n"
+                '  loraserve check FOLDER --stack-file "$STACK_FILE"\n'
+                '  loraserve publish FOLDER --stack-file "$STACK_FILE" --bucket "$BUCKET" --model mine --version v1 --name mine\n'
+                '  then paste the entry into "$DECLARED" and run `make up`',
+                markup=False,
+            )
+        bucket = stack.pulumi.output("adapterBucket")
+        variables = served.variables | {"BUCKET": bucket, "DECLARED": str(stack.declared_file)}
+        return stack.pulumi.shell(command or [os.environ.get("SHELL", "/bin/sh")], variables)
+
+
 def dashboard(stack: LocalStack, port: int) -> None:
     """Prometheus and Alertmanager, which stay until `down`, and a page of what they know, until Ctrl-C."""
     with step("Prometheus and Alertmanager (found, or built once)"):
@@ -168,6 +188,7 @@ def main() -> None:
     asking = verbs.add_parser("ask")
     asking.add_argument("--model", required=True)
     asking.add_argument("--prompt", required=True)
+    verbs.add_parser("shell").add_argument("command", nargs="*", help="run this and leave")
     verbs.add_parser("dashboard").add_argument("--port", type=int, default=DASHBOARD_PORT)
     verbs.add_parser("traces").add_argument("--port", type=int, default=PORT)
     options = parser.parse_args()
@@ -185,6 +206,8 @@ def main() -> None:
                 status(stack)
             case "logs":
                 logs(stack)
+            case "shell":
+                sys.exit(shell(stack, options.command))
             case "dashboard":
                 dashboard(stack, options.port)
             case "traces":

@@ -28,6 +28,8 @@ class Endpoint:
     """The OpenAI-compatible endpoint of a running stack."""
 
     def __init__(self, url: str, key: str) -> None:
+        self.variables = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": key}
+        """As OpenAI's clients and `loraserve` read them."""
         self._http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_ANSWER_SECONDS, trust_env=False
         )

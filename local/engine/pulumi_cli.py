@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from local.engine import plugins, receipt, workspace
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from local.paths import CHECKOUT
+from local.tools.toolchain import Tool, ensure
 from loraserve.operator import leftovers
 
 
@@ -66,6 +71,20 @@ class PulumiCli:
     def show(self, *arguments: str) -> None:
         """Runs `loraserve` on this stack and shows what it prints. Raises CommandError."""
         commands.shown(_loraserve(*arguments), cwd=CHECKOUT, env=self._environment)
+
+    def shell(self, command: Sequence[str], more: Mapping[str, str]) -> int:
+        """Runs a command for which `loraserve`, `aws`, `kubectl` and `pulumi` mean this stack. Returns its exit code."""
+        programs = self._state / "programs"
+        programs.mkdir(exist_ok=True)
+        own = programs / "loraserve"
+        own.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(CHECKOUT))} exec {shlex.join(_loraserve())} "$@"\n')
+        own.chmod(0o755)
+        folders = [programs, Path(self._cli).parent, ensure(Tool.KUBECTL)[Tool.KUBECTL].parent]
+        path = os.pathsep.join([*map(str, folders), self._environment.get("PATH", os.defpath)])
+        stack_file = {"STACK_FILE": str(workspace.stack_file(self._project, self._stack))}
+        return subprocess.run(
+            command, env={**self._environment, **stack_file, **more, "PATH": path}, check=False
+        ).returncode
 
     def _call(self, *arguments: str) -> str:
         return commands.output([self._cli, *arguments], cwd=self._project, env=self._environment)

@@ -85,12 +85,17 @@ def lay_out_project(folder: Path, virtual_environment: str | Path = sys.prefix) 
     (folder / "Pulumi.yaml").write_text(yaml.safe_dump(project))
 
 
+def stack_file(folder: Path, stack: str) -> Path:
+    """Of the project in `folder`."""
+    return folder / f"Pulumi.{stack}.yaml"
+
+
 def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bool:
     """The stack file as shipped, with these keys changed; a key with a namespace is taken as it is.
 
     What the CLI keeps in it (the salt of its secrets) stays. Returns whether it differs from what it said before.
     """
-    path = folder / f"Pulumi.{stack}.yaml"
+    path = stack_file(folder, stack)
     before = _load(path)
     named = {key if ":" in key else f"{PROJECT}:{key}": value for key, value in changes.items()}
     after = before | {"config": shipped_config(stack) | named}

@@ -11,7 +11,7 @@ from loraserve.operator.terminal import add_row, json_option, print_json, print_
 
 @click.command()
 @click.argument("stack_file", type=click.Path(path_type=Path), default=Path("Pulumi.dev.yaml"))
-@click.option("--region", default="eu-central-1", show_default=True, help="For prices.")
+@click.option("--region", help="For prices (default: the stack file's).")
 @click.option(
     "--from-prometheus",
     "url",
@@ -23,7 +23,7 @@ from loraserve.operator.terminal import add_row, json_option, print_json, print_
 )
 @click.option("--window", default="7d", show_default=True, help="How far back, for --from-prometheus.")
 @json_option
-def plan(stack_file: Path, region: str, url: str | None, namespace: str, window: str, as_json: bool) -> None:
+def plan(stack_file: Path, region: str | None, url: str | None, namespace: str, window: str, as_json: bool) -> None:
     """Show what a stack's settings give: where the GPU's memory goes, slots, requests at once, disk, price.
 
     And what the next smaller and larger instance would. Needs the stack's file only, no Pulumi and no cluster.
@@ -32,7 +32,7 @@ def plan(stack_file: Path, region: str, url: str | None, namespace: str, window:
     from loraserve.planning import stack_file as stack_files
 
     at_once = planning.adapters_at_once(url, namespace, window) if url else None
-    found = planning.plan(stack_files.read(stack_file), region, at_once)
+    found = planning.plan(stack_files.read(stack_file), region or stack_files.region_of(stack_file), at_once)
     if as_json:
         print_json(found.plain())
         return
@@ -79,7 +79,7 @@ _ROWS = {
 
 @click.command()
 @click.argument("stack_file", type=click.Path(path_type=Path), default=Path("Pulumi.dev.yaml"))
-@click.option("--region", default="eu-central-1", show_default=True)
+@click.option("--region", help="For prices (default: the stack file's).")
 @click.option("--hours-per-day", type=click.FloatRange(0, 24), default=4.0, show_default=True, help="With requests.")
 @click.option("--starts-per-day", type=click.FloatRange(0), default=3.0, show_default=True, help="From zero.")
 @click.option(
@@ -93,7 +93,7 @@ _ROWS = {
 @json_option
 def cost(
     stack_file: Path,
-    region: str,
+    region: str | None,
     hours_per_day: float,
     starts_per_day: float,
     tenants: int,
@@ -108,7 +108,7 @@ def cost(
     from loraserve.planning import stack_file as stack_files
 
     use = cost_of_use.Use(hours_per_day, starts_per_day, tenants, tokens_per_second)
-    found = cost_of_use.estimate(stack_files.read(stack_file), region, use)
+    found = cost_of_use.estimate(stack_files.read(stack_file), region or stack_files.region_of(stack_file), use)
     if as_json:
         print_json(found.plain())
         return

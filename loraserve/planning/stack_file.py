@@ -18,6 +18,7 @@ LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Ten times as fast where libyaml is there, as it is in every wheel."""
 _OWN = f"{PROJECT}:"
 _TOKEN = f"{_OWN}hubToken"
+_USUAL_REGION = "eu-central-1"
 
 
 def read(path: Path, text: str | None = None) -> Settings:
@@ -69,6 +70,11 @@ def config_of(path: Path, text: str | None = None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _not_a_stack_file(path, "it has no `config`")
     return {str(key): value for key, value in config.items()}
+
+
+def region_of(path: Path) -> str:
+    """Where the stack is, as `aws:region` says, else its usual one. Raises InvalidSettings."""
+    return str(config_of(path).get("aws:region", _USUAL_REGION))
 
 
 def _is_encrypted(value: object) -> bool:

@@ -43,6 +43,13 @@ def test_make_ask_prints_one_answer(served: Served) -> None:
     assert served.local("ask", "--model", "legal", "--prompt", "Hello").strip() == "I am legal v1."
 
 
+def test_a_shell_of_the_stack_is_that_of_publishers_operators_and_applications(served: Served) -> None:
+    words = 'loraserve list --bucket "$BUCKET" && loraserve ask faq Hello && kubectl get nodes && pulumi stack ls'
+    printed = served.local("shell", "--", "sh", "-ec", f'test -f "$STACK_FILE" && test -f "$DECLARED" && {words}')
+    for told in ("llm-models", "I am faq v1.", "gpu-1", "local"):
+        assert told in printed
+
+
 def test_an_unknown_model_is_not_found(served: Served) -> None:
     with served.endpoint() as endpoint, pytest.raises(ProcessError, match="404"):
         endpoint.ask("nobody", "Hello")

@@ -6,10 +6,11 @@ import os
 from collections import namedtuple
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from local.cluster import place
+from local.cluster import machine, place
 from local.cluster.control_plane import ControlPlane
 from local.cluster.network import Network
 from local.cluster.node import Node
@@ -158,3 +159,15 @@ def test_an_image_that_another_checkout_has_just_made_is_left_for_it(
     assert ours.exists()
     assert theirs.exists()
     assert not old.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_model_is_woken_where_keda_which_would_is_not_built_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(machine, "are_there", lambda *_: there)
+    monkeypatch.setattr(machine, "kubectl", lambda _, *words: called.append(words))
+    monkeypatch.setattr(machine.Machine, "_started", lambda _: SimpleNamespace(kubeconfig=tmp_path))
+    machine.Machine(tmp_path).wake()
+    assert [words[:3] for words in called] == ([] if there else [("scale", "deployment/vllm", "--replicas=1")])

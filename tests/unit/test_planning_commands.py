@@ -233,3 +233,15 @@ def test_a_prometheus_without_traffic_or_that_is_none_is_told_so(
     assert "knows no request to an adapter in ml-models within 7d" in capsys.readouterr().err
     assert cli.main(["plan", stack, "--from-prometheus", f"{url}/elsewhere"]) == 1
     assert "answers 404" in capsys.readouterr().err
+
+
+def test_prices_are_those_of_the_stacks_own_region(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Pulumi.yaml", "Pulumi.dev.yaml"):
+        text = (CHECKOUT / name).read_text().replace("aws:region: eu-central-1", "aws:region: us-east-1")
+        (tmp_path / name).write_text(text)
+    stack = str(tmp_path / "Pulumi.dev.yaml")
+    for word in ("cost", "plan"):
+        told = [
+            capsys.readouterr().out for more in ([], ["--region", "us-east-1"]) if not cli.main([word, stack, *more])
+        ]
+        assert told[0] == told[1]
