@@ -110,14 +110,20 @@ def status(stack: LocalStack) -> None:
         console.print(f"{part + ':':<12}{state}")
     if cloud and place.running:
         console.print(f"Resources:  {stack.pulumi.resource_count()}")
-        stack.pulumi.run("stack", "output")
         stack.pulumi.show("status")
+        console.print("What the stack put out:")
+        stack.pulumi.run("stack", "output")
 
 
 def logs(stack: LocalStack) -> None:
     """The logs of vLLM and its agent, as they come."""
-    pods = ["--namespace", SERVING_NAMESPACE, "logs", "--selector", f"app={VLLM}", "--all-containers"]
-    commands.shown(kubectl.command(_kubeconfig(stack), *pods, "--prefix", "--tail=200", "--follow"))
+    kubeconfig = _kubeconfig(stack)
+    of_vllm = ["--namespace", SERVING_NAMESPACE, "--selector", f"app={VLLM}"]
+    if not kubectl.kubectl(kubeconfig, "get", "pods", *of_vllm, "--output", "name").strip():
+        console.print("No pod of vLLM: the model sleeps, and a request wakes it (`make ask MODEL=faq PROMPT='Hello'`).")
+        return
+    pods = ["logs", *of_vllm, "--all-containers"]
+    commands.shown(kubectl.command(kubeconfig, *pods, "--prefix", "--tail=200", "--follow"))
 
 
 def ask(stack: LocalStack, model: str, prompt: str) -> None:

@@ -121,7 +121,7 @@ def pods_table(pods: list[PodStatus]) -> Table:
 
 
 def declared_table(declared: list[Declared]) -> Table:
-    shown = Table("Adapter", "Version", "In the bucket", header_style="bold")
+    shown = Table("Model", "Version", "In the bucket", header_style="bold")
     for version in declared:
         problem = f"[red]{escape(version.problem)}[/]" if version.problem else "[green]as published[/]"
         shown.add_row(version.name, version.version, problem)
