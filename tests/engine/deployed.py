@@ -70,9 +70,33 @@ class World:
         charts = [f"chart {name}" for name in found if name.startswith(RECEIPT)]
         return [*left_behind(stack, self.cloud, self.control_plane), *charts]
 
+    @contextmanager
+    def enforced_iam(self) -> Iterator[None]:
+        """Every call to AWS inside needs a policy that allows it."""
+        self.cloud.enforce_iam()
+        try:
+            yield
+        finally:
+            self.cloud.enforce_iam(False)
+
+    def pod(self, role: str) -> dict[str, str]:
+        """AWS credentials as a pod has them, by the variables that hold them: of the role that its projected token stands for."""
+        sts = self.cloud.client("sts")
+        session = sts.assume_role_with_web_identity(RoleArn=role, RoleSessionName="pod", WebIdentityToken="projected")
+        return variables(session["Credentials"])
+
     def plain(self, answer: Any) -> Any:
         """An answer of the Kubernetes client as plain dicts, spelled as in YAML."""
         return self.api.sanitize_for_serialization(answer)
+
+
+def variables(credentials: Mapping[str, str]) -> dict[str, str]:
+    """What STS gave, as AWS clients find it in an environment."""
+    return {
+        "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": credentials["SessionToken"],
+    }
 
 
 class Deployment(PulumiStack):

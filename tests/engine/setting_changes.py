@@ -7,13 +7,14 @@ mocks, and what differs is what is touched: what is replaced by it follows from 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigError
 from local.stand_ins.aws.plugin import TYPES
 from loraserve.contract.keys import create_key
+from tests.engine.chart_repository import RECEIPT
 from tests.stack_values import CHECKOUT, PRODUCTION_CHOICES, adapter
 from tests.unit.declared import Program, run
 
@@ -52,6 +53,11 @@ _, _KEY = create_key("team-a", ("one",), 600)
 _VERBS = {"create": "+", "update": "~", "delete": "-", "replace": "±"}
 _REPLACED_ON = {kind.token: kind.replace_on for kind in TYPES}
 REFUSED = "refused"
+_MADE_BY = {
+    "kubernetes:helm.sh/v4:Chart": re.compile(rf"kubernetes:core/v1:ConfigMap (\S+):\S+/{RECEIPT}\S+"),
+    "eks:index:Cluster": re.compile(r"aws:eks/\w+:\w+ (loraserve-dev)-eks\S+"),
+}
+"""Components, and how the names of what they make begin with their own."""
 
 CHANGES: Mapping[str, Any] = {
     "environment": "production",
@@ -140,11 +146,27 @@ CHANGES: Mapping[str, Any] = {
 }
 
 
-TOGETHER = (
-    *("retainAdapters", "publicAccessCidrs", "privateAccessCidrs", "systemNodeCount"),
-    *("gpuIdleMinutes", "requestsPerReplica", "gatewayReplicas", "logFormat"),
+APPLIED = (
+    *("environment", "publisherRole", "stateBucket", "stateKeyArn", "nat", "systemInstanceType", "systemNodeCount"),
+    *("gpuMinSize", "gpuMaxSize", "gpuIdleMinutes", "gpuRootVolumeGib", "gpuNvmeRaid0", "gpuSpot"),
+    *("baseModel", "baseModelRevision", "maxModelLen", "gpuMemoryUtilization", "adapterSlots"),
+    *("chatTemplateFile", "baseModelHasChatTemplate", "toolCallParser", "reasoningParser"),
+    *("inferenceMaxReplicas", "requestsPerReplica", "longestGenerationSeconds", "startupBudgetMinutes"),
+    *("gatewayReplicas", "gatewayWaitSeconds", "gpuHoursPerDay", "logFormat", "prometheusVolumeGib"),
+    *("vllmImage", "loraserveImage", "tracesEndpoint"),
 )
-"""Settings that an operator may change in one `up`: what they touch adds up."""
+"""Settings that can all be changed in one `up` which another can follow: what they touch adds up."""
+PREVIEWED = (
+    *("deletionProtection", "retainAdapters", "gpuWarmPool", "startCacheWriter", "inferenceReplicas"),
+    *("gatewayCertificateArn", "loadTest", "addonsEnabled", "scalingEnabled", "monitoringEnabled"),
+)
+"""Those that would stand in the way of what follows, or ask for what the emulated AWS has not."""
+
+
+def added_up(rows: Iterable[str]) -> set[str]:
+    """What several rows touch: what one replaces or deletes another cannot only change."""
+    words = {word for row in rows for word in row.split(", ") if word}
+    return {word for word in words if word[0] != "~" or not {f"±{word[1:]}", f"-{word[1:]}"} & words}
 
 
 def declared(**changes: Any) -> Program:
@@ -165,6 +187,18 @@ def spelled(operations: Mapping[str, str]) -> str:
         for name, op in operations.items()
     ]
     return ", ".join(sorted(words, key=lambda word: (word[1:], word[0])))
+
+
+def of_the_engine(operations: Mapping[str, str]) -> str:
+    """What the engine did or would do, as one line; what a component has made of its inputs is the component's."""
+    found: dict[str, str] = {}
+    for name, op in operations.items():
+        component = next((f"{made} {of[1]}" for made, rule in _MADE_BY.items() if (of := rule.fullmatch(name))), None)
+        if component:
+            found.setdefault(component, "update")
+        elif not name.startswith(("loraserve:", "pulumi:")):
+            found[name] = op
+    return spelled(found)
 
 
 Inputs = Mapping[tuple[str, str], dict[str, Any]]

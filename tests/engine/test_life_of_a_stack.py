@@ -11,9 +11,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,13 +24,12 @@ from kubernetes import client
 
 from infra import names
 from infra.charts import CLUSTER_AUTOSCALER, KUBE_PROMETHEUS_STACK
-from infra.cluster import LOG_RETENTION_DAYS
 from local.tools.toolchain import Tool, ensure
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES
 from tests.engine import simulated_nodes
 from tests.engine.chart_repository import CHARTS, RECEIPT
 from tests.engine.cli import Changes, Refused
-from tests.engine.deployed import Deployment, World
+from tests.engine.deployed import Deployment, World, variables
 from tests.stack_values import PRODUCTION_CHOICES, adapter
 from tests.waiting import eventually
 
@@ -40,7 +38,6 @@ DESIRED_STATE = "kubernetes:core/v1:ConfigMap desired-state"
 VLLM = f"kubernetes:apps/v1:Deployment {names.VLLM}"
 BUDGET = f"kubernetes:policy/v1:PodDisruptionBudget {names.VLLM}"
 BUCKET = "aws:s3/bucket:Bucket loraserve-dev-adapters"
-LOG_GROUP = "/aws/eks/loraserve-dev/cluster"
 GATEWAY = f"kubernetes:apps/v1:Deployment {names.GATEWAY}"
 STACK = "pulumi:pulumi:Stack loraserve-dev"
 _GPU_GROUP = {"clusterName": "loraserve-dev", "nodegroupName": names.GPU_NODE_GROUP}
@@ -146,23 +143,13 @@ def published(world: World, outputs: dict[str, Any]) -> dict[str, str]:
     return address
 
 
-@contextmanager
-def enforced_iam(world: World) -> Iterator[None]:
-    """Every call inside needs a policy that allows it."""
-    world.cloud.enforce_iam()
-    try:
-        yield
-    finally:
-        world.cloud.enforce_iam(False)
-
-
 def test_the_serving_role_reads_the_catalog_and_nothing_else(
     world: World, outputs: dict[str, Any], published: dict[str, str]
 ) -> None:
     private = published | {"Key": "private/notes.txt"}
     world.cloud.client("s3").put_object(**private, Body=b"{}")
-    with enforced_iam(world):
-        s3 = serving_s3(world, outputs["servingRole"])
+    with world.enforced_iam():
+        s3 = s3_of(world, world.pod(outputs["servingRole"]))
         assert s3.get_object(**published)["Body"].read() == b"{}"
         for refused in (
             lambda: s3.get_object(**private),
@@ -177,7 +164,7 @@ def test_a_published_object_is_neither_overwritten_nor_deleted_even_by_an_admini
     world: World, published: dict[str, str]
 ) -> None:
     s3 = world.cloud.client("s3")
-    with enforced_iam(world):
+    with world.enforced_iam():
         for refused in (
             lambda: s3.put_object(**published, Body=b"other"),
             lambda: s3.put_object(**published, Body=b"other", IfNoneMatch="*"),
@@ -186,19 +173,6 @@ def test_a_published_object_is_neither_overwritten_nor_deleted_even_by_an_admini
             with pytest.raises(ClientError, match=_REFUSED):
                 refused()
     assert s3.get_object(**published)["Body"].read() == b"{}"
-
-
-def serving_s3(world: World, role: str) -> Any:
-    """S3 as the pod sees it: with the role that its projected token stands for."""
-    sts = world.cloud.client("sts")
-    session = sts.assume_role_with_web_identity(RoleArn=role, RoleSessionName="pod", WebIdentityToken="projected")
-    keys = session["Credentials"]
-    return world.cloud.client(
-        "s3",
-        aws_access_key_id=keys["AccessKeyId"],
-        aws_secret_access_key=keys["SecretAccessKey"],
-        aws_session_token=keys["SessionToken"],
-    )
 
 
 def test_a_second_up_changes_nothing_and_keeps_a_third_out_meanwhile(world: World, dev: Deployment) -> None:
@@ -413,12 +387,10 @@ def releaser(world: World, dev: Deployment, outputs: dict[str, Any], tmp_path: P
     role = world.cloud.client("sts").assume_role(RoleArn=outputs["roles"]["release"], RoleSessionName="pipeline")
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(as_group(world, "loraserve-releasers")))
-    with enforced_iam(world):
+    with world.enforced_iam():
         yield dev.elsewhere(
             {
-                "AWS_ACCESS_KEY_ID": role["Credentials"]["AccessKeyId"],
-                "AWS_SECRET_ACCESS_KEY": role["Credentials"]["SecretAccessKey"],
-                "AWS_SESSION_TOKEN": role["Credentials"]["SessionToken"],
+                **variables(role["Credentials"]),
                 "KUBECONFIG": str(kubeconfig),
                 "LORASERVE_KUBECONFIG": str(kubeconfig),
                 "PULUMI_BACKEND_URL": backend,
@@ -448,7 +420,7 @@ def test_a_pipelines_role_releases_an_adapter_and_is_refused_everything_else(
     assert node_group(world, names.GPU_NODE_GROUP)["scalingConfig"] == before
     with releaser.proposed(gatewayReplicas=3), pytest.raises(Refused, match=r'deployments.apps "gateway" is forbidden'):
         releaser.up()
-    other = world.cloud.client("s3", **aws_keys(releaser))
+    other = s3_of(world, releaser.environment)
     for refused in (
         lambda: other.put_object(Bucket=STATE_BUCKET, Key=".pulumi/stacks/loraserve/prod.json", Body=b"{}"),
         lambda: other.get_object(Bucket=STATE_BUCKET, Key="other/file"),
@@ -458,9 +430,10 @@ def test_a_pipelines_role_releases_an_adapter_and_is_refused_everything_else(
             refused()
 
 
-def aws_keys(stack: Deployment) -> dict[str, str]:
+def s3_of(world: World, environment: Mapping[str, str]) -> Any:
+    """An S3 client with the credentials of an environment."""
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    return {key.lower(): stack.environment[key] for key in keys}
+    return world.cloud.client("s3", **{key.lower(): environment[key] for key in keys})
 
 
 def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, dev: Deployment) -> None:
@@ -486,36 +459,6 @@ def test_destroy_waits_for_finalizers_and_leaves_nothing_behind(world: World, de
     assert world.left_behind("dev") == []
     receipt = loraserve(dev, "receipt", given=exported(dev))
     assert (receipt.returncode, "Nothing is left that costs." in receipt.stdout) == (0, True), receipt.stderr
-
-
-@pytest.fixture(scope="module")
-def second_life(world: World, dev: Deployment) -> dict[str, Any]:
-    """What `up` puts out after `destroy`. Meanwhile EKS has made the log group again, for its last lines."""
-    world.cloud.client("logs").create_log_group(logGroupName=LOG_GROUP)
-    dev.up()
-    return dev.outputs()
-
-
-def test_a_log_group_that_eks_has_made_again_is_adopted(world: World, second_life: dict[str, Any]) -> None:
-    logs = world.cloud.client("logs")
-    [group] = logs.describe_log_groups(logGroupNamePrefix=LOG_GROUP)["logGroups"]
-    assert group["retentionInDays"] == LOG_RETENTION_DAYS
-    tags = logs.list_tags_for_resource(resourceArn=group["arn"].removesuffix(":*"))["tags"]
-    assert tags["loraserve/stack"] == "dev"
-
-
-def test_what_was_taken_back_stays_as_it_is(dev: Deployment, second_life: dict[str, Any]) -> None:
-    assert dev.up().touched == {}
-
-
-def test_another_vpc_is_refused_on_a_stack_that_stands(dev: Deployment, second_life: dict[str, Any]) -> None:
-    with dev.proposed(vpcCidr="10.8.0.0/16"), pytest.raises(Refused, match=r"is another than the 10\.0\.0\.0/16"):
-        dev.preview()
-
-
-def test_the_second_life_ends_with_nothing_left(world: World, dev: Deployment, second_life: dict[str, Any]) -> None:
-    dev.destroy()
-    assert world.left_behind("dev") == []
 
 
 def release_monitor(world: World) -> bool:

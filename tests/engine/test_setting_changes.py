@@ -9,7 +9,16 @@ from pydantic.alias_generators import to_camel
 
 from infra.errors import ConfigError
 from loraserve.planning.stack_settings import Settings
-from tests.engine.setting_changes import CHANGES, REFUSED, TOGETHER, declared, documented, touched
+from tests.engine.setting_changes import (
+    APPLIED,
+    CHANGES,
+    PREVIEWED,
+    REFUSED,
+    added_up,
+    declared,
+    documented,
+    touched,
+)
 from tests.unit.declared import Program
 
 ROWS = documented()
@@ -39,10 +48,10 @@ def test_a_change_of_one_setting_touches_what_its_row_says(stands: Program, sett
         assert announced is bool(re.search(new_nodes, ROWS[setting])), f"{group} nodes"
 
 
-def test_settings_that_change_together_touch_what_their_rows_say_and_nothing_else(stands: Program) -> None:
-    together = declared(**{setting: CHANGES[setting] for setting in TOGETHER})
-    rows = {word for setting in TOGETHER for word in ROWS[setting].split(", ")}
-    assert set(touched(stands, together).split(", ")) == rows
+@pytest.mark.parametrize("settings", [APPLIED, PREVIEWED], ids=["applied", "previewed"])
+def test_what_settings_touch_adds_up(stands: Program, settings: tuple[str, ...]) -> None:
+    together = declared(**{setting: CHANGES[setting] for setting in settings})
+    assert set(touched(stands, together).split(", ")) == added_up(ROWS[setting] for setting in settings)
 
 
 def test_no_setting_replaces_or_ends_the_vpc_the_cluster_or_the_bucket() -> None:
