@@ -105,6 +105,15 @@ def test_the_doors_beside_completions_work_on_a_real_vllm(served: Served, applic
     assert said["count"] == len(said["tokens"])
 
 
+def told(stream: str) -> tuple[str, set[str]]:
+    """Its text, and the shapes of its events without it: vLLM puts what is ready at once into one event, as it happens to be."""
+    *events, done, end = stream.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    pieces = re.compile(r'("(?:text|content)":)("(?:[^"\\]|\\.)*")')
+    text = "".join(json.loads(said) for event in events for _, said in pieces.findall(event))
+    return text, {pieces.sub(r'\1""', event) for event in events}
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_a_stream_is_what_vllm_sends_and_its_tokens_are_counted_all_the_same(served: Served, path: str) -> None:
     key = base64.b64decode(served.kubectl("get", "secret", "vllm", "--output", "jsonpath={.data.api-key}")).decode()
@@ -120,7 +129,7 @@ def test_a_stream_is_what_vllm_sends_and_its_tokens_are_counted_all_the_same(ser
             answer = http.post(path, json=body | {"model": model}, headers=headers)
         streams.append(re.sub(r'"(id|created)":[^,]*,', "", answer.text))
     direct, through = streams
-    assert through == direct
+    assert told(through) == told(direct)
     assert '"system_fingerprint"' in through
     assert '"usage"' not in through
     line = f"request path={path} request_id=who-asked-what"
