@@ -204,11 +204,14 @@ def check_offered() -> None:
 def _lacking_addons() -> Iterator[str]:
     for name, pinned in versions.ADDONS.items():
         try:
-            found = aws.eks.get_addon_version(addon_name=name, kubernetes_version=versions.KUBERNETES, most_recent=True)
+            newest = aws.eks.get_addon_version(
+                addon_name=name, kubernetes_version=versions.KUBERNETES, most_recent=True
+            ).version
+            missing = _addon_order(pinned) > _addon_order(newest)
         except Exception:
             continue
-        if _addon_order(pinned) > _addon_order(found.version):
-            yield f"EKS offers the add-on {name} up to {found.version} for Kubernetes {versions.KUBERNETES}, and {pinned} is pinned"
+        if missing:
+            yield f"EKS offers the add-on {name} up to {newest} for Kubernetes {versions.KUBERNETES}, and {pinned} is pinned"
 
 
 def _addon_order(version: str) -> list[int]:

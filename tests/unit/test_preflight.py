@@ -7,6 +7,7 @@ import os
 import subprocess
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pulumi
@@ -129,6 +130,8 @@ def test_what_may_not_be_read_is_not_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(account.aws.eks, "get_addon_version", denied)
     monkeypatch.setattr(account.aws.ssm, "get_parameter", denied)
+    account.check_offered()
+    monkeypatch.setattr(account.aws.eks, "get_addon_version", lambda **_: SimpleNamespace(version=None))
     account.check_offered()
 
 
