@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import http.client
 import http.server
-import json
 import logging
 import os
 import sys
@@ -20,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,7 @@ from loraserve.contract.agent_settings import AgentSettings
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import Adapter, DesiredState
 from loraserve.planning.pod_resources import AGENT_LIMITS
-from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm, write_adapter
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, upload, write_adapter
 from tests.unit.agents import S3Server
 
 MOST_SECONDS = 60.0
@@ -66,28 +63,7 @@ class World:
         """Around the gate, with a manifest that fits the bytes."""
         files = {path.name: path.read_bytes() for path in write_adapter(folder / name).iterdir()}
         files |= {"adapter_model.safetensors": weights} if weights else {}
-        manifest = json.dumps(
-            {
-                "schemaVersion": 1,
-                "files": {
-                    file: {"parts": [hashlib.sha256(content).hexdigest()], "size": len(content)}
-                    for file, content in files.items()
-                },
-                "baseModel": "mistralai/Mistral-7B-v0.1",
-                "rank": 8,
-                "alpha": 16.0,
-                "targetModules": sorted(QKVO),
-                "dtypes": ["F32"],
-                "createdAt": datetime.now(UTC).isoformat(),
-            }
-        ).encode()
-        for file, content in {**files, "manifest.json": manifest}.items():
-            self.s3.put_object(Bucket=BUCKET, Key=f"llm-models/{name}/v1/{file}", Body=content)
-        digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
-        size = sum(map(len, files.values()))
-        self.adapters.append(
-            Adapter(name=name, model=name, version="v1", digest=digest, rank=8, target_modules=QKVO, size_bytes=size)
-        )
+        self.adapters.append(upload(self.s3, name, files))
 
 
 class Vllm(FakeVllm):

@@ -121,29 +121,22 @@ async def large_bodies_without_limit(target: Target) -> None:
 
 async def large_headers(target: Target) -> None:
     """427 connections without a key, each with a megabyte of headers that never ends."""
-
-    async def hold() -> None:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port)
-            writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
-            for number in range(120):
-                writer.write(b"X-%d: " % number + b"x" * 8000 + b"\r\n")
-                await writer.drain()
-            await asyncio.sleep(SECONDS)
-            writer.close()
-
-    await asyncio.gather(*(hold() for _ in range(427)))
+    await hold_lines(target, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n")
 
 
 async def large_trailers(target: Target) -> None:
     """427 requests without a key, each with a megabyte behind its body."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    await hold_lines(target, head + b"1\r\n{\r\n0\r\n")
+
+
+async def hold_lines(target: Target, head: bytes) -> None:
+    """427 connections that send this, then a megabyte of lines without an end."""
 
     async def hold() -> None:
         with contextlib.suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", target.gateway.port)
-            writer.write(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
-            )
+            writer.write(head)
             for number in range(120):
                 writer.write(b"X-%d: " % number + b"x" * 8000 + b"\r\n")
                 await writer.drain()

@@ -4,12 +4,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
 from loraserve.operator.kubectl import Kubectl, context_option
-from loraserve.operator.terminal import json_option, key_option, print_json, tell
+from loraserve.operator.terminal import counted_bars, json_option, key_option, print_json, tell
 
 PAGE_PORT, DASHBOARD_PORT = 8090, 8091
 
@@ -58,21 +56,15 @@ def batch(
 
     rows = batches.read_rows(file)
     output = output or file.with_name(f"{file.stem}.results.jsonl")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("answered", total=len(rows))
-        try:
-            outcome = batches.run(
-                rows,
-                output,
-                lambda: gateway(url, context, namespace),
-                key,
-                concurrency=concurrency,
-                on_progress=lambda done: progress.update(task, completed=done),
-            )
-        except KeyboardInterrupt:
-            tell("Interrupted: the same command goes on from here.")
-            raise
+    with counted_bars() as told:
+        outcome = batches.run(
+            rows,
+            output,
+            lambda: gateway(url, context, namespace),
+            key,
+            concurrency=concurrency,
+            on_progress=lambda done: told("answered", done, len(rows)),
+        )
     if as_json:
         print_json({"output": str(output), **vars(outcome)})
     else:

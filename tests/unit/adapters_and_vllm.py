@@ -1,10 +1,12 @@
 """Adapters that PEFT could have saved, and a vLLM that keeps its API's promises only."""
 
 import ctypes
+import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import safetensors
 
 from loraserve.contract.base_model import Base, LoraShape
+from loraserve.contract.desired_state import Adapter
 
 BUCKET = "adapters-test"
 QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -204,3 +207,33 @@ class FakeVllm:
 
 def _error(message: str) -> str:
     return json.dumps({"error": {"message": message, "type": "BadRequestError", "param": None, "code": 400}})
+
+
+def upload(s3: Any, name: str, files: Mapping[str, bytes]) -> Adapter:
+    """Around the gate of `loraserve publish`, with a manifest that fits the bytes."""
+    manifest = json.dumps(
+        {
+            "schemaVersion": 1,
+            "files": {
+                file: {"parts": [hashlib.sha256(content).hexdigest()], "size": len(content)}
+                for file, content in files.items()
+            },
+            "baseModel": "mistralai/Mistral-7B-v0.1",
+            "rank": 8,
+            "alpha": 16.0,
+            "targetModules": sorted(QKVO),
+            "dtypes": ["F32"],
+            "createdAt": datetime.now(UTC).isoformat(),
+        }
+    ).encode()
+    for file, content in {**files, "manifest.json": manifest}.items():
+        s3.put_object(Bucket=BUCKET, Key=f"llm-models/{name}/v1/{file}", Body=content)
+    return Adapter(
+        name=name,
+        model=name,
+        version="v1",
+        digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+        rank=8,
+        target_modules=QKVO,
+        size_bytes=sum(len(content) for content in files.values()),
+    )

@@ -1,10 +1,8 @@
 """What no publisher's tool would upload is refused for what it is, while the others keep serving."""
 
-import hashlib
 import json
 import pickle
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from loraserve.contract.agent_state import State
 from loraserve.contract.desired_state import Adapter
-from tests.unit.adapters_and_vllm import BUCKET, QKVO, FakeVllm, lora_shapes, safetensors_of, write_adapter
+from tests.unit.adapters_and_vllm import BUCKET, FakeVllm, lora_shapes, safetensors_of, upload, write_adapter
 from tests.unit.agents import Agent, Publish, want
 
 pytest_plugins = ["tests.unit.agent_fixtures"]
@@ -67,36 +65,6 @@ UNSAFE = {
         "is not a LoRA configuration",
     ),
 }
-
-
-def upload(s3: Any, name: str, files: Files) -> Adapter:
-    """Around the gate of `loraserve publish`, with a manifest that fits the bytes."""
-    manifest = json.dumps(
-        {
-            "schemaVersion": 1,
-            "files": {
-                file: {"parts": [hashlib.sha256(content).hexdigest()], "size": len(content)}
-                for file, content in files.items()
-            },
-            "baseModel": "mistralai/Mistral-7B-v0.1",
-            "rank": 8,
-            "alpha": 16.0,
-            "targetModules": sorted(QKVO),
-            "dtypes": ["F32"],
-            "createdAt": datetime.now(UTC).isoformat(),
-        }
-    ).encode()
-    for file, content in {**files, "manifest.json": manifest}.items():
-        s3.put_object(Bucket=BUCKET, Key=f"llm-models/{name}/v1/{file}", Body=content)
-    return Adapter(
-        name=name,
-        model=name,
-        version="v1",
-        digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
-        rank=8,
-        target_modules=QKVO,
-        size_bytes=sum(len(content) for content in files.values()),
-    )
 
 
 @pytest.fixture
