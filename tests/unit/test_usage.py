@@ -254,6 +254,18 @@ def test_a_month_is_a_table_for_spreadsheets(opened: Bucket, capsys: pytest.Capt
     table = capsys.readouterr().out
     assert "75.0%" in table
     assert "25.0%" in table
+    cost = ["usage", "--bucket", BUCKET, "--month", "2026-11", "--dollars", "260"]
+    assert main(cost) == 0
+    table = capsys.readouterr().out
+    assert "195.00" in table
+    assert "65.00" in table
+    assert main([*cost, "--csv"]) == 0
+    assert [line.split(",")[-1] for line in capsys.readouterr().out.splitlines()] == [
+        "dollars",
+        "130.0",
+        "65.0",
+        "65.0",
+    ]
 
 
 @pytest.mark.usefixtures("opened")
