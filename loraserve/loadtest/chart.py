@@ -8,7 +8,8 @@ from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 260, 60, 130, 14, 36
 _COLOURS = ("#2166ac", "#e08214", "#b2182b", "#1b7837", "#762a83")
-_STEPS = (1, 2, 2.5, 5, 10)
+_STEPS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
+"""A quarter of each has few digits."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -55,8 +56,8 @@ def _axis(place: _Place, x_label: str, y_label: str) -> str:
         x, y = place.right * part / 4, place.top * part / 4
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place.y(y)}" y2="{place.y(y)}"/>'
-            f'<text x="{_LEFT - 6}" y="{place.y(y) + 4}" text-anchor="end">{y:g}</text>'
-            f'<text x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{x:g}</text>'
+            f'<text x="{_LEFT - 6}" y="{place.y(y) + 4}" text-anchor="end">{y:,g}</text>'
+            f'<text x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">{x:,g}</text>'
         )
     middle = (_WIDTH + _LEFT - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')

@@ -17,7 +17,8 @@ from loraserve.loadtest.schedule import Phase
 SLICE_SECONDS = 10.0
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: 2px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 12px } th, td { padding: 2px 8px; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd }
+span { white-space: nowrap }
 th:first-child, td:first-child { text-align: left } svg { width: 100%; font-size: 11px } .grid { stroke: #eee } .mark { stroke: #888; stroke-dasharray: 4 }
 .ok { color: #1b7837 } .bad { color: #b2182b }
 """
@@ -81,6 +82,7 @@ def page(result: Result) -> str:
     heads = "<th>what</th><th>calls</th><th>succeeded</th><th>goodput</th><th>late</th>" + "".join(
         f"<th>{name} p50 / p95 / p99 ms</th>" for name in ("first token", "between tokens", "end to end")
     )
+    heads += "<th>errors</th>"
     rows = "".join(_row(summary) for summary in result.summaries)
     title = f"Load test: {escape(result.scenario)}"
     return (
@@ -145,11 +147,12 @@ def _row(summary: Summary) -> str:
     name = ", ".join(filter(None, (summary.phase, summary.model, summary.version))) or "all"
     cells = [escape(name), str(summary.calls), str(summary.succeeded), f"{summary.goodput:.1%}", str(summary.late)]
     cells += [_told(found) for found in (summary.first_token, summary.between_tokens, summary.end_to_end)]
+    cells.append(", ".join(f"<span>{count} {escape(error)}</span>" for error, count in summary.errors.items()))
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _told(found: tuple[Quantile, ...]) -> str:
-    return " / ".join(f"{_ms(one.value)} [{_ms(one.low)}-{_ms(one.high)}]" for one in found)
+    return " / ".join(f"<span>{_ms(one.value)} [{_ms(one.low)}-{_ms(one.high)}]</span>" for one in found)
 
 
 def _ms(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import shutil
 import statistics
 import threading
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright import sync_api as playwright
 
 from bench.constant_upstream import Http, answer
 from bench.known_latency import ADAPTER, BASE, Model
@@ -30,6 +32,7 @@ from loraserve.operator.cli import main
 from loraserve.planning.objectives import Objective
 
 MODELS = schedule.base_and_adapters("base", ["faq"])
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def test_the_five_phases_are_those_of_the_baseline() -> None:
@@ -179,6 +182,18 @@ def test_the_page_needs_nothing_else_and_shows_what_was_missed() -> None:
         assert html.count("<svg") == html.count("</svg>") >= 2
         assert not re.search(r"<script|<link|src=|href=|url\(|@import", html)
         json.dumps(result.plain())
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make browser")
+def test_the_page_is_no_wider_than_a_screen_and_names_what_failed() -> None:
+    outcomes = [_outcome(due=float(at), took=20 + at) for at in range(300)] + [_outcome(error="overloaded")] * 40
+    with playwright.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1280, "height": 900})
+        shown.set_content(page(_result(outcomes)))
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 1280
+        assert shown.locator("tr", has_text="normal, faq, v1").get_by_text("40 overloaded").is_visible()
+        browser.close()
 
 
 async def _calls_of(respond: Callable[[Http, bytes, bytes], None], calls: tuple[Call, ...]) -> list[Outcome]:
