@@ -26,9 +26,9 @@ from local.stack import LocalStack, state_folder
 from local.tools.toolchain import Tool, ensure
 from local.traces import PORT, collector, tree
 from loraserve.errors import LoraserveError
-from loraserve.operator.application_commands import DASHBOARD_PORT
-from loraserve.operator.dashboard_server import DashboardServer
-from loraserve.operator.prometheus import Prometheus
+from loraserve.operator.access.prometheus import Prometheus
+from loraserve.operator.stack.dashboard_server import DashboardServer
+from loraserve.operator.stack.stack_commands import DASHBOARD_PORT
 
 _ATTEMPTS = 15
 _SETTLED_S = 6

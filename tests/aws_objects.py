@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from loraserve.operator.aws_commands import Connect
+from loraserve.operator.stack.aws_commands import Connect
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"

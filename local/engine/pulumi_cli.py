@@ -21,7 +21,7 @@ from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
 from local.paths import CHECKOUT
 from local.tools.toolchain import Tool, ensure
-from loraserve.operator import leftovers
+from loraserve.operator.stack import leftovers
 
 
 class PulumiCli:

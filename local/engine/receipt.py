@@ -13,8 +13,8 @@ from kubernetes import client, config
 from infra import names
 from local.engine.cloud import Cloud
 from local.engine.workspace import Cluster
-from loraserve.operator.aws_commands import Command, Connect
-from loraserve.operator.leftovers import Leftover, StackState, find
+from loraserve.operator.stack.aws_commands import Command, Connect
+from loraserve.operator.stack.leftovers import Leftover, StackState, find
 
 
 def left_behind(stack: str, cloud: Cloud, cluster: Cluster) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from local.engine import plugins, workspace
 from local.engine.receipt import delete
 from local.engine.workspace import CHECKOUT
-from loraserve.operator.leftovers import StackState, find
+from loraserve.operator.stack.leftovers import StackState, find
 from tests.engine.deployed import Deployment, World
 
 KILLS = int(os.environ.get("KILLS", "4"))

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from loraserve import bulk
 from loraserve.bulk import BatchStopped, InvalidBatch
-from loraserve.operator import batch
-from loraserve.operator.batch import Outcome, read_rows
 from loraserve.operator.cli import main
+from loraserve.operator.models import batch
+from loraserve.operator.models.batch import Outcome, read_rows
 from tests.unit.gateway_world import BASE, World, adapter, error, world
 
 

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from loraserve.gateway import canaries
 from loraserve.gateway.metrics import Metrics
 from loraserve.monitoring.metrics import CANARY, CANARY_MOMENTS
-from loraserve.operator import canary
-from loraserve.operator.canary import Advice, Margins, Side, judge
 from loraserve.operator.cli import main
+from loraserve.operator.releases import canary
+from loraserve.operator.releases.canary import Advice, Margins, Side, judge
 
 MARGINS = Margins(errors=0.01, latency=0.1)
 Calls = dict[str, tuple[int, int, float]]

@@ -15,7 +15,7 @@ from loraserve.catalog.bucket import Bucket, CatalogUnavailable
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base, Mirror
 from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesiredState
-from loraserve.operator.catalog_commands import mirror_setting, stack_config_entry
+from loraserve.operator.adapters.catalog_commands import mirror_setting, stack_config_entry
 from loraserve.operator.cli import main
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of, write_adapter
 

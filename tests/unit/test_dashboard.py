@@ -17,10 +17,10 @@ from plotly.graph_objects import Figure
 
 from loraserve.monitoring import dashboards
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
-from loraserve.operator import dashboard_server
-from loraserve.operator.dashboard_server import DashboardServer, drawn
-from loraserve.operator.figures import figure, in_words, numbers
-from loraserve.operator.prometheus import Prometheus, PrometheusUnavailable, Series
+from loraserve.operator.access.prometheus import Prometheus, PrometheusUnavailable, Series
+from loraserve.operator.stack import dashboard_server
+from loraserve.operator.stack.dashboard_server import DashboardServer, drawn
+from loraserve.operator.stack.figures import figure, in_words, numbers
 
 NOW = 1_800_000_000.0
 ALERT = {

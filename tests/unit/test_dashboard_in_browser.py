@@ -11,8 +11,8 @@ import pytest
 from playwright import sync_api as playwright
 
 from loraserve.monitoring import dashboards
-from loraserve.operator.dashboard_server import DashboardServer
-from loraserve.operator.prometheus import Prometheus
+from loraserve.operator.access.prometheus import Prometheus
+from loraserve.operator.stack.dashboard_server import DashboardServer
 from tests.unit.test_dashboard import Answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from loraserve.contract.keys import create_key
-from loraserve.operator import doctor
-from loraserve.operator.kubectl import Kubectl, KubectlFailed
-from loraserve.operator.redact import redact
+from loraserve.operator.access.kubectl import Kubectl, KubectlFailed
+from loraserve.operator.access.redact import redact
+from loraserve.operator.stack import doctor
 
 KEY, ENTRY = create_key("team-a", ("*",), None)
 SECRETS = {

@@ -21,8 +21,8 @@ from loraserve import bulk
 from loraserve.catalog.bucket import Bucket
 from loraserve.catalog.evaluations import read_verdicts
 from loraserve.contract.evaluation import Result
-from loraserve.operator import evaluation_commands
 from loraserve.operator.cli import main
+from loraserve.operator.releases import evaluation_commands
 from tests.unit.adapters_and_vllm import BUCKET
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]

@@ -13,7 +13,7 @@ from infra.errors import ConfigError
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import KeyRing, digest_of_key
 from loraserve.evaluation.definition import Plan
-from loraserve.operator.evaluation_commands import evaluate
+from loraserve.operator.releases.evaluation_commands import evaluate
 from tests.stack_values import CHECKOUT, adapter
 from tests.unit.declared import ISSUER, Program, declare, environment_in_pod
 

@@ -8,7 +8,7 @@ import pytest
 
 from loraserve.agent.working_set import WorkingSet
 from loraserve.contract.desired_state import Adapter
-from loraserve.operator.plan import plan
+from loraserve.operator.beforehand.plan import plan
 from loraserve.planning import holding
 from loraserve.planning.advice import advice
 from loraserve.planning.settings_parser import parse

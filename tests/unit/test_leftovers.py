@@ -19,10 +19,10 @@ from moto import mock_aws
 from local.engine import receipt
 from local.stand_ins.moto_gaps import ec2 as ec2_gaps
 from local.stand_ins.moto_gaps import tagging
-from loraserve.operator import leftovers
-from loraserve.operator.aws_commands import Connect
 from loraserve.operator.cli import main
-from loraserve.operator.leftovers import StackState, find
+from loraserve.operator.stack import leftovers
+from loraserve.operator.stack.aws_commands import Connect
+from loraserve.operator.stack.leftovers import StackState, find
 from tests.aws_objects import (
     ACCOUNT,
     GOES_ALONG,

@@ -9,7 +9,7 @@ import pytest
 from infra import names
 from infra.errors import ConfigError
 from loraserve.contract.keys import KeyRing, digest_of_key
-from loraserve.operator.loadtest_commands import loadtest
+from loraserve.operator.stack.loadtest_commands import loadtest
 from loraserve.planning import objectives
 from loraserve.planning.objectives import Objective
 from tests.stack_values import adapter

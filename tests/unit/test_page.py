@@ -11,8 +11,8 @@ import httpx
 import pytest
 from aiohttp import web
 
-from loraserve.operator.local_page import PortTaken
-from loraserve.operator.page_server import PageServer
+from loraserve.operator.access.local_page import PortTaken
+from loraserve.operator.models.page_server import PageServer
 from tests.unit.gateway_world import World, chat, stream_lines
 
 

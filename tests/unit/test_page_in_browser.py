@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright import sync_api as playwright
 
-from loraserve.operator.page_server import PageServer
+from loraserve.operator.models.page_server import PageServer
 from tests.unit.gateway_world import BASE, World, adapter, world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from loraserve.operator import cli
-from loraserve.operator.base_model import UnknownBaseModel, describe
+from loraserve.operator.beforehand.base_model import UnknownBaseModel, describe
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import CHECKOUT, adapter, stack_file, stack_values
 

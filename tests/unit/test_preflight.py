@@ -18,7 +18,7 @@ from infra import account, versions
 from infra.errors import ConfigError
 from loraserve.contract.addresses import ADAPTER_PREFIX, MANIFEST_FILE, version_key
 from loraserve.contract.checks import REPORT_VARIABLE, Check, CheckVerdict, from_json, to_json
-from loraserve.operator import preflight
+from loraserve.operator.beforehand import preflight
 from loraserve.operator.cli import main
 from loraserve.planning.settings_parser import parse
 from tests.stack_values import CHECKOUT, adapter, stack_values

@@ -33,10 +33,10 @@ from loraserve.contract.evaluation import (
     verdict_key,
 )
 from loraserve.errors import LoraserveError
+from loraserve.operator.access.pulumi import Pulumi
+from loraserve.operator.access.terminal import stack_config_entry
 from loraserve.operator.cli import main
-from loraserve.operator.promotion import NotPromoted, Stack, Terms, judge
-from loraserve.operator.pulumi import Pulumi
-from loraserve.operator.terminal import stack_config_entry
+from loraserve.operator.releases.promotion import NotPromoted, Stack, Terms, judge
 from loraserve.planning import stack_file
 from tests.stack_values import CHECKOUT
 from tests.unit.adapters_and_vllm import HIDDEN, safetensors_of, write_adapter

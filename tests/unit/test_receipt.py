@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from loraserve.operator import receipt
-from loraserve.operator.leftovers import Leftover, LeftoversError
+from loraserve.operator.stack import receipt
+from loraserve.operator.stack.leftovers import Leftover, LeftoversError
 from tests.stack_values import CHECKOUT
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)

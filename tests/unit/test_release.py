@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from infra import charts, pinned_images, release, versions
+from loraserve.operator.access.pulumi import Pulumi
 from loraserve.operator.cli import main
-from loraserve.operator.pulumi import Pulumi
 from loraserve.planning import checkout
 from tests.unit.declared import run
 

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loraserve.operator.plan import plan
+from loraserve.operator.beforehand.plan import plan
 from loraserve.planning import cost
 from loraserve.planning.settings_parser import InvalidSettings, parse
 from tests.stack_values import OWN_MODEL_SHAPE, adapter, stack_values

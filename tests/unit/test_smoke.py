@@ -13,8 +13,8 @@ import pytest
 
 from local.paths import CHECKOUT
 from loraserve.contract.addresses import GATEWAY, PROMETHEUS_SERVICE, VLLM, VLLM_SERVICE
-from loraserve.operator.kubectl import Kubectl, KubectlFailed
-from loraserve.operator.smoke import CheckVerdict, run
+from loraserve.operator.access.kubectl import Kubectl, KubectlFailed
+from loraserve.operator.stack.smoke import CheckVerdict, run
 
 KEY = "lsk-test"
 PASS, SKIP, FAIL = CheckVerdict.PASS, CheckVerdict.SKIP, CheckVerdict.FAIL

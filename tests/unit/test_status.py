@@ -15,9 +15,9 @@ from loraserve.contract.agent_state import AdapterStatus, AgentState, Slots, Sta
 from loraserve.contract.base_model import Base
 from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.keys import Key, KeyRing, create_key
+from loraserve.operator.access.kubectl import Kubectl
 from loraserve.operator.cli import main
-from loraserve.operator.kubectl import Kubectl
-from loraserve.operator.status import PodStatus, read
+from loraserve.operator.stack.status import PodStatus, read
 from tests.unit.adapters_and_vllm import BUCKET, safetensors_of, write_adapter
 
 pytest_plugins = ["tests.unit.catalog_fixtures"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loraserve.operator.pulumi import Pulumi, PulumiFailed
+from loraserve.operator.access.pulumi import Pulumi, PulumiFailed
 from loraserve.planning.checkout import DIRTY, program
 
 

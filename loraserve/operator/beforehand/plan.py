@@ -9,7 +9,7 @@ from typing import Any
 
 from loraserve.errors import LoraserveError
 from loraserve.monitoring import metrics
-from loraserve.operator.prometheus import Prometheus
+from loraserve.operator.access.prometheus import Prometheus
 from loraserve.planning import pod_resources
 from loraserve.planning.advice import MEASURED_GPUS, advice
 from loraserve.planning.cost import PRICES

@@ -1,12 +1,12 @@
-"""`loraserve plan | cost | base-model`: what is worth knowing before a deployment."""
+"""`loraserve plan | cost | base-model | preflight`: what is worth knowing before a deployment."""
 
 import json
 from pathlib import Path
 
 import click
 
-from loraserve.contract.addresses import SERVING_NAMESPACE
-from loraserve.operator.terminal import add_row, json_option, print_json, print_table, table, tell
+from loraserve.contract.addresses import SERVING_NAMESPACE, cluster_name
+from loraserve.operator.access.terminal import add_row, json_option, print_checks, print_json, print_table, table, tell
 
 
 @click.command()
@@ -28,7 +28,7 @@ def plan(stack_file: Path, region: str | None, url: str | None, namespace: str, 
 
     And what the next smaller and larger instance would. Needs the stack's file only, no Pulumi and no cluster.
     """
-    from loraserve.operator import plan as planning
+    from loraserve.operator.beforehand import plan as planning
     from loraserve.planning import stack_file as stack_files
 
     at_once = planning.adapters_at_once(url, namespace, window) if url else None
@@ -141,7 +141,7 @@ def base_model(source: str, revision: str | None, as_json: bool) -> None:
     Models that many use are known here (loraserve/planning/known_models.py). Of others it reads config.json and the headers of
     the weights, which are not loaded. A gated model needs HF_TOKEN.
     """
-    from loraserve.operator import base_model as base_models
+    from loraserve.operator.beforehand import base_model as base_models
     from loraserve.planning.known_models import known_fault
 
     found = base_models.describe(source, revision)
@@ -160,4 +160,26 @@ def base_model(source: str, revision: str | None, as_json: bool) -> None:
         tell(f"note: {fault}")
 
 
-COMMANDS = (plan, cost, base_model)
+@click.command()
+@click.option("--stack", required=True, metavar="NAME", help="Such as dev, whose file is Pulumi.dev.yaml here.")
+@click.option("--address", metavar="IP", help="This machine's, as the cluster's API sees it (default: asked of AWS).")
+@click.option("--policy", is_flag=True, help="Only print what whoever runs `up` must be allowed, as an IAM policy.")
+@json_option
+def preflight(stack: str, address: str | None, policy: bool, as_json: bool) -> int:
+    """Check before `up` that it will work; exit code 1 where it will not.
+
+    This machine, the state, the account and its quotas, every declared version in the bucket, the price. Changes nothing. Needs
+    Pulumi, which runs the program's own checks, the same that `up` begins with.
+    """
+    if policy:
+        from loraserve.planning import permissions
+
+        print_json(permissions.policy_document(cluster_name(stack)))
+        return 0
+
+    from loraserve.operator.beforehand import preflight as checks
+
+    return print_checks(checks.run(stack, Path(), address), as_json)
+
+
+COMMANDS = (plan, cost, base_model, preflight)

@@ -32,7 +32,7 @@ from loraserve.contract.agent_state import AdapterStatus, AgentState, State
 from loraserve.contract.desired_state import DesiredState
 from loraserve.contract.keys import InvalidKeys, Key, KeyRing
 from loraserve.errors import LoraserveError
-from loraserve.operator.kubectl import Kubectl, KubectlFailed
+from loraserve.operator.access.kubectl import Kubectl, KubectlFailed
 from loraserve.vllm_plugins.gpu_share import LOWERED
 
 SELECTOR = ",".join(f"{key}={value}" for key, value in VLLM_SELECTOR.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import urllib3
 
-from loraserve.operator.local_page import LocalHandler, LocalServer
+from loraserve.operator.access.local_page import LocalHandler, LocalServer
 from loraserve.planning.cold_start import PATIENCE_SECONDS
 
 _FILES = {

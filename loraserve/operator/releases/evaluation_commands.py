@@ -18,9 +18,9 @@ from loraserve.contract.desired_state import Adapter, DesiredState, InvalidDesir
 from loraserve.contract.evaluation import BaseIdentity, EvaluatedVersion, Override, Result
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
-from loraserve.operator.application_commands import gateway, namespace_option, url_option
-from loraserve.operator.kubectl import context_option
-from loraserve.operator.terminal import counted_bars, json_option, print_json, tell
+from loraserve.operator.access.gateway import gateway, namespace_option, url_option
+from loraserve.operator.access.kubectl import context_option
+from loraserve.operator.access.terminal import counted_bars, json_option, print_json, tell
 from loraserve.planning import stack_file as stack_files
 from loraserve.planning.stack_settings import Settings
 

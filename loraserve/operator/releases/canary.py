@@ -18,7 +18,7 @@ from typing import Any
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
 from loraserve.monitoring.metrics import CANARY, DURATION, quantile
-from loraserve.operator.prometheus import Prometheus
+from loraserve.operator.access.prometheus import Prometheus
 
 FEWEST_CALLERS = 10
 """On each side, below which a variance between callers says little."""

@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraserve.operator.kubectl import context_option
-from loraserve.operator.pulumi import Pulumi, PulumiFailed
-from loraserve.operator.terminal import add_row, json_option, plain, print_json, print_table, progress_bars, table, tell
+from loraserve.operator.access.kubectl import context_option
+from loraserve.operator.access.pulumi import Pulumi, PulumiFailed
+from loraserve.operator.access.terminal import (
+    add_row,
+    json_option,
+    plain,
+    print_json,
+    print_table,
+    progress_bars,
+    table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loraserve.operator.canary import Judgement
-    from loraserve.operator.promotion import Promotion, Stack, Terms
+    from loraserve.operator.releases.canary import Judgement
+    from loraserve.operator.releases.promotion import Promotion, Stack, Terms
 
 MAX_AGE_DAYS = 30
 _PATH = click.Path(path_type=Path)
@@ -32,7 +41,7 @@ def _stacks(**roles: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def opened(project: Path, **options: Any) -> Any:
-            from loraserve.operator.promotion import Stack
+            from loraserve.operator.releases.promotion import Stack
 
             for role in roles:
                 name, bucket, profile = (options.pop(f"{role}{part}") for part in ("", "_bucket", "_profile"))
@@ -75,7 +84,7 @@ def _terms(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(command)
     def with_terms(max_age_days: int, canary: int | None, evaluator_role: str | None, **options: Any) -> Any:
-        from loraserve.operator.promotion import Terms
+        from loraserve.operator.releases.promotion import Terms
 
         return command(terms=Terms(timedelta(days=max_age_days), canary, evaluator_role), **options)
 
@@ -95,7 +104,7 @@ def promote(what: str, source: Stack, target: Stack, terms: Terms, no_preview: b
     (nothing is overwritten), reads them there, edits the target's stack file and shows what `pulumi preview` says. Deploying
     stays `pulumi up`.
     """
-    from loraserve.operator import promotion
+    from loraserve.operator.releases import promotion
 
     with progress_bars() as progress:
         done = promotion.promote(what, source, target, terms, progress)
@@ -124,7 +133,7 @@ def rollback(
 
     Reads that version's bytes again, edits the stack file and shows what `pulumi preview` says.
     """
-    from loraserve.operator import promotion
+    from loraserve.operator.releases import promotion
 
     with progress_bars() as progress:
         done = promotion.rollback(name, target, version, reason, progress)
@@ -146,7 +155,7 @@ def export(what: str, file: Path, source: Stack, as_json: bool) -> None:
 
     Prints the file's digest, which `import` asks for: send it on another way than the file.
     """
-    from loraserve.operator import promotion
+    from loraserve.operator.releases import promotion
 
     with progress_bars() as progress:
         digest = promotion.export(what, source, file, progress)
@@ -165,7 +174,7 @@ def export(what: str, file: Path, source: Stack, as_json: bool) -> None:
 @json_option
 def take_in(file: Path, digest: str, target: Stack, terms: Terms, no_preview: bool, as_json: bool) -> None:
     """Take in what `export` wrote, as `promote` does: the same checks, the same edit, the same record."""
-    from loraserve.operator import promotion
+    from loraserve.operator.releases import promotion
 
     with progress_bars() as progress:
         done = promotion.take_in(file, digest, target, terms, progress)
@@ -204,8 +213,8 @@ def canary(
 
     Intervals are of callers, who are assigned to a version, not of requests. Exit code 0: promote; 3: roll back; 4: wait.
     """
-    from loraserve.operator import canary as canaries
-    from loraserve.operator.prometheus import reached
+    from loraserve.operator.access.prometheus import reached
+    from loraserve.operator.releases import canary as canaries
     from loraserve.planning import stack_file as stack_files
 
     named = [entry for entry in stack_files.read(stack_file).adapters if entry.name == name]
@@ -261,7 +270,7 @@ def release_diff(
     Commit, Kubernetes, vLLM, charts and images, from the outputs `release`. Without --to: whether this checkout is the
     program that has run there. Exit code 1: something differs.
     """
-    from loraserve.operator.release import differences, not_run
+    from loraserve.operator.releases.release import differences, not_run
 
     if target is None:
         odd = not_run(Pulumi(project, source, from_profile))
@@ -308,7 +317,7 @@ def _preview(target: Stack, skipped: bool) -> None:
 
 def _tell_of_the_program(source: Stack, target: Stack) -> None:
     """An adapter goes alone; the program that it ran on may be another there."""
-    from loraserve.operator.release import differences, not_run
+    from loraserve.operator.releases.release import differences, not_run
 
     try:
         odd, found = not_run(source.pulumi), differences(source.pulumi, target.pulumi)

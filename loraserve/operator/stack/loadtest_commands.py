@@ -8,9 +8,9 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from loraserve.operator.application_commands import gateway, namespace_option, url_option
-from loraserve.operator.kubectl import context_option
-from loraserve.operator.terminal import add_row, json_option, key_option, print_json, print_table, table, tell
+from loraserve.operator.access.gateway import gateway, namespace_option, url_option
+from loraserve.operator.access.kubectl import context_option
+from loraserve.operator.access.terminal import add_row, json_option, key_option, print_json, print_table, table, tell
 
 if TYPE_CHECKING:
     from loraserve.loadtest.client import Progress

@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraserve.catalog.files import OnProgress
+from loraserve.contract.checks import Check, CheckVerdict
 from loraserve.contract.document import Document
 from loraserve.planning.stack_file_edit import entry_lines
 
@@ -131,3 +133,15 @@ def progress_bars() -> Iterator[OnProgress]:
                 tell(f"{doing} ({total / 1e6:.1f} MB)")
 
         yield announce
+
+
+def print_checks(checks: Iterable[Check], as_json: bool) -> int:
+    """Each as it ends. The exit code: 1 where one failed."""
+    found = []
+    for check in checks:
+        found.append(check)
+        if not as_json:
+            click.echo(f"{check.verdict.upper():<5} {check.name:<11} {check.found}")
+    if as_json:
+        print_json([asdict(check) for check in found])
+    return int(any(check.verdict is CheckVerdict.FAIL for check in found))

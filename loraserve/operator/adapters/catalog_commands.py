@@ -17,7 +17,7 @@ from loraserve.catalog.manifest import AdapterManifest
 from loraserve.catalog.versions import VersionId
 from loraserve.contract.base_model import Base, Mirror, read_base
 from loraserve.errors import LoraserveError, reason
-from loraserve.operator.terminal import (
+from loraserve.operator.access.terminal import (
     add_row,
     busy,
     json_option,

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from loraserve.monitoring.panels import Look, Panel, Query, Unit
-from loraserve.operator.prometheus import Series
+from loraserve.operator.access.prometheus import Series
 
 _AXES = {
     Unit.SECONDS: ("~s", "", "s"),

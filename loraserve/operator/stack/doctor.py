@@ -21,9 +21,9 @@ import yaml
 
 from loraserve.contract.addresses import GATEWAY, MONITORING_NAMESPACE, SERVING_NAMESPACE, VLLM
 from loraserve.errors import LoraserveError
-from loraserve.operator import status
-from loraserve.operator.kubectl import Kubectl, KubectlFailed
-from loraserve.operator.redact import HIDDEN, redact
+from loraserve.operator.access.kubectl import Kubectl, KubectlFailed
+from loraserve.operator.access.redact import HIDDEN, redact
+from loraserve.operator.stack import status
 
 LOG_LINES = 500
 _SECONDS = 30

@@ -14,7 +14,7 @@ from typing import Any
 
 from loraserve.contract.addresses import MONITORING_NAMESPACE, PROMETHEUS_PORT, PROMETHEUS_SERVICE
 from loraserve.errors import LoraserveError
-from loraserve.operator.kubectl import Kubectl
+from loraserve.operator.access.kubectl import Kubectl
 
 _TIMEOUT_SECONDS = 30
 

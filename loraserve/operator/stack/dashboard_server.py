@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 from loraserve.monitoring import dashboards
 from loraserve.monitoring.metrics import SCRAPE_SECONDS
 from loraserve.monitoring.panels import Dashboard, Look, Panel
-from loraserve.operator import figures
-from loraserve.operator.local_page import LocalHandler, LocalServer
-from loraserve.operator.prometheus import Prometheus, PrometheusUnavailable
+from loraserve.operator.access.local_page import LocalHandler, LocalServer
+from loraserve.operator.access.prometheus import Prometheus, PrometheusUnavailable
+from loraserve.operator.stack import figures
 
 _FILES = {
     "/": ("index.html", "text/html"),

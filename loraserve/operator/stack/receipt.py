@@ -12,7 +12,7 @@ from typing import Any
 import click
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from loraserve.operator.leftovers import LeftoversError, StackState, connected, explained, find
+from loraserve.operator.stack.leftovers import LeftoversError, StackState, connected, explained, find
 from loraserve.planning import cost, stack_file
 
 CLUSTER = "aws:eks/cluster:Cluster"

@@ -1,29 +1,45 @@
-"""`loraserve batch | page`: what applications' people do with the served models."""
+"""`loraserve ask | batch | page`: what applications' people do with the served models."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
 
-from loraserve.contract.addresses import GATEWAY, GATEWAY_PORT, SERVING_NAMESPACE
-from loraserve.operator.kubectl import Kubectl, context_option
-from loraserve.operator.terminal import counted_bars, json_option, key_option, print_json, tell
+from loraserve.operator.access.gateway import gateway, namespace_option, url_option
+from loraserve.operator.access.kubectl import context_option
+from loraserve.operator.access.terminal import busy, counted_bars, json_option, key_option, print_json, tell
 
-PAGE_PORT, DASHBOARD_PORT = 8090, 8091
-
-namespace_option = click.option(
-    "--namespace", default=SERVING_NAMESPACE, show_default=True, help="Where the gateway runs."
-)
-url_option = click.option(
-    "--url", envvar="OPENAI_BASE_URL", help="Of the API, ends in /v1 (default: the gateway, by `kubectl port-forward`)."
-)
+PAGE_PORT = 8090
 
 
-def gateway(url: str | None, context: str | None, namespace: str) -> AbstractContextManager[str]:
-    """Its URL, without /v1, for as long as it is used."""
-    if url:
-        return nullcontext(url.rstrip("/").removesuffix("/v1"))
-    return Kubectl(context).forward(namespace, f"service/{GATEWAY}", GATEWAY_PORT)
+@click.command()
+@click.argument("model")
+@click.argument("prompt")
+@key_option
+@url_option
+@context_option
+@namespace_option
+@json_option
+def ask(model: str, prompt: str, key: str, url: str | None, context: str | None, namespace: str, as_json: bool) -> None:
+    """Ask a model, or an adapter, one question; a sleeping one is woken, which takes minutes."""
+    with gateway(url, context, namespace) as reached:
+        _ask(f"{reached}/v1", key, model, prompt, as_json)
+
+
+def _ask(url: str, key: str, model: str, prompt: str, as_json: bool) -> None:
+    from loraserve.operator.models import ask as asking
+
+    waiting = busy(f"waiting for {model}")
+    if as_json:
+        with waiting:
+            answer = asking.ask_whole(url, key, model, prompt)
+        print_json(answer)
+        return
+    pieces = asking.ask(url, key, model, prompt)
+    with waiting:
+        first = next(pieces, "")
+    for piece in (first, *pieces):
+        click.echo(piece, nl=False)
+    click.echo()
 
 
 @click.command()
@@ -52,7 +68,7 @@ def batch(
     Results are in the order of FILE, in OpenAI's format, each with its answer or its error. A sleeping model is woken
     once. A run that was interrupted or killed goes on with the same command. Exit code 1: some rows have errors.
     """
-    from loraserve.operator import batch as batches
+    from loraserve.operator.models import batch as batches
 
     rows = batches.read_rows(file)
     output = output or file.with_name(f"{file.stem}.results.jsonl")
@@ -84,11 +100,11 @@ def page(port: int, url: str | None, context: str | None, namespace: str) -> Non
 
     The page asks for an API key, such as `loraserve key` makes. It is served on this machine only, until Ctrl-C.
     """
-    from loraserve.operator.page_server import PageServer
+    from loraserve.operator.models.page_server import PageServer
 
     with gateway(url, context, namespace) as reached, PageServer(reached, port) as server:
         tell(f"Open {server.url} (Ctrl-C ends it)")
         server.serve_forever()
 
 
-COMMANDS = (batch, page)
+COMMANDS = (ask, batch, page)

@@ -20,7 +20,15 @@ from loraserve.catalog.files import FileEntry, digest_of
 from loraserve.catalog.gate import inspect
 from loraserve.catalog.manifest import BaseManifest
 from loraserve.catalog.versions import VersionId
-from loraserve.operator.terminal import busy, json_option, plain, print_json, print_published, progress_bars, tell
+from loraserve.operator.access.terminal import (
+    busy,
+    json_option,
+    plain,
+    print_json,
+    print_published,
+    progress_bars,
+    tell,
+)
 from loraserve.planning import checkout
 from loraserve.planning import stack_file as stack_files
 from loraserve.planning.instance_types import GPU_INSTANCE_TYPES

@@ -11,9 +11,9 @@ import click
 
 from loraserve.bulk import Journal, ask_all
 from loraserve.errors import LoraserveError
-from loraserve.operator.application_commands import gateway, namespace_option, url_option
-from loraserve.operator.kubectl import context_option
-from loraserve.operator.terminal import counted_bars, json_option, key_option, plain, print_json, tell
+from loraserve.operator.access.gateway import gateway, namespace_option, url_option
+from loraserve.operator.access.kubectl import context_option
+from loraserve.operator.access.terminal import counted_bars, json_option, key_option, plain, print_json, tell
 from loraserve.training import questions as made
 
 JOURNAL = "questions.answers.jsonl"

@@ -19,8 +19,8 @@ from loraserve.contract.addresses import (
 )
 from loraserve.contract.checks import Check, CheckVerdict
 from loraserve.errors import LoraserveError
-from loraserve.operator.ask import ANSWER_SECONDS
-from loraserve.operator.kubectl import Kubectl, KubectlFailed
+from loraserve.operator.access.kubectl import Kubectl, KubectlFailed
+from loraserve.planning.cold_start import PATIENCE_SECONDS
 
 QUESTION = "Who are you?"
 _SECONDS = 10
@@ -87,7 +87,7 @@ def _answers(url: str, key: str) -> Check | str:
 def _answer(url: str, key: str, model: str) -> str:
     """A completion: no chat template is needed for it."""
     body = {"model": model, "prompt": QUESTION, "max_tokens": 24, "temperature": 0}
-    return _ask(f"{url}/v1/completions", key, body, seconds=ANSWER_SECONDS)["choices"][0]["text"]
+    return _ask(f"{url}/v1/completions", key, body, seconds=PATIENCE_SECONDS)["choices"][0]["text"]
 
 
 def _targets(kubectl: Kubectl) -> Check | str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from loraserve.contract.usage import Used
 from loraserve.monitoring.rules import WRITTEN_TOKEN_WEIGHT
-from loraserve.operator.terminal import add_row, busy, json_option, print_json, print_table, table
+from loraserve.operator.access.terminal import add_row, busy, json_option, print_json, print_table, table
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from loraserve.contract.addresses import RETAINED_TAG, STACK_TAG, cluster_name
 from loraserve.errors import LoraserveError
-from loraserve.operator.aws_commands import DELETIONS, Command, Connect, Thing, deletion
+from loraserve.operator.stack.aws_commands import DELETIONS, Command, Connect, Thing, deletion
 
 Inputs = Mapping[str, Any]
 """What a creation was asked with."""

@@ -18,7 +18,7 @@ from loraserve.catalog.manifest import AdapterManifest, Manifest
 from loraserve.contract.evaluation import BaseIdentity, Verdict
 from loraserve.contract.served_name import ServedName
 from loraserve.errors import LoraserveError
-from loraserve.operator.pulumi import Pulumi
+from loraserve.operator.access.pulumi import Pulumi
 from loraserve.planning import stack_file, stack_file_edit
 from loraserve.planning.stack_file_edit import Edit
 from loraserve.planning.stack_settings import Settings

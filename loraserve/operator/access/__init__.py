@@ -1,0 +1,1 @@
+"""How an operator's commands reach what they work with: terminal, cluster, gateway, Prometheus, Pulumi."""

@@ -1,0 +1,1 @@
+"""What publishers do: rows, training, the gate, the bucket."""

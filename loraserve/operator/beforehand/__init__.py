@@ -1,0 +1,1 @@
+"""A stack before it is there: what its settings give and cost, and whether `up` will work."""

@@ -1,0 +1,1 @@
+"""What applications' people do with the served models."""

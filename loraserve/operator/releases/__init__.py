@@ -1,0 +1,1 @@
+"""From stack to stack: judged, promoted, watched, rolled back."""

@@ -1,0 +1,1 @@
+"""A stack that stands, what it does, and what is left of one."""
