@@ -65,10 +65,11 @@ def _listening(process: "subprocess.Popen[bytes]", log: Path) -> str:
     """The URL, once it is told."""
     deadline = time.monotonic() + FORWARD_SECONDS
     while time.monotonic() < deadline:
+        ended = process.poll() is not None  # looked at first: its last words come before its end
         told = log.read_text(errors="replace")
         if address := re.search(r"127\.0\.0\.1:\d+", told):
             return f"http://{address[0]}"
-        if process.poll() is not None:
+        if ended:
             raise KubectlFailed(f"kubectl port-forward: {_in_short(told)}")
         time.sleep(0.05)
     raise KubectlFailed(f"kubectl port-forward did not begin within {FORWARD_SECONDS} s; look with `loraserve status`")
