@@ -1,7 +1,6 @@
 """One request, from its headers to the last byte of its answer."""
 
 import asyncio
-import json
 import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +12,7 @@ from aiohttp import web
 from loraserve.contract.gateway_settings import GatewaySettings
 from loraserve.contract.keys import Key
 from loraserve.contract.served_name import ServedName
+from loraserve.gateway import refusals
 from loraserve.gateway.bounds import Bounds
 from loraserve.gateway.brake import Brake
 from loraserve.gateway.cold_start import ColdStarts
@@ -51,8 +51,6 @@ MODEL_HEADER = "X-Loraserve-Model"
 FALLBACK_HEADER = "X-Loraserve-Fallback"
 _PASSED_AT_ONCE = 64 << 10
 _EVENT_STREAM = "text/event-stream"
-_NO_CHAT_TEMPLATE = "As of transformers v4.44, default chat template is no longer allowed"
-"""Of vLLM's error, which tells nobody what to do here."""
 _COMMENT = b": waiting\n"
 """No blank line after it: OpenAI's Go client, in older versions, takes one for the end of an event, and an event without data for broken."""
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
@@ -282,9 +280,9 @@ class Exchange:
             log.error(event("vLLM redirects", pod=place.pod.address, status=answer.status))
             raise UpstreamBroken("The model answered what is no answer.")
         if answer.status >= 400:
-            if means_unknown_adapter(answer.status, body, place.served):
+            if refusals.means_unknown_adapter(answer.status, body, place.served):
                 raise _Refused
-            if _told(body)[1].startswith(_NO_CHAT_TEMPLATE):
+            if refusals.means_no_chat_template(body):
                 raise NoChatTemplate(self._gateway.routes.base)
             self._record.outcome = f"vllm_{answer.status}"
         if self._stream:
@@ -391,21 +389,3 @@ class Exchange:
         await self._write(b"data: " + error.body() + b"\n\n")
         await stream.write_eof()
         return stream
-
-
-def means_unknown_adapter(status: int, body: bytes, served: str) -> bool:
-    """Whether vLLM's error is about the adapter itself, in the words of vLLM 0.32.0. A client's request has no part in these."""
-    if status not in (400, 404):
-        return False
-    param, message = _told(body)
-    unknown = status == 404 and (param == "model" or message == f"The model `{served}` does not exist.")
-    return unknown or message.startswith(f"Loading lora {served} failed: No adapter found for ")
-
-
-def _told(body: bytes) -> tuple[str | None, str]:
-    """What vLLM's error is about, and its words; no words where it is none."""
-    try:
-        error = json.loads(body)["error"]
-        return error.get("param"), str(error.get("message"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None, ""

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from aiohttp import web
 
-from loraserve.gateway.exchange import means_unknown_adapter
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.record import HiddenUsage
+from loraserve.gateway.refusals import means_unknown_adapter
 from tests.unit.gateway_world import BASE, World, adapter, chat, stream_lines, world
 
 FAULTS: dict[str, dict[str, Any]] = {
