@@ -145,6 +145,22 @@ class MonitoringIsolation(_Policies):
         self.register_outputs({})
 
 
+class PodLogsIsolation(_Policies):
+    """Who sends logs away reaches CloudWatch and STS, and nobody reaches it."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        namespace: pulumi.Input[str],
+        selector: dict[str, str],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("PodLogsIsolation", name, namespace, opts, prefix="pod-logs-")
+        self._create("out", selector, egress=[{"to": [_internet()], "ports": [_tcp(HTTPS_PORT)]}])
+        self.register_outputs({})
+
+
 class Isolation(_Policies):
     """In the serving namespace nothing is allowed but what a policy here allows."""
 

@@ -55,6 +55,8 @@ KEDA_OPERATOR = "keda-operator"
 KEDA_OPERATOR_LABELS = {"app": KEDA_OPERATOR}
 AUTOSCALER_SERVICE_ACCOUNT = "cluster-autoscaler"
 EBS_CSI_SERVICE_ACCOUNT = "ebs-csi-controller-sa"
+POD_LOGS = "pod-logs"
+"""Namespace, service account and DaemonSet of what sends logs away."""
 
 PROMETHEUS_VOLUME = "prometheus"
 ALERTMANAGER = "alertmanager"

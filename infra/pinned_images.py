@@ -20,6 +20,8 @@ VLLM = f"docker.io/vllm/vllm-openai:v{versions.VLLM}"
 """The official one; since CUDA 13 became its default it needs a driver of at least 580."""
 PYTHON = f"docker.io/library/{versions.PYTHON_IMAGE}"
 """Base of the image that holds our own code."""
+FLUENT_BIT = "public.ecr.aws/aws-observability/aws-for-fluent-bit:3.4.15"
+"""AWS's build of Fluent Bit 5, from the registry that has no limits for those inside AWS."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ CHART_IMAGES = (
         "quay.io/prometheus/node-exporter:v1.11.1", _STACK, ("prometheus-node-exporter", "image", "digest"), "{digest}"
     ),
 )
-REFERENCES = (VLLM, PYTHON, *(image.reference for image in CHART_IMAGES))
+REFERENCES = (VLLM, PYTHON, FLUENT_BIT, *(image.reference for image in CHART_IMAGES))
 
 
 def recorded() -> dict[str, str]:

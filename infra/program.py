@@ -28,6 +28,7 @@ from infra.node_groups import GpuNodes, NodeGroups
 from infra.place import Place, serving_namespace
 from infra.place import of_another as place_of_another
 from infra.place import own as own_place
+from infra.pod_logs import PodLogs
 from infra.preflight import Checked
 from infra.roles import Roles
 from infra.scaling import Scaling
@@ -219,6 +220,16 @@ def deploy() -> None:
         monitor(checked, ground.own, in_namespace, in_cluster)
     elif config.monitoring_enabled:
         watch_serving(in_namespace, in_cluster)
+
+    if config.pod_log_days:
+        PodLogs(
+            names.POD_LOGS,
+            cluster=place.cluster,
+            tokens=place.tokens,
+            region=region,
+            days=config.pod_log_days,
+            opts=in_cluster,
+        )
 
     roles = Roles(
         cluster_name,

@@ -10,6 +10,8 @@ from loraserve.planning.stack_settings import Settings
 HOURS = 730
 _CONTROL_PLANE_HOURLY = 0.10
 _PUBLIC_ADDRESS_HOURLY = 0.005
+_COMPRESSED = 0.15
+"""Of a log's size, as CloudWatch keeps it: what its price list reckons with."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class Prices:
     """What passes a NAT gateway, besides its hours."""
     gp3: float
     load_balancer: float
+    log_gb: float
+    """What CloudWatch takes in."""
+    log_gb_month: float
+    """What it keeps, as it keeps it."""
 
 
 PRICES = {
@@ -47,6 +53,8 @@ PRICES = {
         0.045,
         0.08,
         0.0225,
+        0.50,
+        0.03,
     ),
     "eu-central-1": Prices(
         {"t3a.medium": 0.0432, "t3.medium": 0.0480, "t4g.nano": 0.0048, "g6.xlarge": 1.0061},
@@ -54,6 +62,8 @@ PRICES = {
         0.052,
         0.0952,
         0.027,
+        0.63,
+        0.0324,
     ),
 }
 """Of GPUs in us-east-1: Karpenter's table of 2026-07-20 (`zz_generated.pricing_aws.go`), which has no other region."""
@@ -83,6 +93,9 @@ def idle_cost(settings: Settings, region: str, zones: int) -> dict[str, float] |
         parts["Prometheus volume"] = settings.prometheus_volume_gib * prices.gp3
     if settings.gateway_certificate_arn:
         parts["load balancer"] = HOURS * prices.load_balancer
+    if days := settings.pod_log_days:
+        kept = _COMPRESSED * days * 24 / HOURS
+        parts[f"pod logs (1 GB a month, kept {days} days)"] = prices.log_gb + kept * prices.log_gb_month
     return parts
 
 
@@ -109,4 +122,4 @@ def describe(settings: Settings, region: str, zones: int) -> str:
     listed = ", ".join(f"{name} {amount:.2f}" for name, amount in parts.items())
     gpu = prices.instances.get(settings.gpu_instance_type)
     running = f"; each GPU node adds {gpu:.2f} an hour" if gpu else ""
-    return f"idle cost: about ${sum(parts.values()):.0f} a month ({listed}){running}; logs and traffic excluded"
+    return f"idle cost: about ${sum(parts.values()):.0f} a month ({listed}){running}; control-plane logs and traffic excluded"

@@ -83,6 +83,8 @@ USABLE_DISK = 0.8
 DEVICE_PLUGIN = Requests(50, 64)
 DCGM_EXPORTER = Requests(100, 256)
 NODE_EXPORTER = Requests(20, 32)
+POD_LOGS = Requests(20, 64)
+POD_LOGS_MEMORY_LIMIT_MIB = 192
 AWS_NODE = Requests(50, 0)
 KUBE_PROXY = Requests(100, 0)
 EBS_CSI_NODE = Requests(30, 120)
@@ -99,7 +101,9 @@ GPU_NODE_DAEMONSETS = {
     "nvidia-device-plugin": DEVICE_PLUGIN,
     "dcgm-exporter": DCGM_EXPORTER,
     "node-exporter": NODE_EXPORTER,
+    "pod-logs": POD_LOGS,
 }
+"""Those that a setting switches off too: a change of it must not make another pod of vLLM's."""
 
 
 def on_gpu(instance: GpuInstanceType) -> VllmResources:

@@ -22,6 +22,7 @@ OCI = "oci://"
 _MAX_VPC_PREFIX = 20
 """A smaller VPC leaves fewer than 1,024 addresses per zone."""
 _CRON = re.compile(r"@(hourly|daily|midnight|weekly|monthly)|([\d*,/A-Za-z-]+ ){4}[\d*,/A-Za-z-]+")
+_LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
 _INSTANCE_TYPES = "loraserve/planning/instance_types.py"
 
 
@@ -47,6 +48,12 @@ def _certificate(arn: str | None) -> str | None:
     if arn and not re.fullmatch(r"arn:aws[a-z-]*:acm:[a-z0-9-]+:\d{12}:certificate/.+", arn):
         raise ValueError("give the ARN of an ACM certificate, or leave it empty for no load balancer")
     return arn
+
+
+def _days_that_cloudwatch_knows(days: int) -> int:
+    if days and days not in _LOG_DAYS:
+        raise ValueError(f"CloudWatch keeps logs for {', '.join(map(str, _LOG_DAYS))} days: give one of these, or 0")
+    return days
 
 
 def _stack(name: str | None) -> str | None:
@@ -155,6 +162,7 @@ OptionalSeconds = Annotated[
 ]
 Arn = Annotated[str, StringConstraints(pattern=r"^arn:aws[a-z-]*:iam::\d{12}:(role|user)/.+$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://")]
+LogDays = Annotated[int, AfterValidator(_days_that_cloudwatch_knows)]
 Log = Literal["api", "audit", "authenticator", "controllerManager", "scheduler"]
 
 VpcCidr = Annotated[IPv4Network, AfterValidator(_roomy_vpc)]

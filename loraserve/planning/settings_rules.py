@@ -135,6 +135,7 @@ _OF_THE_CLUSTER = (
     "alerting",
     "remote_write",
     "objectives",
+    "pod_log_days",
 )
 """What a stack has for its whole cluster, or once in it."""
 

@@ -46,6 +46,7 @@ from loraserve.planning.setting_values import (
     GpuInstanceTypeName,
     KmsKeyArn,
     Log,
+    LogDays,
     Namespaces,
     OptionalHours,
     OptionalSeconds,
@@ -170,6 +171,8 @@ class Settings(Section):
 
     log_format: Literal["text", "json"]
     traces_endpoint: CollectorAddress
+    pod_log_days: LogDays
+    """0: logs stay on their node, and go with it."""
 
     addons_enabled: bool
     monitoring_enabled: bool

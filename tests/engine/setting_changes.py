@@ -126,6 +126,7 @@ CHANGES: Mapping[str, Any] = {
     },
     "logFormat": "json",
     "tracesEndpoint": "http://collector.observability.svc:4318",
+    "podLogDays": 30,
     "addonsEnabled": False,
     "monitoringEnabled": False,
     "prometheusVolumeGib": 10,
@@ -153,7 +154,7 @@ APPLIED = (
     *("chatTemplateFile", "baseModelHasChatTemplate", "toolCallParser", "reasoningParser"),
     *("inferenceMaxReplicas", "requestsPerReplica", "longestGenerationSeconds", "startupBudgetMinutes"),
     *("gatewayReplicas", "gatewayWaitSeconds", "gpuHoursPerDay", "logFormat", "prometheusVolumeGib"),
-    *("vllmImage", "loraserveImage", "tracesEndpoint"),
+    *("vllmImage", "loraserveImage", "tracesEndpoint", "podLogDays"),
 )
 """Settings that can all be changed in one `up` which another can follow: what they touch adds up."""
 PREVIEWED = (

@@ -91,8 +91,9 @@ def test_what_was_recorded_belongs_to_images_that_are_run() -> None:
 
 
 def images(program: Program) -> str:
-    """All that the program says of vLLM's image, the build's base and the charts."""
-    told = [*program.of_type("apps/v1:Deployment"), *program.of_type("helm.sh/v4:Chart"), *program.of_type(":Image")]
+    """All that the program says of images of its own pods, the build's base and the charts."""
+    kinds = ("apps/v1:Deployment", "apps/v1:DaemonSet", "helm.sh/v4:Chart", ":Image")
+    told = [resource for kind in kinds for resource in program.of_type(kind)]
     return json.dumps([resource.inputs for resource in told])
 
 
@@ -105,7 +106,7 @@ def test_every_image_is_pinned_once_its_digest_is_recorded(tmp_path: Path, monke
     recorded = tmp_path / "digests.json"
     recorded.write_text(json.dumps(digests))
     monkeypatch.setattr(pinned_images, "RECORD", recorded)
-    program = run("dev")
+    program = run("dev", podLogDays=30)
     said = images(program)
     assert all(digest.partition(":")[2] in said for digest in digests.values())
     keda = program.one("helm.sh/v4:Chart", "keda").inputs["values"]
