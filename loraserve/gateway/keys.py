@@ -43,6 +43,11 @@ class Keys:
         return frozenset(key.tenant for key in self._by_id.values())
 
     @property
+    def ends(self) -> dict[tuple[str, str], datetime]:
+        """When the keys end that do, by tenant and id."""
+        return {(key.tenant, key.id): key.expires_at for key in self._by_id.values() if key.expires_at}
+
+    @property
     def has_budgets(self) -> bool:
         return any(key.tokens_per_month is not None for key in self._by_id.values())
 

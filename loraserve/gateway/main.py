@@ -220,3 +220,4 @@ async def _refresh_keys(gateway: Gateway) -> None:
 
 def _declare_labels(gateway: Gateway) -> None:
     gateway.metrics.declare(gateway.routes.versions, gateway.keys.tenants)
+    gateway.metrics.take_ends(gateway.keys.ends)

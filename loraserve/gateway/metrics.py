@@ -5,6 +5,7 @@ What an alert or a panel counts is there at 0 from the start: Prometheus sees no
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -105,6 +106,12 @@ class Metrics:
             ("document",),
             registry=registry,
         )
+        self.key_expires = Gauge(
+            "loraserve_gateway_key_expires_timestamp_seconds",
+            "From when on this key is refused; keys without an end have none.",
+            ("tenant", "key"),
+            registry=registry,
+        )
         self.usage_unwritten = Gauge(
             "loraserve_gateway_usage_unwritten",
             "1 while what was used cannot be written into the ledger, and would be lost with this gateway.",
@@ -139,6 +146,12 @@ class Metrics:
         for tenant in (*self._tenants, OTHER):
             for outcome in (OK, *FAILURES, OVER_LIMIT):
                 self.tenant_requests.labels(tenant, outcome)
+
+    def take_ends(self, ends: Mapping[tuple[str, str], datetime]) -> None:
+        """When keys end, by tenant and public id, in the place of those before."""
+        self.key_expires.clear()
+        for key, end in ends.items():
+            self.key_expires.labels(*key).set(end.timestamp())
 
     def model(self, name: str) -> str:
         return name if name in self._versions else OTHER

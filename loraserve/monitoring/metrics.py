@@ -129,6 +129,7 @@ ALL = {
         *_family(Source.GATEWAY, "loraserve_gateway_usage_unwritten"),
         *_family(Source.GATEWAY, "loraserve_gateway_cold_starts_total"),
         *_family(Source.GATEWAY, "loraserve_gateway_document_refused", labels="document"),
+        *_family(Source.GATEWAY, "loraserve_gateway_key_expires_timestamp_seconds", labels="tenant key"),
         *_histogram(Source.GATEWAY, FIRST_TOKEN, "model version"),
         *_histogram(Source.GATEWAY, INTER_TOKEN, "model version"),
         *_histogram(Source.GATEWAY, DURATION, "model version"),

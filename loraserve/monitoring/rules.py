@@ -66,6 +66,8 @@ _DEFERRED = 'sum (vllm:num_requests_waiting_by_reason{reason="deferred"})'
 _WAITING = "sum (loraserve_gateway_waiting)"
 FEWEST_REQUESTS = 10
 """In the long window: below, one error would be a burn rate that nobody can act on."""
+KEY_NOTICE_DAYS = 3
+"""Before a key ends: time for its tenant to take another."""
 _AVAILABILITY = "loraserve:objective:availability"
 _FIRST_TOKEN_SHARE = "loraserve:objective:first_token_share"
 _FIRST_TOKEN_BUCKET = "loraserve:objective:first_token_bucket"
@@ -203,6 +205,11 @@ def _gateway() -> tuple[Alert, ...]:
             Severity.CRITICAL,
         ),
         Alert(
+            "KeyExpires",
+            f"min by (tenant, key) (loraserve_gateway_key_expires_timestamp_seconds) - time() < {KEY_NOTICE_DAYS} * 86400 > 0",
+            "Key {{ $labels.key }} of {{ $labels.tenant }} ends in {{ $value | humanizeDuration }}.",
+        ),
+        Alert(
             "UsageNotWritten",
             "max (loraserve_gateway_usage_unwritten) > 0",
             "What tenants use is not written into the ledger: a gateway that ends now takes it along.",
@@ -230,7 +237,9 @@ def _adapters() -> tuple[Alert, ...]:
         ),
         Alert(
             "SwapStuck",
-            'max by (adapter, version, state) (loraserve_adapter_state{state=~"fetching|loading|probing|draining"}) > 0',
+            # Without vLLM all of them wait: that is an alert of its own.
+            'max by (adapter, version, state) (loraserve_adapter_state{state=~"fetching|loading|probing|draining"} '
+            "and on (pod) loraserve_vllm_up == 1) > 0",
             "{{ $labels.adapter }} {{ $labels.version }} does not get past {{ $labels.state }}.",
             "10m",
         ),

@@ -185,6 +185,14 @@ CASES = (
         silent=(19,),
     ),
     Case(
+        "KeyExpires",
+        "it ends after three days and ten minutes, and then has",
+        {'loraserve_gateway_key_expires_timestamp_seconds{tenant="acme",key="1f"}': f"{3 * 86400 + 600}x500"},
+        silent=(5, 4340),
+        firing=(20, 4320),
+        step=10,
+    ),
+    Case(
         "DocumentRefused",
         "keys that cannot be read",
         {'loraserve_gateway_document_refused{document="keys"}': "0x5 1x20"},
@@ -235,11 +243,23 @@ CASES = (
         "SwapStuck",
         "fetching for a quarter of an hour",
         {
-            'loraserve_adapter_state{adapter="faq",version="v2",state="fetching"}': "0x5 1x30",
-            'loraserve_adapter_state{adapter="faq",version="v1",state="ready"}': "1x40",
+            'loraserve_adapter_state{adapter="faq",version="v2",state="fetching",pod="a"}': "0x5 1x30",
+            'loraserve_adapter_state{adapter="faq",version="v1",state="ready",pod="a"}': "1x40",
+            'loraserve_vllm_up{pod="a"}': "1x40",
+            'loraserve_vllm_up{pod="b"}': "0x40",
         },
         silent=(5, 10),
         firing=(20,),
+    ),
+    Case(
+        "SwapStuck",
+        "vLLM of the only pod is down, which VllmDoesNotAnswer tells",
+        {
+            'loraserve_adapter_state{adapter="faq",version="v1",state="loading",pod="a"}': "1x40",
+            'loraserve_vllm_up{pod="a"}': "0x40",
+            'loraserve_vllm_up{pod="b"}': "1x40",
+        },
+        silent=(12, 20, 40),
     ),
     Case("AgentOutOfSync", "one of two pods", {'loraserve_desired_followed{pod="a"}': "1x5 0x20"}, (5, 8), (15,)),
     Case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_key_is_known_by_its_digest_alone(file: Path) -> None:
     assert keys.authenticate(f"Bearer {key}") == entry
     assert key not in file.read_text()
     assert key.split("-", 2)[2] not in file.read_text()
+
+
+def test_when_keys_end_is_known_of_those_that_do(file: Path) -> None:
+    _, lasting = create_key("team-a", ("faq",), 60)
+    _, ending = create_key("team-a", ("faq",), 60, expires_at="2026-12-24T00:00:00Z")
+    file.write_text(ring(lasting, ending))
+    keys = Keys(file)
+    keys.refresh()
+    assert keys.ends == {("team-a", ending.id): datetime(2026, 12, 24, tzinfo=UTC)}
 
 
 @pytest.mark.parametrize("drawn", ["03427940", "12e45678", "34279401"])

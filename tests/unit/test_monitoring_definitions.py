@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def test_the_gateway_exports_what_is_said_of_it() -> None:
     metrics.wait.labels("faq")
     metrics.cold_start_phase.labels("pod")
     metrics.refused.labels("keys")
+    metrics.take_ends({("acme", "1f"): datetime.now(UTC)})
     metrics.evaluations.take({("faq", "v2"): verdict_of("v2")})
     real = exported(metrics.exposition().decode())
     assert {name: labels for name, labels in real.items() if labels != ALL[name].labels} == {}
@@ -157,6 +159,14 @@ def test_failures_are_exactly_the_errors_that_are_not_the_callers() -> None:
 def test_fallbacks_have_a_series_for_each_error_that_a_caller_is_spared() -> None:
     spared = (errors.AdapterLoading, errors.AdapterUnavailable, errors.Asleep, errors.UpstreamTimeout)
     assert {error.code for error in spared} == set(FALLBACK_REASONS)
+
+
+def test_a_key_that_was_replaced_is_told_of_no_more() -> None:
+    metrics = Metrics()
+    metrics.take_ends({("acme", "1f"): datetime(2026, 12, 24, tzinfo=UTC)})
+    assert 'expires_timestamp_seconds{key="1f",tenant="acme"} 1.7980704e+09' in metrics.exposition().decode()
+    metrics.take_ends({("acme", "2f"): datetime(2026, 12, 24, tzinfo=UTC)})
+    assert 'key="1f"' not in metrics.exposition().decode()
 
 
 def test_what_alerts_count_is_there_at_zero_and_goes_with_its_declaration() -> None:

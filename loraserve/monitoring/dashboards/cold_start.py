@@ -3,7 +3,7 @@
 from loraserve.contract.addresses import VLLM
 from loraserve.monitoring.metrics import COLD_START_PHASE, WAIT, mean, quantile
 from loraserve.monitoring.panels import Dashboard, Look, Panel, Query, Unit
-from loraserve.planning.cold_start import ON_WARM_NODE
+from loraserve.planning.cold_start import FROM_ZERO, ON_WARM_NODE
 
 DASHBOARD = Dashboard(
     "loraserve-cold-start",
@@ -14,6 +14,7 @@ DASHBOARD = Dashboard(
             Unit.SECONDS,
             (Query(mean(COLD_START_PHASE, "phase", window="$__range"), "{{phase}}"),),
             "`pod`: the node. `model`: vLLM's image, weights, compilation. docs/cold-start.md has what each should take.",
+            warn=FROM_ZERO.high,
             look=Look.STACKED,
         ),
         Panel(
