@@ -12,7 +12,14 @@ import pulumi_aws as aws
 
 from infra import iam
 from infra.errors import ConfigError
-from infra.names import CATALOG_PREFIXES, EVALUATION_PREFIX, LINEAGE_PREFIX, START_CACHE_PREFIX, USAGE_PREFIX
+from infra.names import (
+    CATALOG_PREFIXES,
+    EVALUATION_PREFIX,
+    LINEAGE_PREFIX,
+    SAMPLE_PREFIX,
+    START_CACHE_PREFIX,
+    USAGE_PREFIX,
+)
 from infra.tags import retained_tag, stack_tag
 from loraserve.contract.addresses import TRAINING_PREFIX
 
@@ -20,6 +27,8 @@ FAILED_UPLOAD_DAYS = 7
 NONCURRENT_DAYS = 90
 CHECKPOINT_DAYS = 14
 """A training that was not taken up again by then begins anew."""
+SAMPLE_DAYS = 7
+"""Tenants' own words."""
 USAGE_DAYS = 800
 """Two whole years and some weeks: at most 2 GB for each gateway replica that is never idle."""
 
@@ -210,6 +219,14 @@ class AdapterBucket(pulumi.ComponentResource):
                     "status": "Enabled",
                     "filter": {"prefix": f"{USAGE_PREFIX}/"},
                     "expiration": {"days": USAGE_DAYS},
+                },
+                {
+                    "id": "samples",
+                    "status": "Enabled",
+                    "filter": {"prefix": f"{SAMPLE_PREFIX}/"},
+                    "expiration": {"days": SAMPLE_DAYS - 1},
+                    # What expires in a versioned bucket is only hidden; a day later it is gone.
+                    "noncurrent_version_expiration": {"noncurrent_days": 1},
                 },
                 {
                     "id": "checkpoints",

@@ -11,7 +11,7 @@ import pulumi
 import pulumi_aws as aws
 import pulumi_kubernetes as k8s
 
-from infra.names import EVALUATION_PREFIX, USAGE_PREFIX
+from infra.names import EVALUATION_PREFIX, SAMPLE_PREFIX, USAGE_PREFIX
 
 core = k8s.core.v1
 
@@ -112,9 +112,8 @@ def web_identity(role_arn: pulumi.Input[str]) -> dict[str, Any]:
     }
 
 
-def gateway_policy(bucket_arn: str, *, reads_usage: bool, reads_verdicts: bool) -> str:
-    """Add to the usage ledger, read it where budgets are measured by it, and read verdicts where there are evaluations."""
-    ledger = f"{bucket_arn}/{USAGE_PREFIX}/*"
+def gateway_policy(bucket_arn: str, *, reads_usage: bool, reads_verdicts: bool, samples: bool) -> str:
+    """Add to the usage ledger, and samples where tenants let them be kept; read the ledger where budgets are measured by it, and read verdicts where there are evaluations."""
     read = {"Usage": USAGE_PREFIX} if reads_usage else {}
     read |= {"Verdicts": EVALUATION_PREFIX} if reads_verdicts else {}
     reading: list[Statement] = []
@@ -130,8 +129,12 @@ def gateway_policy(bucket_arn: str, *, reads_usage: bool, reads_verdicts: bool) 
             },
             {"Sid": f"Read{what}", "Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{bucket_arn}/{prefix}/*"},
         ]
-    adding = {"Sid": "AddUsage", "Effect": "Allow", "Action": "s3:PutObject", "Resource": ledger}
-    return policy(adding, *reading)
+    added = {"AddUsage": USAGE_PREFIX} | ({"AddSamples": SAMPLE_PREFIX} if samples else {})
+    adding: list[Statement] = [
+        {"Sid": what, "Effect": "Allow", "Action": "s3:PutObject", "Resource": f"{bucket_arn}/{prefix}/*"}
+        for what, prefix in added.items()
+    ]
+    return policy(*adding, *reading)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from loraserve.contract.addresses import MONITORING_NAMESPACE as MONITORING_NAME
 from loraserve.contract.addresses import PROJECT as PROJECT
 from loraserve.contract.addresses import PROMETHEUS_PORT as PROMETHEUS_PORT
 from loraserve.contract.addresses import PROMETHEUS_SERVICE as PROMETHEUS_SERVICE
+from loraserve.contract.addresses import SAMPLE_PREFIX as SAMPLE_PREFIX
 from loraserve.contract.addresses import SERVING_NAMESPACE as SERVING_NAMESPACE
 from loraserve.contract.addresses import START_CACHE_PREFIX as START_CACHE_PREFIX
 from loraserve.contract.addresses import USAGE_PREFIX as USAGE_PREFIX

@@ -88,6 +88,7 @@ def deploy() -> None:
                 arn,
                 reads_usage=any(key.tokens_per_month for key in config.gateway_keys),
                 reads_verdicts=bool(config.evaluations),
+                samples=any(key.sample_percent for key in config.gateway_keys),
             )
         ),
     )

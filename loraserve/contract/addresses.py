@@ -60,6 +60,9 @@ TRAINING_PREFIX = "training"
 USAGE_PREFIX = "usage"
 """What tenants used lies under usage/{day}/{gateway process}/."""
 
+SAMPLE_PREFIX = "samples"
+"""Sampled questions and answers lie under samples/{day}/{gateway process}/, until a rule of the bucket deletes them."""
+
 _STACK_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?")
 
 

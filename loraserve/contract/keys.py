@@ -44,6 +44,8 @@ class Key(Document):
     """Likewise; read and written ones."""
     tokens_per_month: Limit = None
     """Likewise, of a calendar month (UTC)."""
+    sample_percent: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Of the tenant's questions to a model with a canary, with their answers, that are kept for a week to judge it; None: nothing."""
     expires_at: AwareDatetime | None = None
     """From then on the key is refused; None: never."""
 
@@ -58,6 +60,7 @@ def create_key(
     tokens_per_minute: int | None = None,
     expires_at: str | None = None,
     tokens_per_month: int | None = None,
+    sample_percent: float | None = None,
 ) -> tuple[str, Key]:
     """A new key, to be shown once, and its entry. Raises InvalidKeys."""
     identifier = "k" + secrets.token_hex(_ID_BYTES)  # some YAML readers take 03427940 and 12e45678 for numbers
@@ -72,6 +75,7 @@ def create_key(
                 "requests_per_minute": requests_per_minute,
                 "tokens_per_minute": tokens_per_minute,
                 "tokens_per_month": tokens_per_month,
+                "sample_percent": sample_percent,
                 "expires_at": expires_at,
             }
         )

@@ -18,6 +18,11 @@ class Scorer(Document):
     graded: ClassVar[bool] = False
     """Between right and wrong there is more."""
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it says nothing of an answer alone."""
+        return True
+
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Of the reference that it is nearest to."""
         return max((self._score(answer, reference) for reference in references), default=0.0)
@@ -76,6 +81,10 @@ class Regex(Scorer):
     kind: Literal["regex"]
     pattern: Annotated[str, AfterValidator(_pattern)]
 
+    @property
+    def needs_reference(self) -> bool:
+        return REFERENCE in self.pattern
+
     def _score(self, answer: str, reference: str) -> float:
         return float(re.search(self.pattern.replace(REFERENCE, re.escape(reference)), answer) is not None)
 
@@ -98,6 +107,10 @@ class JsonSchema(Scorer):
 
     kind: Literal["json-schema"]
     schema_: Annotated[dict[str, Any], AfterValidator(_schema), Field(alias="schema")]
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
 
     def _score(self, answer: str, reference: str) -> float:
         from jsonschema import validators

@@ -173,6 +173,8 @@ class PublicApi:
             record.finish(self._gateway.metrics)
             if self._gateway.ledger:
                 self._gateway.ledger.count(record)
+            if self._gateway.samples:
+                self._gateway.samples.end(record)
         if KEY not in request:
             response.force_close()
         elif not response.prepared:

@@ -35,6 +35,7 @@ from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Place, Pods, host
 from loraserve.gateway.record import HiddenUsage, Record, StreamMeter, Usage
 from loraserve.gateway.routing import Route, Routes
+from loraserve.gateway.samples import Samples
 from loraserve.gateway.traces import Kind, Span, Traces
 from loraserve.gateway.upstream import BROKEN
 from loraserve.gateway.waiting_room import Ticket, WaitingRoom
@@ -74,6 +75,7 @@ class Gateway:
     routes: Routes
     traces: Traces
     ledger: Ledger | None = None
+    samples: Samples | None = None
 
 
 class ClientGone(ConnectionResetError):
@@ -125,6 +127,8 @@ class Exchange:
         if ServedName(asked).version is None:  # who names a version was not assigned to it
             self._record.caller = caller
         self._record.model = route.model
+        if self._gateway.samples:
+            self._record.seen = self._gateway.samples.begin(self._key, self._record, self._completion.rest)
         self._gateway.limits.charge(self._key, self._completion.cost, self._gateway.pods.replicas)
         try:
             answer = await self._serve(replace(route, is_patient=self._completion.is_patient))
@@ -295,6 +299,7 @@ class Exchange:
         if piece:
             return await self._pass_on(answer, body, headers)
         self._record.count(Usage.of(body))
+        self._record.see(body)
         return web.Response(status=answer.status, body=body, headers=headers)
 
     async def _pass_on(

@@ -29,6 +29,7 @@ from loraserve.gateway.ledger import Ledger, process_name
 from loraserve.gateway.metrics import Metrics
 from loraserve.gateway.pods import Pods
 from loraserve.gateway.routing import Routes
+from loraserve.gateway.samples import Samples
 from loraserve.gateway.server import Clients, Refuse
 from loraserve.gateway.tls import self_signed
 from loraserve.gateway.traces import Traces
@@ -165,8 +166,15 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
             has_budgets=lambda: keys.has_budgets,
             tell_unwritten=lambda unwritten: metrics.usage_unwritten.set(unwritten),
         )
+        gateway.samples = Samples(
+            Bucket(settings.usage_bucket),
+            process_name(settings.pod_name),
+            versions=lambda: gateway.routes.versions,
+            count=lambda outcome, number: metrics.samples.labels(outcome).inc(number),
+        )
         # Left after the servers: what the last requests took is written too.
         stack.push_async_callback(gateway.ledger.write)
+        stack.push_async_callback(gateway.samples.write)
     _follow_everything(gateway, stack)
     return gateway
 
@@ -184,6 +192,8 @@ def _follow_everything(gateway: Gateway, stack: contextlib.AsyncExitStack) -> No
     tasks += [asyncio.create_task(_refresh_keys(gateway)), asyncio.create_task(gateway.traces.follow())]
     if gateway.ledger:
         tasks.append(asyncio.create_task(gateway.ledger.follow()))
+    if gateway.samples:
+        tasks.append(asyncio.create_task(gateway.samples.follow()))
     if settings.reads_verdicts and settings.usage_bucket:
         verdicts = Verdicts(Bucket(settings.usage_bucket), gateway.metrics, lambda: gateway.routes.versions)
         tasks.append(asyncio.create_task(verdicts.follow()))

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from loraserve.contract.evaluation import Result, Verdict
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.canaries import Canaries
-from loraserve.monitoring.metrics import FAILURES, NO_ADAPTER, OK, OVER_LIMIT
+from loraserve.monitoring.metrics import FAILURES, NO_ADAPTER, OK, OVER_LIMIT, SAMPLE_OUTCOMES
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS
 
 BASE, NONE, OTHER = NO_ADAPTER
@@ -117,6 +117,14 @@ class Metrics:
             "1 while what was used cannot be written into the ledger, and would be lost with this gateway.",
             registry=registry,
         )
+        self.samples = Counter(
+            "loraserve_gateway_samples",
+            "Questions with their answers that were sampled to judge a canary: written, or lost and why.",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in SAMPLE_OUTCOMES:
+            self.samples.labels(outcome)
         self.waiting_limit = Gauge(
             "loraserve_gateway_waiting_limit", "Requests that may be held at once.", registry=registry
         )

@@ -8,6 +8,7 @@ from typing import Self
 
 from loraserve.contract.served_name import ServedName
 from loraserve.gateway.metrics import OTHER, Metrics
+from loraserve.gateway.seen import Seen
 from loraserve.gateway.traces import Span
 from loraserve.log import event
 from loraserve.monitoring.metrics import FAILURES, OK
@@ -43,6 +44,8 @@ class Record:
     tenant: str | None = None
     caller: str | None = None
     """Who was assigned to a version; neither logged nor a label."""
+    seen: Seen | None = None
+    """Where its answer is sampled."""
     key: str | None = None
     """The key's public id."""
     model: str = OTHER
@@ -56,6 +59,11 @@ class Record:
     first_byte: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    def see(self, piece: bytes) -> None:
+        """Of the answer."""
+        if self.seen:
+            self.seen.see(piece)
 
     def count(self, usage: "Usage") -> None:
         """Takes over what vLLM has counted."""
@@ -187,6 +195,7 @@ class StreamMeter:
         else:
             self._gap.observe(now - self._last)
         self._last = now
+        self._record.see(chunk)
         self._pieces += chunk.count(b"data: {") - chunk.count(_ROLE)
         recent = self._end + chunk
         if failed := _ERROR_EVENT.search(recent):

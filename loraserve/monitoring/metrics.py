@@ -78,6 +78,7 @@ FIRST_TOKEN = "loraserve_gateway_time_to_first_token_seconds"
 INTER_TOKEN = "loraserve_gateway_inter_token_latency_seconds"
 DURATION = "loraserve_gateway_request_seconds"
 REQUESTS = "loraserve_gateway_requests_total"
+SAMPLE_OUTCOMES = ("written", "not written", "too large", "too many")
 NO_ADAPTER = ("base", "none", "other")
 """Versions of a request that no declared adapter answered."""
 WAIT = "loraserve_gateway_wait_seconds"
@@ -127,6 +128,7 @@ ALL = {
         *_family(Source.GATEWAY, "loraserve_gateway_waiting", labels="model"),
         *_family(Source.GATEWAY, "loraserve_gateway_running", "loraserve_gateway_waiting_limit"),
         *_family(Source.GATEWAY, "loraserve_gateway_usage_unwritten"),
+        *_family(Source.GATEWAY, "loraserve_gateway_samples_total", labels="outcome"),
         *_family(Source.GATEWAY, "loraserve_gateway_cold_starts_total"),
         *_family(Source.GATEWAY, "loraserve_gateway_document_refused", labels="document"),
         *_family(Source.GATEWAY, "loraserve_gateway_key_expires_timestamp_seconds", labels="tenant key"),

@@ -38,8 +38,11 @@ def test_the_bucket_is_closed_to_the_public(dev: Program) -> None:
 
 
 def test_failed_uploads_and_old_versions_are_not_paid_for_forever(dev: Program) -> None:
-    rule, usage, checkpoints = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
+    rule, usage, samples, checkpoints = dev.one(":BucketLifecycleConfiguration").inputs["rules"]
     assert (usage["filter"], usage["expiration"]) == ({"prefix": "usage/"}, {"days": 800})
+    # Hidden after six days and deleted a day later: a bucket with versions keeps what has expired.
+    assert (samples["filter"], samples["expiration"]) == ({"prefix": "samples/"}, {"days": 6})
+    assert samples["noncurrentVersionExpiration"] == {"noncurrentDays": 1}
     assert (checkpoints["filter"], checkpoints["expiration"]) == ({"prefix": "training/"}, {"days": 14})
     assert rule["status"] == "Enabled"
     assert rule["filter"] == {"prefix": ""}

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from loraserve.contract.samples import Sample
 from loraserve.gateway import canaries
 from loraserve.gateway.metrics import Metrics
 from loraserve.monitoring.metrics import CANARY, CANARY_MOMENTS
@@ -226,6 +227,51 @@ def test_the_command_shows_both_sides_and_what_to_do(
     found = json.loads(capsys.readouterr().out)
     assert (found["advice"], found["canary"]["failed"], found["canary"]["callers"]) == ("roll back", 0.15, 50)
     assert found["errors"]["low"] < 0.15 < found["errors"]["high"]
+
+
+def sampled(faults: int, callers: int = 40) -> tuple[Side, Side]:
+    """Five answers of each caller, of the canary's so many with a fault."""
+
+    def sums(faults: int) -> dict[str, float]:
+        squares = {"requests_squared": 25, "faults_squared": faults**2, "faults_requests": 5 * faults}
+        of_one = {"callers": 1, "requests": 5, "faults": faults} | squares
+        return {what: callers * value for what, value in of_one.items()}
+
+    return Side("v2", sums(0), 1), Side("v3", sums(faults), 1)
+
+
+def test_worse_answers_roll_a_canary_back_that_is_as_fast_and_fails_as_seldom() -> None:
+    both = sides(callers(500, seconds=1.0), callers(500, seconds=0.9))
+    assert judge(*both, MARGINS).advice is Advice.PROMOTE
+    found = judge(*both, MARGINS, sampled(1))
+    assert (found.advice, found.reason) == (Advice.ROLL_BACK, "quality is worse than the margin allows")
+    assert found.plain()["quality"]["value"] == pytest.approx(0.2)
+    assert judge(*both, MARGINS, sampled(0)).advice is Advice.WAIT, "40 callers without a fault may hide 7 points"
+    few = judge(*both, MARGINS, sampled(0, callers=9))
+    assert few.reason == "too few callers (v2 9 sampled and v3 9 sampled; 10 of each are the least)"
+
+
+def test_the_command_reads_samples_where_a_bucket_is_named(
+    prometheus: Callable[[Metrics], None],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prometheus(counted(callers(900), callers(900)))
+    asked = {"tenant": "a", "model": "faq", "question": '"?"'}
+    taken = [
+        Sample(caller=str(caller), version=version, answer=answer, **asked)
+        for version, answer in (("v2", "yes"), ("v3", ""))
+        for caller in range(40)
+    ]
+    monkeypatch.setattr("loraserve.catalog.samples.read", lambda bucket, name: (bucket.name, name) and iter(taken))
+
+    assert main([*words, "--bucket", "adapters"]) == 3
+
+    told = capsys.readouterr().out
+    assert re.search(r"answers sampled +40 of 40 callers +40 of 40 callers", told)
+    assert re.search(r"with a fault +0.00% +100.00% +100.00%, 92", told)
+    assert told.splitlines()[-1] == "roll back: quality is worse than the margin allows"
 
 
 def test_a_canary_that_nobody_called_is_said_so(

@@ -68,6 +68,9 @@ def test_the_gateway_adds_to_the_usage_ledger_and_reads_it_only_where_there_are_
         "ListUsage": ("s3:ListBucket", bucket),
         "ReadUsage": ("s3:GetObject", f"{bucket}/usage/*"),
     }
+    _, agreeing = create_key("team-a", ("*",), None, sample_percent=10)
+    samples = [agreeing.model_dump(mode="json", by_alias=True, exclude_none=True)]
+    assert gateway_grants(gatewayKeys=samples) == adding | {"AddSamples": ("s3:PutObject", f"{bucket}/samples/*")}
     text = declare("dev", gatewayKeys=budget).one("iam/rolePolicy:RolePolicy", "loraserve-dev-gateway").inputs["policy"]
     assert statements(text)["ListUsage"]["Condition"] == {"StringLike": {"s3:prefix": "usage/*"}}
 

@@ -43,6 +43,8 @@ class Margins:
     """Of the share of requests that fail: 0.01 is one in a hundred."""
     latency: float
     """Of the stable version's mean seconds: 0.1 is a tenth."""
+    quality: float = 0.02
+    """Of the share of sampled answers that have a fault."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Side:
         return self.sums["requests"]
 
     def mean(self, what: str) -> float:
-        """Of `failures` or `seconds` by request."""
+        """Of `failures`, `seconds` or, of sampled answers, `faults` by request."""
         return self.sums[what] / self.requests
 
     def interval(self, what: str) -> tuple[float, float]:
@@ -106,6 +108,9 @@ class Judgement:
     latency: Difference | None
     advice: Advice
     reason: str
+    sampled: tuple[Side, Side] | None = None
+    """Stable and canary, of sampled answers."""
+    quality: Difference | None = None
 
     @property
     def share(self) -> float:
@@ -125,30 +130,42 @@ class Judgement:
             }
             for role, side in (("stable", self.stable), ("canary", self.canary))
         }
-        differences = {"errors": self.errors, "latency": self.latency}
+        differences = {"errors": self.errors, "latency": self.latency, "quality": self.quality}
         told = {name: each and asdict(each) for name, each in differences.items()}
+        if self.sampled:
+            for role, side in zip(("stable", "canary"), self.sampled, strict=True):
+                sides[role] |= {"sampled": side.requests, "sampledCallers": side.callers, "faults": side.mean("faults")}
         return sides | told | {"share": self.share, "advice": self.advice, "reason": self.reason}
 
 
-def judge(stable: Side, canary: Side, margins: Margins) -> Judgement:
-    few = [side for side in (stable, canary) if side.callers < FEWEST_CALLERS]
+def judge(stable: Side, canary: Side, margins: Margins, sampled: tuple[Side, Side] | None = None) -> Judgement:
+    """`sampled`: both versions' answers that were looked at; then the canary's have to be as good, too."""
+    few = [(side, what) for sides, what in (((stable, canary), ""), (sampled or (), " sampled")) for side in sides]
+    few = [(side, what) for side, what in few if side.callers < FEWEST_CALLERS]
     if few:
-        told = " and ".join(f"{side.version} {side.callers}" for side in few)
+        told = " and ".join(f"{side.version} {side.callers}{what}" for side, what in few)
         reason = f"too few callers ({told}; {FEWEST_CALLERS} of each are the least)"
-        return Judgement(stable, canary, None, None, Advice.WAIT, reason)
-    errors = _difference(stable, canary, "failures", margins.errors)
-    latency = _difference(stable, canary, "seconds", margins.latency * stable.mean("seconds"))
-    named = {"errors": errors, "latency": latency}
+        return Judgement(stable, canary, None, None, Advice.WAIT, reason, sampled)
+    named = {
+        "errors": _difference(stable, canary, "failures", margins.errors),
+        "latency": _difference(stable, canary, "seconds", margins.latency * stable.mean("seconds")),
+    }
+    if sampled:
+        named["quality"] = _difference(*sampled, "faults", margins.quality)
+    advice, reason = _advice(named)
+    return Judgement(stable, canary, named["errors"], named["latency"], advice, reason, sampled, named.get("quality"))
+
+
+def _advice(named: Mapping[str, Difference]) -> tuple[Advice, str]:
     for advice, reason in (
         (Advice.ROLL_BACK, "{} worse than the margin allows"),
         (Advice.WAIT, "whether {} within the margin is not known yet: more callers narrow the interval"),
     ):
         if found := [name for name, difference in named.items() if difference.advice is advice]:
-            told = f"{' and '.join(found)} {'are' if found != ['latency'] else 'is'}"
-            return Judgement(stable, canary, errors, latency, advice, reason.format(told))
-    return Judgement(
-        stable, canary, errors, latency, Advice.PROMOTE, "neither errors nor latency are worse by the margin"
-    )
+            told = f"{' and '.join(found)} {'is' if found in (['latency'], ['quality']) else 'are'}"
+            return advice, reason.format(told)
+    *others, last = named
+    return Advice.PROMOTE, f"neither {', '.join(others)} nor {last} are worse by the margin"
 
 
 def _difference(stable: Side, canary: Side, what: str, margin: float) -> Difference:

@@ -26,7 +26,7 @@ from loraserve.operator.access.terminal import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from loraserve.operator.releases.canary import Judgement
+    from loraserve.operator.releases.canary import Difference, Judgement, Side
     from loraserve.operator.releases.promotion import Promotion, Stack, Terms
 
 MAX_AGE_DAYS = 30
@@ -197,6 +197,25 @@ def take_in(file: Path, digest: str, target: Stack, terms: Terms, no_preview: bo
     help="So many more requests may fail: 0.01 is 1%.",
 )
 @click.option("--latency-margin", default=0.1, show_default=True, metavar="SHARE", help="So much slower may they be.")
+@click.option(
+    "--bucket",
+    "bucket_name",
+    metavar="NAME",
+    help="The stack's adapter bucket: judge the answers too, that tenants let be sampled.",
+)
+@click.option(
+    "--evaluation",
+    type=_PATH,
+    metavar="FILE",
+    help="Of `loraserve evaluate`: its patterns and JSON schemas say what form a sampled answer has.",
+)
+@click.option(
+    "--quality-margin",
+    default=0.02,
+    show_default=True,
+    metavar="SHARE",
+    help="So many more sampled answers may have a fault.",
+)
 @context_option
 @json_option
 def canary(
@@ -206,10 +225,13 @@ def canary(
     window: str,
     error_margin: float,
     latency_margin: float,
+    bucket_name: str | None,
+    evaluation: Path | None,
+    quality_margin: float,
     context: str | None,
     as_json: bool,
 ) -> int:
-    """Compare NAME's canary with its stable version: shares, errors, latency; promote, wait, or roll back?
+    """Compare NAME's canary with its stable version: shares, errors, latency, quality; promote, wait, or roll back?
 
     Intervals are of callers, who are assigned to a version, not of requests. Exit code 0: promote; 3: roll back; 4: wait.
     """
@@ -223,13 +245,24 @@ def canary(
         raise canaries.NotJudged(f"{stack_file} names no canary of {name}: `loraserve promote … --canary 10` makes one")
     with reached(url, context) as prometheus:
         stable, candidate = canaries.read(prometheus, name, split[False], split[True], window)
-    found = canaries.judge(stable, candidate, canaries.Margins(error_margin, latency_margin))
+    margins = canaries.Margins(error_margin, latency_margin, quality_margin)
+    sampled = _sampled(bucket_name, name, (stable.version, candidate.version), evaluation) if bucket_name else None
+    found = canaries.judge(stable, candidate, margins, sampled)
     if as_json:
         print_json(found.plain())
     else:
         print_table(_canary_table(found))
         click.echo(f"{found.advice}: {found.reason}")
     return {canaries.Advice.PROMOTE: 0, canaries.Advice.ROLL_BACK: 3, canaries.Advice.WAIT: 4}[found.advice]
+
+
+def _sampled(bucket: str, name: str, versions: tuple[str, str], evaluation: Path | None) -> tuple[Side, Side]:
+    from loraserve.catalog import samples
+    from loraserve.catalog.bucket import Bucket
+    from loraserve.operator.releases import canary_samples
+
+    found = samples.read(Bucket(bucket), name)
+    return canary_samples.sides(name, found, versions, canary_samples.scorers_of(evaluation))
 
 
 def _canary_table(found: Judgement) -> Table:
@@ -243,11 +276,25 @@ def _canary_table(found: Judgement) -> Table:
     for label, what, difference in (("failed", "failures", found.errors), ("mean seconds", "seconds", found.latency)):
         form = "{:.2%}" if what == "failures" else "{:.2f}"
         means = (form.format(side.mean(what)) for side in (stable, candidate))
-        ends = difference and (difference.value, difference.low, difference.high)
-        add_row(rows, label, *means, "{}, {} to {}".format(*map(form.format, ends)) if ends else "too few callers")
+        add_row(rows, label, *means, _told(difference, form))
+    if found.sampled:
+        add_row(
+            rows,
+            "answers sampled",
+            *(f"{side.requests:,.0f} of {side.callers:,} callers" for side in found.sampled),
+            "",
+        )
+        means = (f"{side.mean('faults'):.2%}" for side in found.sampled)
+        add_row(rows, "with a fault", *means, _told(found.quality, "{:.2%}"))
     slow = ("-" if side.p95_seconds is None else f"{side.p95_seconds:.2f}" for side in (stable, candidate))
     add_row(rows, "95th percentile", *slow, "not judged")
     return rows
+
+
+def _told(difference: Difference | None, form: str) -> str:
+    if not difference:
+        return "too few callers"
+    return "{}, {} to {}".format(*map(form.format, (difference.value, difference.low, difference.high)))
 
 
 @click.group()

@@ -99,6 +99,12 @@ def dashboard(url: str | None, port: int, context: str | None) -> None:
     "--tokens-per-minute", type=int, metavar="N", help="Likewise, read and written ones (default: unlimited)."
 )
 @click.option("--tokens-per-month", type=int, metavar="N", help="Likewise, of a calendar month (default: unlimited).")
+@click.option(
+    "--sample-percent",
+    type=float,
+    metavar="N",
+    help="The tenant lets so many of its questions to a canary be kept for a week, to judge it (default: none).",
+)
 @click.option("--expires-at", metavar="TIME", help="Such as 2027-01-31T00:00:00Z (default: never).")
 @json_option
 def key(
@@ -107,6 +113,7 @@ def key(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     tokens_per_month: int | None,
+    sample_percent: float | None,
     expires_at: str | None,
     as_json: bool,
 ) -> None:
@@ -117,7 +124,7 @@ def key(
     """
     from loraserve.contract.keys import create_key
 
-    limits = (requests_per_minute, tokens_per_minute, expires_at, tokens_per_month)
+    limits = (requests_per_minute, tokens_per_minute, expires_at, tokens_per_month, sample_percent)
     secret, entry = create_key(tenant, tuple(models.split(",")), *limits)
     if as_json:
         print_json({"key": secret, "entry": plain(entry)})
