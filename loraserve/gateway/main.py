@@ -141,7 +141,7 @@ async def _assemble(settings: GatewaySettings, bounds: Bounds, stack: contextlib
         room.wake()
 
     pods.on_change = on_change
-    metrics.follow(room.waiting, lambda: pods.running)
+    metrics.follow(room.waiting, room.waiting_by_tenant, lambda: pods.running)
     metrics.waiting_limit.set(bounds.waiting)
     gateway = Gateway(
         settings=settings,

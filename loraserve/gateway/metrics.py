@@ -3,7 +3,6 @@
 What an alert or a panel counts is there at 0 from the start: Prometheus sees no growth in a series that begins at 1.
 """
 
-from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
@@ -83,6 +82,12 @@ class Metrics:
             ("tenant", "model", "version", "direction"),
             registry=registry,
         )
+        self.empty = Counter(
+            "loraserve_gateway_empty_answers",
+            "Answers of nothing but the token that ends them.",
+            ("model", "version"),
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "loraserve_gateway_fallbacks",
             "Requests to an adapter that the base model answered, by the error that the caller was spared.",
@@ -151,6 +156,7 @@ class Metrics:
                 self.fallbacks.labels(model, reason)
             for version in known or (BASE,):
                 self.first_token.labels(model, version)
+                self.empty.labels(model, version)
         for tenant in (*self._tenants, OTHER):
             for outcome in (OK, *FAILURES, OVER_LIMIT):
                 self.tenant_requests.labels(tenant, outcome)
@@ -177,7 +183,7 @@ class Metrics:
     def _forget(self, versions: Iterable[tuple[str, str]], models: Iterable[str], tenants: Iterable[str]) -> None:
         for model, version in versions:
             labels = {"model": model, "version": version}
-            for metric in (self.requests, self.tokens, self.first_token, self.inter_token, self.duration):
+            for metric in (self.requests, self.tokens, self.empty, self.first_token, self.inter_token, self.duration):
                 metric.remove_by_labels(labels)
         for model in models:
             self.fallbacks.remove_by_labels({"model": model})
@@ -191,9 +197,14 @@ class Metrics:
         for model, versions in self._versions.items():
             yield from ((model, version) for version in (*versions, NONE, BASE, OTHER))
 
-    def follow(self, waiting: Callable[[], Counts[str]], running: Callable[[], int]) -> None:
+    def follow(
+        self,
+        waiting: Callable[[], Mapping[str, int]],
+        by_tenant: Callable[[], Mapping[str, int]],
+        running: Callable[[], int],
+    ) -> None:
         """Exports, at every scrape, what these then return."""
-        self._registry.register(_LoadCollector(waiting, running))
+        self._registry.register(_LoadCollector(waiting, by_tenant, running))
 
     def exposition(self) -> bytes:
         """In the Prometheus text format."""
@@ -234,14 +245,25 @@ class Evaluations(Collector):
 
 
 class _LoadCollector(Collector):
-    def __init__(self, waiting: Callable[[], Counts[str]], running: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        waiting: Callable[[], Mapping[str, int]],
+        by_tenant: Callable[[], Mapping[str, int]],
+        running: Callable[[], int],
+    ) -> None:
         self._waiting = waiting
+        self._by_tenant = by_tenant
         self._running = running
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         waiting = GaugeMetricFamily("loraserve_gateway_waiting", "Requests that are held.", labels=("model",))
         for model, count in self._waiting().items():
             waiting.add_metric([model], count)
+        tenants = GaugeMetricFamily(
+            "loraserve_gateway_tenant_waiting", "Requests of this tenant that are held.", labels=("tenant",)
+        )
+        for tenant, count in self._by_tenant().items():
+            tenants.add_metric([tenant], count)
         running = GaugeMetricFamily("loraserve_gateway_running", "Requests that a pod is answering.")
         running.add_metric([], self._running())
-        return waiting, running
+        return waiting, tenants, running

@@ -24,6 +24,8 @@ _PIECE, _FINISHES, _NO_CHOICES = b'data: {"id":', b'"finish_reason":"', b'"choic
 _FINGERPRINT = re.compile(rb'"system_fingerprint":"[^"]*"')
 _USAGE = b'"usage":'
 _USAGE_BYTES = 600
+_ITS_END = 1
+"""Tokens of an answer that ends where it begins: vLLM counts the one that ends it."""
 _LARGEST_EVENT = 64 << 10
 """With the prompt's log-probabilities one may have megabytes."""
 _PROMPT_TOKENS = re.compile(rb'"(?:prompt|input)_tokens":\s*(\d{1,9})')
@@ -87,6 +89,8 @@ class Record:
             metrics.first_token.labels(model, version).observe(self.first_byte)
         if self.fallback:
             metrics.fallbacks.labels(model, self.fallback).inc()
+        if self.outcome == OK and self.completion_tokens is not None and self.completion_tokens <= _ITS_END:
+            metrics.empty.labels(model, version).inc()
         for direction, count in (("in", self.prompt_tokens), ("out", self.completion_tokens)):
             if count:
                 metrics.tokens.labels(tenant, model, version, direction).inc(count)

@@ -107,6 +107,10 @@ class WaitingRoom:
                 held[route.model] += len(line)
         return held
 
+    def waiting_by_tenant(self) -> dict[str, int]:
+        """The same by tenant."""
+        return {tenant: queue.count for tenant, queue in self._queues.items()}
+
     def _serve_one(self, tenant: str, full: set[Route]) -> bool:
         """Whether a request of this tenant got its place; learns where there are none."""
         queue = self._queues[tenant]

@@ -241,12 +241,13 @@ async def test_a_closing_room_sends_everybody_away_and_still_serves_who_need_not
 
 
 @in_loop
-async def test_what_waits_is_counted_by_model() -> None:
+async def test_what_waits_is_counted_by_model_and_by_tenant() -> None:
     server = Server()
     server.hold("a", 2)
     server.hold("b", 1)
     server.hold("b", 4, route=LEGAL)
     assert server.room.waiting() == {"faq": 3, "legal": 4}
+    assert server.room.waiting_by_tenant() == {"a": 2, "b": 5}
 
 
 def test_a_retry_after_is_within_what_clients_obey() -> None:

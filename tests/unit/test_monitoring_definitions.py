@@ -20,6 +20,7 @@ from local.paths import CHECKOUT
 from loraserve.agent.metrics import Metrics as AgentMetrics
 from loraserve.gateway import errors
 from loraserve.gateway.metrics import FALLBACK_REASONS, Metrics
+from loraserve.gateway.record import Record as RequestRecord
 from loraserve.monitoring import dashboards
 from loraserve.monitoring.metrics import ALL, FAILURES, OK, TARGET_LABELS, Source
 from loraserve.monitoring.panels import Dashboard, Query
@@ -103,7 +104,7 @@ def exported(text: str) -> dict[str, set[str]]:
 def test_the_gateway_exports_what_is_said_of_it() -> None:
     metrics = Metrics()
     metrics.declare({"faq": ["v1", "v2"]}, ["acme"])
-    metrics.follow(lambda: Counter({"faq": 1}), lambda: 1)
+    metrics.follow(lambda: {"faq": 1}, lambda: {"acme": 1}, lambda: 1)
     metrics.tokens.labels("acme", "faq", "v1", "in")
     for histogram in (metrics.first_token, metrics.inter_token, metrics.duration):
         histogram.labels("faq", "v1")
@@ -129,7 +130,7 @@ def scrape(adapters: int, tenants: int) -> tuple[int, int]:
     names = [f"adapter-{number:02}" for number in range(adapters)]
     callers = [f"tenant-{number:02}" for number in range(tenants)]
     metrics.declare({name: ["v1"] for name in names} | {"organisation/base": []}, callers)
-    metrics.follow(lambda: Counter(names), lambda: 1)
+    metrics.follow(lambda: Counter(names), lambda: Counter(callers), lambda: 1)
     for name in names:
         metrics.wait.labels(name)
         for histogram in (metrics.first_token, metrics.inter_token, metrics.duration):
@@ -159,6 +160,19 @@ def test_failures_are_exactly_the_errors_that_are_not_the_callers() -> None:
 def test_fallbacks_have_a_series_for_each_error_that_a_caller_is_spared() -> None:
     spared = (errors.AdapterLoading, errors.AdapterUnavailable, errors.Asleep, errors.UpstreamTimeout)
     assert {error.code for error in spared} == set(FALLBACK_REASONS)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "outcome", "counted"), [(0, OK, 1), (1, OK, 1), (2, OK, 0), (None, OK, 0), (1, "vllm_error", 0)]
+)
+def test_an_answer_of_nothing_but_its_end_is_counted(tokens: int | None, outcome: str, counted: int) -> None:
+    metrics = Metrics()
+    metrics.declare({"faq": ["v1"]}, ["acme"])
+    record = RequestRecord(
+        "/v1/completions", "1f", model="faq", served="faq@v1", outcome=outcome, completion_tokens=tokens
+    )
+    record.finish(metrics)
+    assert f'empty_answers_total{{model="faq",version="v1"}} {counted}.0' in metrics.exposition().decode()
 
 
 def test_a_key_that_was_replaced_is_told_of_no_more() -> None:

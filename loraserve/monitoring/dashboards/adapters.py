@@ -8,6 +8,7 @@ _LEGEND = "{{model}} {{version}}"
 _REQUESTS = "loraserve_gateway_requests_total"
 _FAILED = f'{{outcome=~"{"|".join(FAILURES)}"}}'
 _OK = '{outcome="ok"}'
+_EMPTY = rate("loraserve_gateway_empty_answers_total", *_VERSION)
 _WRITTEN = rate("loraserve_gateway_tokens_total", *_VERSION, where='{direction="out"}')
 _MOST = 12
 """Lines on a panel: more cannot be told apart."""
@@ -45,7 +46,15 @@ DASHBOARD = Dashboard(
             "Tokens of an answer, mean",
             Unit.COUNT,
             (Query(_most(f"{_WRITTEN} / {rate(_REQUESTS, *_VERSION, where=_OK)}"), _LEGEND),),
-            "At the limit of max_tokens: the adapter has not learnt to stop. Near 0: it answers nothing.",
+            "At the limit of max_tokens: the adapter has not learnt to stop.",
+        ),
+        Panel(
+            "Empty answers",
+            Unit.SHARE,
+            (Query(_most(f"{_EMPTY} / {rate(_REQUESTS, *_VERSION, where=_OK)}"), _LEGEND),),
+            "Nothing but the token that ends an answer. Of one version: compare it with the one before. One token was asked for: no fault.",
+            warn=0.1,
+            maximum=1,
         ),
         Panel(
             "Requests that failed through no fault of the caller",

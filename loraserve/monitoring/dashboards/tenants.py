@@ -32,7 +32,7 @@ DASHBOARD = Dashboard(
         Panel(
             "Held requests",
             Unit.COUNT,
-            (Query("sum by (model) (loraserve_gateway_waiting)", "{{model}}"),),
+            (Query("sum by (tenant) (loraserve_gateway_tenant_waiting)", "{{tenant}}"),),
             "The waiting room is shared fairly: one full tenant does not hold another's.",
         ),
     ),
