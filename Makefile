@@ -117,7 +117,7 @@ $(UV):
 lock-tools: install ## Pin what the tools are built from anew, after a change in local/tools/versions.py: NAMES='keda kwok'
 	@$(PY) -m local.tools lock $(NAMES)
 
-scan: install $(UV) ## checkov over the objects of several stacks and the Containerfiles; what it finds stands in docs/scanners.md
+scan: install $(UV) ## checkov, kubeconform, kube-score over the objects of several stacks and the Containerfiles; what it finds stands in docs/scanners.md
 	@$(PY) -m tests.scan
 
 sbom: $(UV) ## List the Python packages of our image (CycloneDX), as sbom.json

@@ -1,4 +1,4 @@
-"""`python -m local.tools`: builds every tool that is missing, but for the bench's own and what watches a stack.
+"""`python -m local.tools`: builds every tool that is missing, but for the bench's own, the scanners and what watches a stack.
 `python -m local.tools lock [NAME ...]`: pins anew what the modules of these names are built from, after a version in
 versions.py was changed. `python -m local.tools browser`: installs what tests draw our pages in."""
 
@@ -9,7 +9,7 @@ import sys
 from local.processes import ProcessError
 from local.progress import say
 from local.tools.debian import ensure_browser
-from local.tools.toolchain import OF_MONITORING, Tool, crds, ensure, kwok_stages, write_locks
+from local.tools.toolchain import OF_MONITORING, OF_SCANS, Tool, crds, ensure, kwok_stages, write_locks
 
 
 def main(words: list[str]) -> None:
@@ -20,7 +20,9 @@ def main(words: list[str]) -> None:
         if words == ["browser"]:
             ensure_browser(say)
             return
-        for tool, path in ensure(*(tool for tool in Tool if tool not in (Tool.VEGETA, *OF_MONITORING))).items():
+        for tool, path in ensure(
+            *(tool for tool in Tool if tool not in (Tool.VEGETA, *OF_MONITORING, *OF_SCANS))
+        ).items():
             print(f"{tool:<28} {path}")
         crds()
         kwok_stages()

@@ -46,10 +46,13 @@ class Tool(StrEnum):
     PROMETHEUS = "prometheus"
     ALERTMANAGER = "alertmanager"
     VEGETA = "vegeta"
+    KUBECONFORM = "kubeconform"
+    KUBE_SCORE = "kube-score"
 
 
 OF_MONITORING = (Tool.PROMETHEUS, Tool.ALERTMANAGER)
-OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA, *OF_MONITORING)
+OF_SCANS = (Tool.KUBECONFORM, Tool.KUBE_SCORE)
+OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA, *OF_MONITORING, *OF_SCANS)
 """What `make up` needs none of."""
 _KEDA_RESOURCES = (
     "keda.sh_scaledobjects",
@@ -164,6 +167,20 @@ _VEGETA = GoModule(
     programs={Tool.VEGETA: "github.com/tsenart/vegeta/v12"},
     minutes=2,
 )
+_KUBECONFORM = GoModule(
+    "kubeconform",
+    "github.com/yannh/kubeconform",
+    versions.KUBECONFORM,
+    programs={Tool.KUBECONFORM: "github.com/yannh/kubeconform/cmd/kubeconform"},
+    minutes=1,
+)
+_KUBE_SCORE = GoModule(
+    "kube-score",
+    "github.com/zegl/kube-score",
+    versions.KUBE_SCORE,
+    programs={Tool.KUBE_SCORE: "github.com/zegl/kube-score/cmd/kube-score"},
+    minutes=2,
+)
 
 MODULES = (
     _COREDNS,
@@ -177,6 +194,8 @@ MODULES = (
     _PROMETHEUS,
     _ALERTMANAGER,
     _VEGETA,
+    _KUBECONFORM,
+    _KUBE_SCORE,
 )
 """In the order in which they are built: CoreDNS's image is made beside the other builds."""
 
