@@ -85,6 +85,8 @@ class Clients:
             client.setblocking(False)
             connection = Connection(self._server, self._refuse, self._bounds, idle_seconds, self.forget)
             self._open[connection] = asyncio.create_task(self._begin(connection, client, tls))
+        if tls:  # uvloop would answer a thousand handshakes in one go, which is a second for everybody else
+            self._pause(listening, tls, idle_seconds)
 
     def _pause(self, listening: socket.socket, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
         """Who comes now waits in the kernel."""

@@ -19,6 +19,9 @@ import pytest
 from aiohttp import web
 
 from loraserve import log
+from loraserve.gateway import server
+from loraserve.gateway.bounds import Bounds
+from loraserve.gateway.tls import self_signed
 from tests.unit.gateway_world import World, adapter, chat, world
 
 
@@ -243,6 +246,29 @@ def test_handshakes_that_never_come_make_room_too(few: World) -> None:
     assert httpx.get(f"{few.tls_url}/v1/models", headers=headers, verify=False, trust_env=False).status_code == 200
     for client in silent:
         client.close()
+
+
+def test_many_handshakes_at_once_are_begun_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = list[float]()
+
+    async def begin(*_: object) -> None:
+        begun.append(asyncio.get_running_loop().time())
+
+    async def take(count: int) -> None:
+        clients = server.Clients(web.Server(begin), lambda _: web.Response(), Bounds())  # type: ignore[arg-type]
+        port = clients.listen(0, self_signed())
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                stack.enter_context(connect(f"http://127.0.0.1:{port}"))
+            async with asyncio.timeout(20):
+                while len(begun) < count:
+                    await asyncio.sleep(0.01)
+        clients.stop_listening()
+
+    monkeypatch.setattr(server.Clients, "_begin", begin)
+    asyncio.run(take(150))
+    assert begun[64] - begun[0] > 0.05
+    assert begun[128] - begun[64] > 0.05
 
 
 def test_a_connection_whose_request_is_being_answered_is_never_cut_for_another_which_waits(few: World) -> None:
