@@ -79,11 +79,11 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 	@$(PY) -m pytest tests/e2e
 
 # bench.training and bench.training_memory are not among them: they need the extra `train`, which nothing here installs (docs/training.md).
-# swaps, cold_start, clients, losses and on_demand load a local stack for many minutes each: only when asked for.
+# swaps, cold_start, clients, losses, on_demand and two_bases load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients losses on_demand'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients losses on_demand two_bases'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)

@@ -55,19 +55,19 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(kubeconfig: Path, key: str) -> Iterator[Endpoint]:
+def endpoint(kubeconfig: Path, key: str, namespace: str = SERVING_NAMESPACE) -> Iterator[Endpoint]:
     """Forwards a free port of this machine to the gateway for as long as it is used. Raises ProcessError."""
     with tempfile.TemporaryDirectory() as folder:
-        forward = _forward(kubeconfig, Path(folder))
+        forward = _forward(kubeconfig, namespace, Path(folder))
         try:
             yield Endpoint(f"http://{_address(forward)}", key)
         finally:
             forward.stop()
 
 
-def _forward(kubeconfig: Path, folder: Path) -> Process:
+def _forward(kubeconfig: Path, namespace: str, folder: Path) -> Process:
     """A process that listens and forwards. Raises GatewayLost."""
-    service = ["--namespace", SERVING_NAMESPACE, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"]
+    service = ["--namespace", namespace, "port-forward", f"service/{GATEWAY}", f":{GATEWAY_PORT}"]
     command = kubectl.command(kubeconfig, *service)
     deadline = time.monotonic() + _START_SECONDS
     while True:

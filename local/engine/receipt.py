@@ -19,8 +19,12 @@ from loraserve.operator.stack.leftovers import Leftover, StackState, find
 
 def left_behind(stack: str, cloud: Cloud, cluster: Cluster) -> list[str]:
     """Names of everything that a destroyed stack had and that is still there, as `kind name`."""
-    in_aws = find(stack, StackState(), cloud.client)
-    return [*(f"{left.kind} {left.name}" for left in in_aws), *_left_in_the_cluster(cluster)]
+    return left_in_aws(stack, cloud) + _left_in_the_cluster(cluster)
+
+
+def left_in_aws(stack: str, cloud: Cloud) -> list[str]:
+    """The same of the emulated AWS alone."""
+    return [f"{left.kind} {left.name}" for left in find(stack, StackState(), cloud.client)]
 
 
 def delete(found: Iterable[Leftover], connect: Connect) -> None:

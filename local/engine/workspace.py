@@ -104,8 +104,8 @@ def write_stack_file(folder: Path, stack: str, changes: Mapping[str, Any]) -> bo
 
 
 def shipped_config(stack: str) -> dict[str, Any]:
-    """What a stack file says as shipped, by full key."""
-    return _load(CHECKOUT / f"Pulumi.{stack}.yaml")["config"]
+    """What a stack file says as shipped, by full key; nothing of a stack that has none."""
+    return _load(CHECKOUT / f"Pulumi.{stack}.yaml").get("config", {})
 
 
 def environment(state: Path, cloud: Cloud, cluster: Cluster) -> dict[str, str]:

@@ -1,13 +1,18 @@
-"""The production pod and the real scheduler, on nodes that offer what EKS really leaves of a g6.xlarge."""
+"""The production pod and the real scheduler, on nodes that offer what EKS really leaves of a g6.xlarge; beside it a second stack's."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes import client
 
 from infra import names
+from infra.standing import OF
+from local.paths import CHECKOUT
 from loraserve.planning.pod_resources import Requests
 from tests.aws_objects import inventory
 from tests.engine import simulated_nodes
@@ -85,6 +90,41 @@ def test_a_daemonset_that_leaves_too_little_room_is_noticed(world: World, prod: 
     eventually(lambda: vllm_pods(world, "Running"))
 
 
+@pytest.fixture
+def chats_node(world: World) -> Iterator[str]:
+    """What the second stack's GPU group gives."""
+    labels = names.with_suffix(names.GPU_SELECTOR, f"{OF}chat")
+    simulated_nodes.register(world.core, simulated_nodes.GPU, "gpu-of-chat", labels)
+    yield "gpu-of-chat"
+    world.core.delete_node("gpu-of-chat")
+
+
+def test_a_second_base_model_comes_and_goes_beside_the_first(world: World, prod: Deployment, chats_node: str) -> None:
+    (first,), alone = vllm_pods(world), inventory(world.cloud.client)
+    awake = {"clusterStack": "prod", "inferenceReplicas": 1, "deletionProtection": False}
+    chat = Deployment(world, "chat", **documented_second_stack() | awake)
+    chat.up()
+    second = chat.outputs()["namespace"]
+
+    (pod,) = vllm_pods(world, "Running", second)
+    assert (second, pod["spec"]["nodeName"]) == ("ml-models-of-chat", chats_node)
+    assert prod.up().touched == {}, "nothing of the first is the second one's"
+
+    chat.destroy()
+    namespaces = world.plain(world.core.list_namespace())["items"]
+    assert second not in {namespace["metadata"]["name"] for namespace in namespaces}
+    assert inventory(world.cloud.client) == alone
+    assert [pod["metadata"]["uid"] for pod in vllm_pods(world, "Running")] == [first["metadata"]["uid"]]
+
+
+def documented_second_stack() -> dict[str, Any]:
+    """The stack file that docs/operations.md shows."""
+    [shown] = re.findall(
+        r"```yaml\n(config: # Pulumi\.chat\.yaml\n.*?)```", (CHECKOUT / "docs/operations.md").read_text(), re.DOTALL
+    )
+    return {key.removeprefix(f"{names.PROJECT}:"): value for key, value in yaml.safe_load(shown)["config"].items()}
+
+
 def test_a_protected_stack_is_not_destroyed_by_accident(world: World, prod: Deployment) -> None:
     refused = prod.run("destroy", "--yes")
     assert refused.returncode != 0
@@ -100,9 +140,9 @@ def test_production_ends_well_once_its_protection_is_lifted(world: World, prod: 
     assert world.left_behind("prod") == []
 
 
-def vllm_pods(world: World, phase: str | None = None) -> list[dict[str, Any]]:
+def vllm_pods(world: World, phase: str | None = None, namespace: str = names.SERVING_NAMESPACE) -> list[dict[str, Any]]:
     """Pods that are not on their way out, in any phase or in this one."""
-    pods = world.plain(world.core.list_namespaced_pod(names.SERVING_NAMESPACE, label_selector="app=vllm"))["items"]
+    pods = world.plain(world.core.list_namespaced_pod(namespace, label_selector="app=vllm"))["items"]
     staying = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     return [pod for pod in staying if phase in (None, pod["status"]["phase"])]
 
