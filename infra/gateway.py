@@ -109,6 +109,11 @@ def _clients_in_the_cluster(settings: Settings) -> list[str]:
     return [client for client, is_wanted in wanted.items() if is_wanted]
 
 
+def _id(client: str) -> str:
+    """Of its key."""
+    return client.replace("-", "")
+
+
 class Gateway(pulumi.ComponentResource):
     """The gateway's Deployment, what it may see of the cluster, and the Service that clients call."""
 
@@ -162,14 +167,14 @@ class Gateway(pulumi.ComponentResource):
 
     def _create_key(self, client: str) -> pulumi.Output[str]:
         secret = random.RandomPassword(f"{client}-api-key", length=48, special=False, opts=self._child)
-        return secret.result.apply(lambda secret: key_of(client, secret))
+        return secret.result.apply(lambda secret: key_of(_id(client), secret))
 
     def _create_keys(self) -> core.Secret:
         """Digests of the keys; a changed one reaches the gateway through the mount, without a restart."""
         keys = self._settings.gateway_keys
 
         def with_clients(own: Mapping[str, str]) -> str:
-            theirs = (Key(id=name, tenant=name, sha256=digest_of_key(key)) for name, key in own.items())
+            theirs = (Key(id=_id(name), tenant=name, sha256=digest_of_key(key)) for name, key in own.items())
             return KeyRing(keys=(*keys, *theirs)).to_json()
 
         ring = pulumi.Output.all(**self.api_keys).apply(with_clients) if self.api_keys else with_clients({})

@@ -32,7 +32,8 @@ class InvalidKeys(LoraserveError):
 class Key(Document):
     """One API key: an entry of the stack config, and of the Secret that the gateway mounts."""
 
-    id: PathSegment
+    id: Annotated[PathSegment, Field(pattern=r"^[^-]+$")]
+    """Without a hyphen, which ends it in the key."""
     tenant: PathSegment
     sha256: Sha256Hex
     """Of the whole key."""
@@ -112,7 +113,9 @@ class KeyRing(Document):
 
 
 def key_of(identifier: str, secret: str) -> str:
-    """The key itself; `identifier` has no hyphen."""
+    """The key itself. Raises ValueError where `identifier` has a hyphen: nobody could tell where it ends."""
+    if "-" in identifier:
+        raise ValueError(f"the id {identifier!r} of a key has a hyphen")
     return f"{_PREFIX}-{identifier}-{secret}"
 
 

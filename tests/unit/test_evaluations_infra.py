@@ -11,7 +11,7 @@ import pytest
 from infra import names
 from infra.errors import ConfigError
 from loraserve.contract.gateway_settings import GatewaySettings
-from loraserve.contract.keys import KeyRing, digest_of_key
+from loraserve.contract.keys import KeyRing, digest_of_key, id_of
 from loraserve.evaluation.definition import Plan
 from loraserve.operator.releases.evaluation_commands import evaluate
 from tests.stack_values import CHECKOUT, adapter
@@ -97,7 +97,7 @@ def test_its_key_is_one_that_the_gateway_knows(weekly: Program) -> None:
     (key,) = weekly.one("core/v1:Secret", names.EVALUATOR).inputs["stringData"].values()
     ring = weekly.one("core/v1:Secret", "gateway-keys").inputs["stringData"]["keys.json"]
     (entry,) = KeyRing.parse(ring).keys
-    assert (entry.tenant, entry.sha256) == (names.EVALUATOR, digest_of_key(key))
+    assert (entry.id, entry.tenant, entry.sha256) == (id_of(key), names.EVALUATOR, digest_of_key(key))
 
 
 def test_it_has_the_role_that_writes_verdicts_and_nobody_else_in_the_cluster_has(weekly: Program) -> None:

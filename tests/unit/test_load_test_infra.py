@@ -8,7 +8,7 @@ import pytest
 
 from infra import names
 from infra.errors import ConfigError
-from loraserve.contract.keys import KeyRing, digest_of_key
+from loraserve.contract.keys import KeyRing, digest_of_key, id_of
 from loraserve.operator.stack.loadtest_commands import loadtest
 from loraserve.planning import objectives
 from loraserve.planning.objectives import Objective
@@ -81,7 +81,7 @@ def test_its_prompts_fit_a_short_context() -> None:
 def test_its_key_is_one_that_the_gateway_knows_for_every_model_without_a_limit(phases: Program) -> None:
     (key,) = phases.one("core/v1:Secret", names.LOAD_TEST).inputs["stringData"].values()
     (entry,) = KeyRing.parse(phases.one("core/v1:Secret", "gateway-keys").inputs["stringData"]["keys.json"]).keys
-    assert (entry.tenant, entry.sha256) == (names.LOAD_TEST, digest_of_key(key))
+    assert (entry.id, entry.tenant, entry.sha256) == (id_of(key), names.LOAD_TEST, digest_of_key(key))
     assert (entry.models, entry.requests_per_minute, entry.tokens_per_month) == (("*",), None, None)
 
 
