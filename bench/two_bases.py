@@ -118,7 +118,10 @@ def main() -> None:
             second.up()
             with first.endpoint() as one, second.endpoint() as other:
                 served = {models.BASE_NAME: one, SECOND_BASE: other}
-                waited = [_seconds_to_an_answer(served[name], name) for name in _ANSWERS]
+                applied = time.monotonic()
+                for name in _ANSWERS:
+                    _wait_for_an_answer(served[name], name)
+                waited = time.monotonic() - applied
                 problems += _ask_at_once(served)
                 listed = {name: served[name].models() for name in served}
             with _asked_without_a_pause(first) as (answered, lost):
@@ -130,7 +133,7 @@ def main() -> None:
             first.down()
     figures = {
         "models of the first, of the second": "; ".join(", ".join(names) for names in listed.values()),
-        "second stack's first answer, after its `up`": f"{waited[1]:.0f} s",
+        "both have answered, after the second's `up`": f"{waited:.0f} s",
         "destroy of the second": f"{took:.0f} s",
         "answers of the first meanwhile, lost or wrong": f"{len(answered)}, {len(lost)}",
         "left of the second": ", ".join(left) or "nothing",
@@ -139,17 +142,17 @@ def main() -> None:
     sys.exit(bool(problems))
 
 
-def _seconds_to_an_answer(served: Endpoint, name: str) -> float:
-    began = time.monotonic()
+def _wait_for_an_answer(served: Endpoint, name: str) -> None:
+    ends = time.monotonic() + _START_S
     while True:
         try:
             served.ask(name, models.QUESTION)
         except ProcessError:
-            if time.monotonic() > began + _START_S:
+            if time.monotonic() > ends:
                 raise
             time.sleep(2)
         else:
-            return time.monotonic() - began
+            return
 
 
 def _ask_at_once(served: dict[str, Endpoint]) -> list[str]:
