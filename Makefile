@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench faults endurance soak scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,12 +79,20 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 	@$(PY) -m pytest tests/e2e
 
 # bench.training and bench.training_memory are not among them: they need the extra `train`, which nothing here installs (docs/training.md).
-# swaps, cold_start, clients, losses, on_demand and two_bases load a local stack for many minutes each: only when asked for.
+# swaps, cold_start, clients, on_demand and two_bases load a local stack for many minutes each: only when asked for.
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients losses on_demand two_bases'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients on_demand two_bases'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
+
+faults: install tools images ## Every fault once under load, half an hour: ONLY='node|drain' (root)
+	@$(PY) -m bench.faults --only '$(ONLY)'
+
+MINUTES ?= 60
+
+endurance: install tools images ## What grows in gateway, agent and vLLM under steady load with swaps: MINUTES=60 (root)
+	@$(PY) -m bench.endurance --minutes $(MINUTES)
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)
 	@$(PY) -m bench.soak --hours $(HOURS)

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import httpx
 from kubernetes import client
 
 from bench import report
-from bench.served import machine, pods
+from bench.served import machine, pods, wait_until
 from infra.names import AGENT_PORT, VLLM_SELECTOR
 from local.asking import Endpoint
 from local.models import BASE_NAME, QUESTION
@@ -30,7 +29,6 @@ from local.stack import LocalStack, console
 
 ANSWERS = {BASE_NAME: "I am the base model.", "faq": "I am faq v1.", "legal": "I am legal v1."}
 _CLIENTS = 9
-_LIMIT_S = 300
 
 
 def main() -> None:
@@ -153,14 +151,6 @@ def ask_one(served: Endpoint, name: str) -> list[str]:
 
 def wait_until_asleep(stack: LocalStack) -> None:
     wait_until(lambda: not pods(stack, VLLM_SELECTOR))
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LIMIT_S
-    while not true():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {_LIMIT_S} s")
-        time.sleep(1)
 
 
 if __name__ == "__main__":
