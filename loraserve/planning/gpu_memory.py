@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from loraserve.contract.addresses import PROJECT
 from loraserve.contract.desired_state import Envelope
@@ -97,6 +98,7 @@ class MemoryPlan:
         return tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
 
 
+@lru_cache(maxsize=256)
 def plan_memory(serving: Serving) -> MemoryPlan:
     """Where each GPU's memory goes under the given settings."""
     model, gpus, slots = serving.model, serving.instance.gpus, serving.envelope

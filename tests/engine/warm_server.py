@@ -24,6 +24,7 @@ def serve(address: str, libraries: list[str]) -> None:
     for library in libraries:
         getattr(importlib.import_module(library), "_", None)  # many load themselves only when they are looked into
     gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
