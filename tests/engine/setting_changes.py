@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from infra.errors import ConfigError
@@ -220,6 +219,12 @@ def _operations(old: Inputs, new: Inputs) -> Iterator[tuple[tuple[str, str], str
             yield key, "replace" if changed & _REPLACED_ON.get(key[0], frozenset()) else "update"
 
 
+def counted(row: str) -> str:
+    """How many a row creates, changes, deletes and replaces, such as `+2 ~1`."""
+    verbs = [word[0] for word in row.split(", ") if word]
+    return " ".join(f"{verb}{verbs.count(verb)}" for verb in _VERBS.values() if verb in verbs) or "0"
+
+
 def rows() -> Iterator[tuple[str, str]]:
     """Every setting with what its change touches."""
     before = declared()
@@ -230,15 +235,33 @@ def rows() -> Iterator[tuple[str, str]]:
             yield setting, REFUSED
 
 
-def documented(path: Path = DOCUMENT) -> dict[str, str]:
+def documented() -> dict[str, str]:
     """What the document says is touched, by setting."""
-    found = re.findall(r"^\| `(\w+)` \| (.*) \|$", path.read_text(), flags=re.MULTILINE)
     return {
         setting: "" if row == "nothing" else row.split(":")[0] if row.startswith(REFUSED) else row
-        for setting, row in found
+        for setting, _, row in _table()
     }
+
+
+def documented_counts() -> dict[str, str]:
+    """And how many, by setting."""
+    return {setting: counts for setting, counts, _ in _table()}
+
+
+def documented_runs() -> dict[str, str]:
+    """What whole runs count, as `told` has it, by their names."""
+    return dict(re.findall(r"^\| (\w+ `(?:up|destroy)`) \| ([^|]+) \|$", DOCUMENT.read_text(), flags=re.MULTILINE))
+
+
+def _table() -> list[tuple[str, str, str]]:
+    return re.findall(r"^\| `(\w+)` \| ([^|]*) \| (.*) \|$", DOCUMENT.read_text(), flags=re.MULTILINE)
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """What the engine has counted in one run, such as `303 same`."""
+    return ", ".join(f"{count} {op}" for op, count in sorted(counts.items()) if count)
 
 
 if __name__ == "__main__":
     for setting, row in rows():
-        print(f"| `{setting}` | {row or 'nothing'} |", flush=True)
+        print(f"| `{setting}` | {counted(row.replace(REFUSED, ''))} | {row or 'nothing'} |", flush=True)

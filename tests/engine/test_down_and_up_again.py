@@ -30,12 +30,14 @@ from tests.engine.setting_changes import (
     REFUSED,
     added_up,
     documented,
+    documented_runs,
     of_the_engine,
+    told,
 )
 from tests.stack_values import stack_values
 from tests.unit.adapters_and_vllm import safetensors_of, write_adapter
 
-ROWS = documented()
+ROWS, RUNS = documented(), documented_runs()
 ELSEWHERE = {
     "availabilityZoneCount": "tests/engine/test_life_of_a_stack.py: AWS is asked, and a third zone only adds",
     "gpuInstanceType": "tests/engine/test_life_of_a_stack.py: vLLM's pod needs a node of that size",
@@ -54,9 +56,17 @@ def room(world: World) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def dev(world: World, room: None) -> Deployment:
-    stack = Deployment(world, "dev", **DEPLOYED)
-    stack.up()
+def stack(world: World, room: None) -> Deployment:
+    return Deployment(world, "dev", **DEPLOYED)
+
+
+@pytest.fixture(scope="module")
+def first_life(stack: Deployment) -> Changes:
+    return stack.up()
+
+
+@pytest.fixture(scope="module")
+def dev(stack: Deployment, first_life: Changes) -> Deployment:
     return stack
 
 
@@ -72,6 +82,10 @@ def test_what_would_be_touched_is_what_the_rows_say(dev: Deployment) -> None:
     with dev.proposed(**{setting: CHANGES[setting] for setting in PREVIEWED}):
         changes = dev.preview()
     assert set(of_the_engine(changes.touched).split(", ")) == added_up(ROWS[setting] for setting in PREVIEWED)
+
+
+def test_the_first_up_makes_as_many_as_documented(first_life: Changes) -> None:
+    assert told(first_life.counts) == RUNS["first `up`"]
 
 
 @pytest.mark.skipif("EACH_SETTING" not in os.environ, reason="a preview for each setting takes some minutes")
@@ -142,7 +156,9 @@ def destroyed(dev: Deployment, changed: Changes) -> None:
     dev.destroy()
 
 
-def test_destroy_keeps_the_bucket_alone(world: World, dev: Deployment, published: Published, destroyed: None) -> None:
+def test_destroy_keeps_the_bucket_alone(
+    world: World, dev: Deployment, published: Published, destroyed: None
+) -> None:
     assert world.left_behind("dev") == [f"s3:bucket {published.bucket}"]
     s3 = world.cloud.client("s3")
     key = f"llm-models/{published.adapter.model}/v1/adapter_model.safetensors"
@@ -190,7 +206,9 @@ def test_a_log_group_that_eks_has_made_again_is_adopted(world: World, second_lif
 
 
 def test_what_was_taken_back_stays_as_it_is(again: Deployment, second_life: Changes) -> None:
-    assert again.up().touched == {}
+    changes = again.up()
+    assert changes.touched == {}
+    assert told(changes.counts) == RUNS["second `up`"]
 
 
 def test_another_vpc_is_refused_on_a_stack_that_stands(again: Deployment, second_life: Changes) -> None:
@@ -201,8 +219,9 @@ def test_another_vpc_is_refused_on_a_stack_that_stands(again: Deployment, second
 def test_without_the_setting_destroy_takes_the_bucket_along(
     world: World, again: Deployment, second_life: Changes
 ) -> None:
-    again.destroy()
+    changes = again.destroy()
     assert world.left_behind("dev") == []
+    assert told(changes.counts) == RUNS["one `destroy`"]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,8 +15,10 @@ from tests.engine.setting_changes import (
     PREVIEWED,
     REFUSED,
     added_up,
+    counted,
     declared,
     documented,
+    documented_counts,
     touched,
 )
 from tests.unit.declared import Program
@@ -46,6 +48,10 @@ def test_a_change_of_one_setting_touches_what_its_row_says(stands: Program, sett
     for group, new_nodes in _NEW_NODES.items():
         announced = any(f"this replaces the {group} nodes" in message for message in changed.messages)
         assert announced is bool(re.search(new_nodes, ROWS[setting])), f"{group} nodes"
+
+
+def test_each_row_is_counted() -> None:
+    assert documented_counts() == {setting: counted(row) for setting, row in ROWS.items()}
 
 
 @pytest.mark.parametrize("settings", [APPLIED, PREVIEWED], ids=["applied", "previewed"])
