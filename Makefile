@@ -39,11 +39,15 @@ traces: install ## Take the spans of the local stack's requests, and show each r
 # Two processors and three at work: the engine's and the end-to-end tests, about equally long, wait for servers half of their time, and
 # what only they need is made while types are checked.
 test: quick browser ## Everything: format, lint, types; unit, engine and end-to-end tests
-	@$(MAKE) --no-print-directory --jobs=3 engine e2e others
+	@$(MAKE) --no-print-directory --jobs=3 engine e2e others ELSEWHERE="$(UNDER_MOCKS)"
+
+# The engine's tests that start none: they go where there is time.
+UNDER_MOCKS := tests/engine/test_setting_changes.py tests/engine/test_upgrade.py
 
 # Beside two others a second process of unit tests wins nothing, and each has to load all modules first.
 others: ## All checks and tests but the two long ones, one after the other
 	@$(MAKE) --no-print-directory --jobs=1 check unit WORKERS=0
+	@$(PY) -m pytest $(UNDER_MOCKS)
 
 check: quick ## Format, lint, import rules and types
 	@$(PY) -m pyright
@@ -70,7 +74,7 @@ browser: install ## Chromium for the tests of our pages, from Debian where it is
 	@$(PY) -m local.tools browser
 
 engine: install tools ## The real engine against emulated AWS and a real API server
-	@$(PY) -m pytest tests/engine
+	@$(PY) -m pytest tests/engine $(ELSEWHERE:%=--ignore=%)
 
 images: install ## Build the local stack's images (root)
 	@$(PY) -m local prepare

@@ -156,9 +156,7 @@ def destroyed(dev: Deployment, changed: Changes) -> None:
     dev.destroy()
 
 
-def test_destroy_keeps_the_bucket_alone(
-    world: World, dev: Deployment, published: Published, destroyed: None
-) -> None:
+def test_destroy_keeps_the_bucket_alone(world: World, dev: Deployment, published: Published, destroyed: None) -> None:
     assert world.left_behind("dev") == [f"s3:bucket {published.bucket}"]
     s3 = world.cloud.client("s3")
     key = f"llm-models/{published.adapter.model}/v1/adapter_model.safetensors"
