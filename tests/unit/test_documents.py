@@ -83,6 +83,8 @@ def test_a_release_is_a_commit_of_this_history(release: Release) -> None:
     git("merge-base", "--is-ancestor", release.commit, "HEAD")
     project = tomllib.loads(git("show", f"{release.commit}:pyproject.toml").decode())["project"]
     assert project["version"] == release.version
+    tagged = git("for-each-ref", "--format=%(*objectname)", f"refs/tags/{release.tag}").decode().strip()
+    assert tagged in ("", release.commit), "a clone may lack the tag, and has no other one"
 
 
 def test_the_changelog_has_every_release_and_the_version_is_none_of_them() -> None:
