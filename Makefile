@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench faults endurance soak scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench faults endurance soak lab scan reassign sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ endurance: install tools images ## What grows in gateway, agent and vLLM under s
 
 soak: install tools images ## vLLM's metrics after a week of many adapters stay small: HOURS=168, ten minutes (root)
 	@$(PY) -m bench.soak --hours $(HOURS)
+
+lab: install tools images ## Train three adapters, release them from dev to prod and take one back, on two local stacks, twenty minutes (root)
+	@$(PY) -m bench.release
 
 reassign: install tools images ## At every new vLLM: answers stay right while adapters are loaded and evicted around them, five minutes (root)
 	@$(PY) -m bench.on_demand --adapters 8 --slots 4 --asked 4
