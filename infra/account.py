@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from ipaddress import IPv4Network
-from typing import Any
+from typing import Any, Literal
 
 import pulumi_aws as aws
 
 from infra import versions
+from infra.at_once import at_once
 from infra.errors import ConfigError
 from loraserve.contract.addresses import (
     ADAPTER_PREFIX,
@@ -194,24 +195,25 @@ def check_support(today: date) -> Iterator[str]:
 
 def check_offered() -> None:
     """Whether AWS has the pinned add-ons for this Kubernetes, and the nodes' image. Raises ConfigError for what it lacks."""
-    lacking = [*_lacking_addons(), *_lacking_images()]
-    if lacking:
+    addons = [partial(_lacking_addon, name, pinned) for name, pinned in versions.ADDONS.items()]
+    images = [partial(_lacking_image, "standard"), partial(_lacking_image, "nvidia")]
+    if lacking := [what for what in at_once(*addons, *images) if what]:
         raise ConfigError(
             [f"{what}: take a version of this project whose infra/versions.py pins what AWS offers" for what in lacking]
         )
 
 
-def _lacking_addons() -> Iterator[str]:
-    for name, pinned in versions.ADDONS.items():
-        try:
-            newest = aws.eks.get_addon_version(
-                addon_name=name, kubernetes_version=versions.KUBERNETES, most_recent=True
-            ).version
-            missing = _addon_order(pinned) > _addon_order(newest)
-        except Exception:
-            continue
-        if missing:
-            yield f"EKS offers the add-on {name} up to {newest} for Kubernetes {versions.KUBERNETES}, and {pinned} is pinned"
+def _lacking_addon(name: str, pinned: str) -> str | None:
+    try:
+        newest = aws.eks.get_addon_version(
+            addon_name=name, kubernetes_version=versions.KUBERNETES, most_recent=True
+        ).version
+        missing = _addon_order(pinned) > _addon_order(newest)
+    except Exception:
+        return None
+    if not missing:
+        return None
+    return f"EKS offers the add-on {name} up to {newest} for Kubernetes {versions.KUBERNETES}, and {pinned} is pinned"
 
 
 def _addon_order(version: str) -> list[int]:
@@ -219,13 +221,13 @@ def _addon_order(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _lacking_images() -> Iterator[str]:
-    for variant in ("standard", "nvidia"):
-        try:
-            aws.ssm.get_parameter(name=versions.node_image("x86_64", variant))
-        except Exception as error:
-            if re.search("not ?found|couldn't find", str(error), re.IGNORECASE):
-                yield f"AWS has no EKS AMI {versions.NODE_RELEASE} ({variant}, x86_64) in this region"
+def _lacking_image(variant: Literal["standard", "nvidia"]) -> str | None:
+    try:
+        aws.ssm.get_parameter(name=versions.node_image("x86_64", variant))
+    except Exception as error:
+        if re.search("not ?found|couldn't find", str(error), re.IGNORECASE):
+            return f"AWS has no EKS AMI {versions.NODE_RELEASE} ({variant}, x86_64) in this region"
+    return None
 
 
 def check_image(image: str | None) -> Iterator[str]:

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 from datetime import date
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from infra import account, versions
+from infra.at_once import at_once
 from infra.errors import ConfigError
 from loraserve.contract.addresses import ADAPTER_PREFIX, MANIFEST_FILE, version_key
 from loraserve.contract.checks import REPORT_VARIABLE, Check, CheckVerdict, from_json, to_json
@@ -122,6 +125,16 @@ def test_an_add_on_or_an_image_that_aws_does_not_have_is_refused(monkeypatch: py
     assert [image[: image.index(" in this")] for image in images] == [
         f"AWS has no EKS AMI {versions.NODE_RELEASE} ({variant}, x86_64)" for variant in ("standard", "nvidia")
     ]
+
+
+def test_what_aws_is_asked_at_once_is_answered_in_the_order_asked() -> None:
+    together = Barrier(3)
+
+    def question(name: str) -> str:
+        together.wait(10)  # nobody gets further alone
+        return name
+
+    assert at_once(*(partial(question, name) for name in "abc")) == ["a", "b", "c"]
 
 
 def test_what_may_not_be_read_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
