@@ -240,3 +240,12 @@ def test_an_end_that_is_no_time_with_its_zone_is_refused(capsys: pytest.CaptureF
 def test_a_tenant_that_is_no_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["key", "team a"]) == 1
     assert "tenant: must be letters" in capsys.readouterr().err
+
+
+def test_a_tenant_agrees_to_be_sampled_by_a_share_in_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "team-a", "--sample-percent", "5"]) == 0
+    assert "samplePercent: 5" in capsys.readouterr().out
+    assert main(["key", "team-a", "--sample-percent", "101"]) == 1
+    assert "sample_percent" in capsys.readouterr().err
+    assert main(["key", "team-a"]) == 0
+    assert "samplePercent" not in capsys.readouterr().out
