@@ -282,7 +282,7 @@ def _vllm() -> tuple[Alert, ...]:
         Alert(
             "RequestsPreempted",
             f"{rate('vllm:num_preemptions_total', window='5m')} > 0.1",
-            "{{ $value }} requests a second are thrown out of the batch and start again.",
+            "{{ $value | printf `%.1f` }} requests a second are thrown out of the batch and start again.",
             "5m",
         ),
         Alert(

@@ -87,6 +87,21 @@ def test_every_panel_of_a_page_is_drawn_and_plotly_takes_it(board: Dashboard) ->
     ]
 
 
+def test_what_several_windows_of_a_rule_tell_is_told_once_and_what_is_critical_first() -> None:
+    warning = {"labels": {"alertname": "QueueGrows", "severity": "warning"}}
+    again = {"labels": ALERT["labels"] | {"long": "6h"}, "activeAt": "2999-01-01T00:00:00Z"}
+
+    class Several(Answers):
+        def alerts(self) -> list[dict[str, Any]]:
+            return [ALERT | warning, ALERT | again, ALERT]
+
+    told = drawn(dashboards.ALL[0], cast(Prometheus, Several()), 3600, NOW)["alerts"]
+    assert [(each["name"], each["since"]) for each in told] == [
+        ("GatewayDown", ALERT["activeAt"]),
+        ("QueueGrows", ALERT["activeAt"]),
+    ]
+
+
 def test_a_longer_time_has_no_more_points_and_a_wider_window() -> None:
     prometheus = Answers()
     (first, *_) = drawn(dashboards.ALL[0], cast(Prometheus, prometheus), 86400, NOW)["panels"]

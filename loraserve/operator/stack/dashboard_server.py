@@ -65,16 +65,16 @@ def _panel(panel: Panel, prometheus: Prometheus, start: float, end: float, step:
 
 
 def _alerts(prometheus: Prometheus) -> list[dict[str, str]]:
-    """Those that fire: name, severity, and what it says."""
+    """Those that fire: name, severity, and what it says; what is said by several windows of a burn rate, once."""
+    found: dict[tuple[str, str, str], str] = {}
+    for alert in prometheus.alerts():
+        severity, name = alert["labels"].get("severity", ""), alert["labels"]["alertname"]
+        if alert["state"] == "firing" and severity in ("critical", "warning"):
+            told = (severity, name, alert["annotations"].get("summary", ""))
+            found[told] = min(alert["activeAt"], found.get(told, alert["activeAt"]))
     return [
-        {
-            "name": alert["labels"]["alertname"],
-            "severity": alert["labels"].get("severity", ""),
-            "summary": alert["annotations"].get("summary", ""),
-            "since": alert["activeAt"],
-        }
-        for alert in prometheus.alerts()
-        if alert["state"] == "firing" and alert["labels"].get("severity") in ("critical", "warning")
+        {"name": name, "severity": severity, "summary": summary, "since": since}
+        for (severity, name, summary), since in sorted(found.items())
     ]
 
 
