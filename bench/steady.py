@@ -34,6 +34,8 @@ class Sent:
     outcome: str = ""
     """OK, or why there was no answer: a status, a stream that broke off, an answer of somebody else's."""
     said: str = ""
+    begun: bool = False
+    """Whether the first piece of a stream had come, which need not hold a word."""
 
     @property
     def suffered(self) -> bool:
@@ -107,6 +109,7 @@ async def _ask(client: openai.AsyncOpenAI, sent: Sent, *, streams: bool) -> str:
         )
         if stream:
             async for piece in stream:
+                sent.begun = True
                 sent.said += (piece.choices[0].delta.content or "") if piece.choices else ""
         else:
             whole = await client.chat.completions.create(
@@ -116,7 +119,7 @@ async def _ask(client: openai.AsyncOpenAI, sent: Sent, *, streams: bool) -> str:
     except openai.APIStatusError as error:
         return str(error.status_code)
     except Exception as error:
-        return "stream broken" if sent.said else type(error).__name__
+        return "stream broken" if sent.begun else type(error).__name__
     sent.said = sent.said.strip()
     return OK if _is_its_own(sent) else f"wrong: {sent.said!r}"
 

@@ -36,7 +36,7 @@ class May(Enum):
 
     NOTHING = "nothing is lost"
     BEGUN = "only streams that had begun; the rest is held"
-    ALL = "all, since the one node carries the gateways too; it comes back by itself"
+    ALL = "what the one node carries, gateways too; it comes back by itself"
 
 
 @dataclass(frozen=True)
