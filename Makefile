@@ -7,7 +7,7 @@ PY := .venv/bin/python
 # Without bytecode every start would compile the Pulumi SDKs anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench faults endurance soak lab scan reassign sbom audit digests lock lock-tools tools
+.PHONY: help up down status logs ask shell dashboard traces install test check quick unit fuzz mutants engine images browser e2e others bench faults endurance soak lab scan reassign alerts sbom audit digests lock lock-tools tools
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ lab: install tools images ## Train three adapters, release them from dev to prod
 
 reassign: install tools images ## At every new vLLM: answers stay right while adapters are loaded and evicted around them, five minutes (root)
 	@$(PY) -m bench.on_demand --adapters 8 --slots 4 --asked 4
+
+alerts: install tools images ## Each alert that can fire here by its cause, and the seconds until a webhook has it, half an hour (root)
+	@$(PY) -m bench.alerts
 
 tools: install ## Find or build the Pulumi CLI and the Kubernetes control plane
 	@$(PY) -m local.tools

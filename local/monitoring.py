@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager at the chart's versions, as processes of this machine that watch the stack's pods.
+"""Prometheus, Alertmanager and kube-state-metrics at the chart's versions, as processes of this machine that watch the stack.
 
 What the Prometheus operator makes of the program's objects is written here by hand: which pods are scraped and what their
 targets are called. Rules and Alertmanager's configuration are the program's own.
@@ -24,6 +24,8 @@ from loraserve.planning import cost, stack_file
 from loraserve.planning.alerting import Alerting
 
 _META = "__meta_kubernetes_"
+_COUNTED_KINDS = ("deployments", "nodes", "pods")
+"""Of which rules or panels read something."""
 _ZONES = 2
 """What idle costs are computed for where nothing runs in any."""
 
@@ -41,7 +43,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """Both servers, in one state folder."""
+    """The three servers, in one state folder."""
 
     state: Path
 
@@ -62,11 +64,12 @@ class Monitoring:
             ports = dict(zip(OF_MONITORING, free_ports(len(OF_MONITORING)), strict=True))
             self._ports_file.write_text(json.dumps(ports))
         self._configure(watched, alerting)
-        for tool in reversed(OF_MONITORING):  # Alertmanager is there when Prometheus has something to tell
+        for tool in reversed(OF_MONITORING):  # Prometheus finds the others
             if process := Process.load(tool, self.state):
-                process.signal(signal.SIGHUP)
+                if tool is not Tool.KUBE_STATE_METRICS:
+                    process.signal(signal.SIGHUP)
             else:
-                process = Process.start(tool, [tools[tool], *self._flags(tool)], self.state)
+                process = Process.start(tool, [tools[tool], *self._flags(tool, watched)], self.state)
                 process.wait_until(lambda tool=tool: self._is_ready(tool))
 
     def stop(self) -> None:
@@ -86,21 +89,32 @@ class Monitoring:
     def _ports(self) -> dict[str, int]:
         return json.loads(self._ports_file.read_text())
 
-    def _flags(self, tool: Tool) -> list[str]:
-        listen = f"--web.listen-address=127.0.0.1:{self._ports[tool]}"
-        if tool is Tool.PROMETHEUS:
-            return [
-                f"--config.file={self.state / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={self.state / 'data'}",
-                listen,
-            ]
-        no_peers = "--cluster.listen-address="
-        config, data = self.state / "alertmanager.yaml", self.state / "alertmanager-data"
-        return [f"--config.file={config}", f"--storage.path={data}", listen, no_peers]
+    def _flags(self, tool: Tool, watched: Watched) -> list[str]:
+        port = self._ports[tool]
+        listen = f"--web.listen-address=127.0.0.1:{port}"
+        match tool:
+            case Tool.PROMETHEUS:
+                return [
+                    f"--config.file={self.state / 'prometheus.yaml'}",
+                    f"--storage.tsdb.path={self.state / 'data'}",
+                    listen,
+                ]
+            case Tool.ALERTMANAGER:
+                config, data = self.state / "alertmanager.yaml", self.state / "alertmanager-data"
+                no_peers = "--cluster.listen-address="
+                return [f"--config.file={config}", f"--storage.path={data}", listen, no_peers]
+            case _:
+                return [
+                    f"--kubeconfig={watched.kubeconfig}",
+                    f"--resources={','.join(_COUNTED_KINDS)}",
+                    *(f"--{kind}={value}" for kind, value in (("host", "127.0.0.1"), ("port", port))),
+                    *(f"--telemetry-{kind}={value}" for kind, value in (("host", "127.0.0.1"), ("port", 0))),
+                ]
 
     def _is_ready(self, tool: Tool) -> bool:
+        path = "healthz" if tool is Tool.KUBE_STATE_METRICS else "-/ready"
         try:
-            return httpx.get(f"http://127.0.0.1:{self._ports[tool]}/-/ready", trust_env=False).is_success
+            return httpx.get(f"http://127.0.0.1:{self._ports[tool]}/{path}", trust_env=False).is_success
         except httpx.TransportError:
             return False
 
@@ -126,7 +140,14 @@ class Monitoring:
             "alerting": {
                 "alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{self._ports[Tool.ALERTMANAGER]}"]}]}]
             },
-            "scrape_configs": [_serving(watched.kubeconfig), _keda(watched.keda)],
+            "scrape_configs": [
+                _serving(watched.kubeconfig),
+                _about_others(KEDA_OPERATOR, file_sd_configs=[{"files": [str(watched.keda)]}]),
+                _about_others(
+                    Tool.KUBE_STATE_METRICS.value,
+                    static_configs=[{"targets": [f"127.0.0.1:{self._ports[Tool.KUBE_STATE_METRICS]}"]}],
+                ),
+            ],
         }
 
 
@@ -154,5 +175,6 @@ def _serving(kubeconfig: Path) -> dict[str, Any]:
     }
 
 
-def _keda(targets: Path) -> dict[str, Any]:
-    return {"job_name": KEDA_OPERATOR, "honor_labels": True, "file_sd_configs": [{"files": [str(targets)]}]}
+def _about_others(job: str, **found: Any) -> dict[str, Any]:
+    """A target that says namespaces and pods of what it tells about."""
+    return {"job_name": job, "honor_labels": True, **found}

@@ -45,12 +45,13 @@ class Tool(StrEnum):
     PROMTOOL = "promtool"
     PROMETHEUS = "prometheus"
     ALERTMANAGER = "alertmanager"
+    KUBE_STATE_METRICS = "kube-state-metrics"
     VEGETA = "vegeta"
     KUBECONFORM = "kubeconform"
     KUBE_SCORE = "kube-score"
 
 
-OF_MONITORING = (Tool.PROMETHEUS, Tool.ALERTMANAGER)
+OF_MONITORING = (Tool.PROMETHEUS, Tool.ALERTMANAGER, Tool.KUBE_STATE_METRICS)
 OF_SCANS = (Tool.KUBECONFORM, Tool.KUBE_SCORE)
 OF_TESTS = (Tool.KWOK, Tool.PROMTOOL, Tool.VEGETA, *OF_MONITORING, *OF_SCANS)
 """What `make up` needs none of."""
@@ -160,6 +161,13 @@ _ALERTMANAGER = GoModule(
     # Its pages are built apart and are not in the module; the API needs none.
     lacking=("ui/app/dist/index.html",),
 )
+_KUBE_STATE_METRICS = GoModule(
+    "kube-state-metrics",
+    "k8s.io/kube-state-metrics/v2",
+    versions.KUBE_STATE_METRICS,
+    programs={Tool.KUBE_STATE_METRICS: "k8s.io/kube-state-metrics/v2"},
+    minutes=3,
+)
 _VEGETA = GoModule(
     "vegeta",
     "github.com/tsenart/vegeta/v12",
@@ -193,6 +201,7 @@ MODULES = (
     _PROMETHEUS_OPERATOR,
     _PROMETHEUS,
     _ALERTMANAGER,
+    _KUBE_STATE_METRICS,
     _VEGETA,
     _KUBECONFORM,
     _KUBE_SCORE,

@@ -1,4 +1,4 @@
-"""Prometheus and Alertmanager of the local stack, with stand-ins for both: what they are given, how they start and end."""
+"""Prometheus, Alertmanager and kube-state-metrics of the local stack, with stand-ins: what they are given, how they start and end."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ import signal, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Ready(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/-/ready" else 404)
+        self.send_response(200 if self.path in ("/-/ready", "/healthz") else 404)
         self.end_headers()
-signal.signal(signal.SIGHUP, lambda *_: print("reads its configuration anew", flush=True))
-(address,) = (word.partition("=")[2] for word in sys.argv if word.startswith("--web.listen-address="))
-host, port = address.split(":")
+flags = dict(word.split("=", 1) for word in sys.argv[1:])
+host, port = flags.get("--web.listen-address", f"{{flags.get('--host')}}:{{flags.get('--port')}}").split(":")
+if "--port" not in flags:
+    signal.signal(signal.SIGHUP, lambda *_: print("reads its configuration anew", flush=True))
 HTTPServer((host, int(port)), Ready).serve_forever()
 """
 ALERTING = Alerting(webhook_url=SecretStr("https://alerts.example/secret"))
@@ -58,10 +59,10 @@ def started(tmp_path: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch) -
     server.write_text(SERVER)
     server.chmod(0o755)
     monkeypatch.setattr(monitoring, "ensure", lambda *tools: dict.fromkeys(tools, server))
-    both = Monitoring(tmp_path / "state")
-    both.start(watched, ALERTING)
-    yield both
-    both.stop()
+    servers = Monitoring(tmp_path / "state")
+    servers.start(watched, ALERTING)
+    yield servers
+    servers.stop()
 
 
 def test_they_start_read_their_configuration_anew_and_end(started: Monitoring, watched: Watched) -> None:
@@ -75,7 +76,7 @@ def test_they_start_read_their_configuration_anew_and_end(started: Monitoring, w
     started.start(watched, ALERTING)
     assert processes() == first
     started.stop()
-    assert processes() == [None, None]
+    assert processes() == [None] * len(OF_MONITORING)
     assert not any(process and process.running for process in first)
 
 
@@ -100,9 +101,10 @@ def test_they_are_given_the_programs_rules_and_receivers(started: Monitoring) ->
 def test_they_look_as_often_as_in_the_cloud_and_name_targets_alike(started: Monitoring) -> None:
     config = yaml.safe_load((started.state / "prometheus.yaml").read_text())
     assert set(config["global"].values()) == {f"{SCRAPE_SECONDS}s"}
-    serving, _ = config["scrape_configs"]
+    serving, *others = config["scrape_configs"]
     labels = {rule["target_label"] for rule in serving["relabel_configs"] if "target_label" in rule}
     assert labels == {"namespace", "service", "pod", "container", "job", "endpoint"}
+    assert all(each["honor_labels"] for each in others)
 
 
 def test_pods_of_a_cluster_of_ones_own_are_watched_by_its_own_prometheus(

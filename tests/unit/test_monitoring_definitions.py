@@ -27,6 +27,7 @@ from loraserve.monitoring.panels import Dashboard, Query
 from loraserve.monitoring.rules import RUNBOOK, Alert, Record, groups
 from loraserve.planning.cost import HourlyCost
 from loraserve.planning.objectives import FIRST_TOKEN_BOUNDS, Objective
+from tests.exposition import exported
 from tests.unit.verdicts import verdict_of
 
 GROUPS = groups({"faq": Objective()}, cost=HourlyCost(0.2, 1.0))
@@ -90,15 +91,6 @@ def test_a_line_is_named_after_labels_that_it_has(query: Query) -> None:
 )
 def test_quantiles_are_summed_by_bucket(expression: str) -> None:
     assert "le" in grouped(expression)
-
-
-def exported(text: str) -> dict[str, set[str]]:
-    """Names of samples, each with its labels."""
-    found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
 
 
 def test_the_gateway_exports_what_is_said_of_it() -> None:
