@@ -16,10 +16,10 @@ MAX_TOKENS = {Kind.SHORT: 50, Kind.MEDIUM: 100, Kind.RAG: 150}
 RETRIEVED_WORDS = 300
 """About 1.3 tokens each, in most tokenizers."""
 _MEDIUM_WORDS = 60
-_TOKENS_BESIDE = 200
-"""The answer, the question and its frame."""
-_MOST_TOKENS_A_WORD = 4
-"""As a tokenizer of few words has it."""
+_TOKENS_BESIDE = 330
+"""The answer, the question and its frame, and the last sentence, which is whole; likewise."""
+_MOST_TOKENS_A_WORD = 8
+"""One for each byte, which no tokenizer exceeds."""
 _SUBJECTS = (
     "bucket",
     "cluster",

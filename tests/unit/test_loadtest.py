@@ -25,7 +25,7 @@ from local.paths import CHECKOUT
 from loraserve.loadtest import saturation, schedule
 from loraserve.loadtest.accounting import Outcome, problems, quantiles, summaries, summarize
 from loraserve.loadtest.client import Target, run
-from loraserve.loadtest.prompts import Kind
+from loraserve.loadtest.prompts import MAX_TOKENS, Kind, prompt, retrieved_words_for
 from loraserve.loadtest.report import Result, page, timeline
 from loraserve.loadtest.schedule import FIVE_PHASES, Call, Phase
 from loraserve.operator.cli import main
@@ -64,6 +64,13 @@ def test_calls_follow_from_the_seed_alone_and_come_as_a_poisson_process() -> Non
     # Of exponential gaps the deviation is the mean; of constant ones it is 0.
     assert statistics.stdev(gaps) == pytest.approx(statistics.mean(gaps), rel=0.1)
     assert len({call.prompt for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize("longest", [512, 1024, 4096])
+def test_a_prompt_fits_the_models_context_where_every_byte_is_a_token(longest: int) -> None:
+    words = retrieved_words_for(longest)
+    for seed in range(300):
+        assert len(prompt(Kind.RAG, random.Random(seed), words)) + MAX_TOKENS[Kind.RAG] < longest
 
 
 def test_tenants_are_asked_by_zipfs_law() -> None:
