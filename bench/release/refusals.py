@@ -24,7 +24,9 @@ def refused(dev: Served, prod: Served, name: str, promote: Callable[[str], None]
     s3, prefix = dev.cloud.client("s3"), verdict_prefix(name, "v1")
     with _another_base(prod):
         promote("prod serves another revision of the base")
-    dev.cloud.enforce_iam(False)  # else the bucket lets nobody
+    dev.cloud.enforce_iam(False)
+    policy = s3.get_bucket_policy(Bucket=dev.bucket)["Policy"]
+    s3.delete_bucket_policy(Bucket=dev.bucket)  # which lets nobody take anything away
     [*_, passed] = [Verdict.parse(each) for each in _take_away(s3, dev.bucket, prefix)]
     promote("without an evaluation")
     old = passed.model_copy(update={"evaluated_at": passed.evaluated_at - timedelta(days=_DAYS)})
@@ -45,6 +47,7 @@ def refused(dev: Served, prod: Served, name: str, promote: Callable[[str], None]
     content = s3.get_object(Bucket=dev.bucket, Key=weights)["Body"].read()
     _put(s3, dev.bucket, weights, content[:-1] + bytes([content[-1] ^ 1]))
     promote("one bit of its weights turned in the bucket")
+    s3.put_bucket_policy(Bucket=dev.bucket, Policy=policy)
     dev.cloud.enforce_iam()
 
 
