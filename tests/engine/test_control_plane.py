@@ -61,7 +61,7 @@ def test_nodes_offer_what_eks_leaves_of_the_instance(core: client.CoreV1Api) -> 
 
 
 def test_daemon_sets_run_where_they_belong(core: client.CoreV1Api) -> None:
-    everywhere = {"aws-node", "ebs-csi-node", "eks-node-monitoring-agent", "kube-proxy", "node-exporter"}
+    everywhere = {"aws-node", "ebs-csi-node", "eks-node-monitoring-agent", "kube-proxy", "node-exporter", "pod-logs"}
     eventually(lambda: _daemons(core, "system-1") == everywhere)
     of_gpus = {"nvidia-device-plugin", "dcgm-exporter", "dcgm-server"}
     eventually(lambda: _daemons(core, "gpu-1") == everywhere | of_gpus)
