@@ -87,7 +87,7 @@ e2e: install tools images ## A served model: the local stack from nothing and ba
 BENCHES ?= program gateway local
 HOURS ?= 168
 
-bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks swaps cold_start clients on_demand two_bases'
+bench: install tools ## Measure what is promised about speed: BENCHES='program gateway local loadtest attacks agent_attacks tenants swaps cold_start clients on_demand two_bases'
 	@failed=0; for name in $(BENCHES); do echo "bench.$$name"; $(PY) -m bench.$$name || failed=1; done; exit $$failed
 
 faults: install tools images ## Every fault once under load, half an hour: ONLY='node|drain' (root)
