@@ -10,7 +10,6 @@ import argparse
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,17 @@ from pathlib import Path
 
 from bench import report
 from bench.cold_start import ANSWERS
-from bench.served import cgroup, containers, desired, gateway_url, pods, publish_versions, put_desired, swapped
+from bench.served import (
+    cgroup,
+    containers,
+    desired,
+    gateway_url,
+    own_stack,
+    pods,
+    publish_versions,
+    put_desired,
+    swapped,
+)
 from bench.steady import OK, Steady
 from infra.names import GATEWAY, GATEWAY_SELECTOR, VLLM, VLLM_SELECTOR
 from local.models import BASE_NAME, QUESTION
@@ -41,15 +50,10 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=60)
     options.add_argument("--rate", type=float, default=3, help="requests a second")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        stack = LocalStack(Path(folder) / "state")
-        try:
-            stack.up()
-            with stack.endpoint() as served:
-                served.ask(BASE_NAME, QUESTION)  # held until vLLM has started
-            series, swaps, load = _measure(stack, chosen.minutes, chosen.rate)
-        finally:
-            stack.down()
+    with own_stack() as stack:
+        with stack.endpoint() as served:
+            served.ask(BASE_NAME, QUESTION)  # held until vLLM has started
+        series, swaps, load = _measure(stack, chosen.minutes, chosen.rate)
     grown = _show(series, chosen.minutes)
     failed = [one for one in load.sent if one.ended and one.outcome != OK]
     print(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kubernetes import client, config
@@ -106,3 +108,15 @@ def wait_until(
             raise TimeoutError(f"not within {limit_s:g} s: {what}")
         time.sleep(pause_s)
     return time.monotonic() - began
+
+
+@contextmanager
+def own_stack() -> Iterator[LocalStack]:
+    """A local stack of the bench's own that is up, and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
+        stack = LocalStack(Path(folder) / "state")
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.down()

@@ -12,18 +12,16 @@ import asyncio
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from bench import report
 from bench.load import open_loop
-from bench.served import gateway_url
+from bench.served import gateway_url, own_stack
 from local.models import QUESTION
 from local.stack import LocalStack, console
 from loraserve.contract.served_name import ServedName
@@ -111,13 +109,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--rate", type=float, default=4, help="requests a second")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        stack = LocalStack(Path(folder) / "state")
-        try:
-            stack.up()
-            figures, load = asyncio.run(_measure(stack, chosen))
-        finally:
-            stack.down()
+    with own_stack() as stack:
+        figures, load = asyncio.run(_measure(stack, chosen))
     _show(figures, load)
     sys.exit(bool(load.failed or load.wrong or figures.strayed))
 

@@ -7,23 +7,22 @@ the first token which were sent before.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import base64
 import contextlib
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 
 from bench import report
 from bench.load import open_loop
-from bench.served import core, gateway_url, pods
+from bench.served import core, gateway_url, own_stack, pods
 from infra.names import PROJECT, SERVING_NAMESPACE, VLLM_API_KEY, VLLM_PORT, VLLM_SELECTOR
 from local.models import BASE_NAME, QUESTION
 from local.stack import LocalStack
@@ -50,13 +49,9 @@ class Door:
 
 def main() -> None:
     """Exit code 1 where the gateway lets one through to the other."""
-    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        stack = LocalStack(Path(folder) / "state")
-        try:
-            doors = _doors(stack)
-            figures = {name: asyncio.run(_figures(door)) for name, door in doors.items()}
-        finally:
-            stack.down()
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with own_stack() as stack:
+        figures = {name: asyncio.run(_figures(door)) for name, door in _doors(stack).items()}
     rows = [
         [name, *(f"{value:.2f}" for value in waits), f"{right} of {_PROMPTS}"]
         for name, (waits, right) in figures.items()
@@ -74,7 +69,6 @@ def main() -> None:
 
 
 def _doors(stack: LocalStack) -> dict[str, Door]:
-    stack.up()
     second, entry = create_key("second", (EVERY_MODEL,), requests_per_minute=None)
     first = stack.declared[f"{PROJECT}:gatewayKeys"]
     stack.declare(gatewayKeys=[*first, entry.model_dump(mode="json", by_alias=True, exclude_none=True)])

@@ -9,20 +9,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from bench import report
 from bench.cold_start import ANSWERS
 from bench.faults import events
 from bench.faults.events import World
 from bench.faults.s3 import Mood, in_between
-from bench.served import gateway_url, publish_versions, wait_until
+from bench.served import gateway_url, own_stack, publish_versions, wait_until
 from bench.steady import OK, Sent, Steady
 from local.models import BASE_NAME, QUESTION
 from local.stack import LocalStack, console
@@ -84,15 +82,10 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=60, help="after which no further fault is begun")
     chosen = options.parse_args()
     faults = [fault for fault in FAULTS if re.search(chosen.only, fault.name)]
-    with tempfile.TemporaryDirectory(prefix="loraserve-bench-") as folder:
-        stack = LocalStack(Path(folder) / "state")
-        try:
-            stack.up()
-            with stack.endpoint() as served:
-                served.ask(BASE_NAME, QUESTION)  # held until vLLM has started
-            rows, failed = _all(stack, faults, chosen)
-        finally:
-            stack.down()
+    with own_stack() as stack:
+        with stack.endpoint() as served:
+            served.ask(BASE_NAME, QUESTION)  # held until vLLM has started
+        rows, failed = _all(stack, faults, chosen)
     report.markdown(("fault", "promise", "lost, of requests", "until nobody notices", "beside it"), rows)
     sys.exit(failed)
 
